@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception for bad input: it names what, the rule, what came, and the cure."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A file or an argument breaks a rule; the command line prints it and exits with status 2.
+
+    Args:
+        what: The file or argument at fault.
+        rule: What holds for good input, as a short sentence without a full stop.
+        got: What came instead.
+        cure: What the user can do about it.
+
+    Example:
+        >>> error = InputError("--labeled", rule="at most the labelled cases that exist", got="9 of 4", cure="ask for 4")
+        >>> print(error)
+        --labeled: at most the labelled cases that exist; got 9 of 4. Cure: ask for 4.
+    """
+
+    def __init__(self, what: object, *, rule: str, got: object, cure: str) -> None:
+        self.what, self.rule, self.got, self.cure = str(what), rule, str(got), cure
+        super().__init__(f"{self.what}: {rule}; got {self.got}. Cure: {cure}.")

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the operations differentiate: what the forward pass saves and what the backward pass returns."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from secl_ops import ops
+from secl_ops.spec import Flag, Pairs
+
+
+class ContrastOptions(NamedTuple):
+    """What of the options the passes need."""
+
+    scale: float
+    flags: Flag
+    normalize: bool
+    backend: str
+
+    @property
+    def share(self) -> float:
+        """Power of a temperature tensor that each side of a product takes: half where both sides are the same rows."""
+        return 0.5 if Flag.SELF in self.flags else 1.0
+
+
+class Contrast(torch.autograd.Function):
+    """Loss per anchor and count of positives, from raw rows; normalisation and its Jacobian are inside.
+
+    A temperature tensor is folded into the rows, r = u * temperature^-share, so that its gradient costs nothing:
+    dL/dtemperature = -share * <r, dL/dr> / temperature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,  # [N, D]
+        keys: Tensor | None,  # [M, D]; None: the anchors
+        temperature: Tensor | None,  # one element
+        pairs: Pairs,
+        options: ContrastOptions,
+    ) -> tuple[Tensor, Tensor]:
+        unit, inverse = _unit(anchors, pairs.anchor_labels, options)
+        rows, shrink = _fold(unit, temperature, options.share)
+        key_unit, key_inverse = (None, None) if keys is None else _unit(keys, pairs.key_labels, options)
+        flags = options.flags
+        if Flag.SELF in flags:  # the gradient of shared rows needs every row's log-sum-exp first
+            flags &= ~Flag.ANCHOR_GRADIENT
+        loss, *state = ops.contrast(
+            rows, rows if key_unit is None else key_unit, *pairs, options.scale, int(flags), options.backend
+        )
+        ctx.save_for_backward(unit, inverse, key_unit, key_inverse, temperature, shrink, *pairs[:5], *state)
+        ctx.options, ctx.range = options, (pairs.positive_start, pairs.negative_stop)
+        count = state[2]
+        ctx.mark_non_differentiable(count)
+        return loss, count
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        unit, inverse, key_unit, key_inverse, temperature, shrink, *rest = ctx.saved_tensors
+        tensors, (lse, pull, count, grad_rows) = rest[:5], rest[5:]
+        options = ctx.options
+        rows = unit if shrink is None else (unit * shrink).to(unit.dtype)
+        grad_keys = None
+        if options.flags & (Flag.SELF | Flag.KEY_GRADIENT):
+            flags = options.flags if Flag.SELF in options.flags else options.flags & ~Flag.ANCHOR_GRADIENT
+            shared, grad_keys = ops.contrast_backward(
+                grad_loss, rows, rows if key_unit is None else key_unit, *tensors, *ctx.range, lse, pull, count,
+                options.scale, int(flags), options.backend,
+            )  # fmt: skip
+        if Flag.SELF in options.flags:
+            grad_rows = shared
+        elif Flag.ANCHOR_GRADIENT in options.flags:
+            grad_rows = grad_rows * grad_loss[:, None]
+        grad_temperature = None
+        if ctx.needs_input_grad[2]:
+            grad_temperature = _temperature_gradient(grad_rows, rows, temperature, options.share)
+        grad_anchors = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = grad_rows if shrink is None else grad_rows * shrink
+            grad_anchors = _through_norm(grad_rows, unit, inverse, options)
+        if grad_keys is not None:
+            grad_keys = _through_norm(grad_keys, key_unit, key_inverse, options) if ctx.needs_input_grad[1] else None
+        return _once(grad_anchors), _once(grad_keys), _once(grad_temperature), None, None
+
+
+def _unit(rows: Tensor, labels: Tensor, options: ContrastOptions) -> tuple[Tensor, Tensor | None]:
+    if not options.normalize:
+        return rows, None
+    unit, inverse = ops.unit_rows(rows, labels, options.backend)
+    return unit, inverse
+
+
+def _fold(unit: Tensor, temperature: Tensor | None, share: float) -> tuple[Tensor, Tensor | None]:
+    if temperature is None:
+        return unit, None
+    wide = torch.float64 if unit.dtype == torch.float64 else torch.float32
+    shrink = temperature.detach().reshape(1, 1).to(wide) ** -share
+    return (unit * shrink).to(unit.dtype), shrink
+
+
+def _temperature_gradient(grad_rows: Tensor, rows: Tensor, temperature: Tensor, share: float) -> Tensor:
+    total = -share * (grad_rows * rows).sum() / temperature.detach().to(grad_rows.dtype)
+    return total.reshape(temperature.shape).to(temperature.dtype)
+
+
+def _through_norm(grad: Tensor, rows: Tensor, inverse: Tensor | None, options: ContrastOptions) -> Tensor:
+    if inverse is None:
+        return grad.to(rows.dtype)
+    found: Tensor = ops.unit_rows_backward(grad, rows, inverse, options.backend)
+    return found
+
+
+class _Refusal(torch.autograd.Function):
+    """A gradient that may be used, not differentiated; once_differentiable says nothing under a constant upstream."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, lever: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        raise RuntimeError(
+            "secl_ops has first derivatives only; for a second derivative (a gradient penalty, a Hessian) write that "
+            "loss in plain torch"
+        )
+
+
+def _once(grad: Tensor | None) -> Tensor | None:
+    if grad is None or not torch.is_grad_enabled():
+        return grad
+    found: Tensor = _Refusal.apply(grad.detach(), grad.new_zeros(()).requires_grad_())  # type: ignore[no-untyped-call]
+    return found
+
+
+class Gather(torch.autograd.Function):
+    """Rows of a feature map; the gradient is a map in the input's own layout, and the map itself is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, index: Tensor, backend: str) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.options = (features.shape, features.stride(), backend)
+        found: Tensor = ops.gather(features, index, backend)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        (index,) = ctx.saved_tensors
+        size, stride, backend = ctx.options
+        return _once(ops.gather_backward(grad.contiguous(), index, size, stride, backend)), None, None

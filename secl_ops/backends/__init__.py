@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same operations several times: `reference` is true, `native` and `triton` are fast, `select` picks."""

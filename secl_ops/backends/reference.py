@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The truth: every operation in plain torch, O(N M), in any floating dtype; the other backends are held against it.
+
+With s_ij = scale <a_i, k_j>, D(i) the denominator's pairs, P(i) the positives and c_i = |P(i)|:
+
+    "all"        L_i = lse_i - mean_P s_ip                lse_i = log sum_D exp s_ij,  D = positives and negatives
+    "negatives"  L_i = mean_P softplus(lse_i - s_ip)      D = negatives
+    dL_i/ds_ij = pull_i exp(s_ij - lse_i) [j in D] - rho_ij / c_i [j in P]
+    "all": pull = rho = 1;   "negatives": rho_ij = sigmoid(lse_i - s_ij), pull_i = mean_P rho_ip
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from secl_ops.spec import Flag, Pairs
+
+CELLS_PER_AXIS = 4  # "stratified": ARCO's 4 x 4 grid
+INDEX_BITS = 28  # low bits of a draw's priority: the pixel, so that no two priorities tie
+GOLDEN, MIX_1, MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # splitmix64, as int64
+
+
+class ContrastState(NamedTuple):
+    """What the forward pass leaves: the losses, and what the backward pass needs."""
+
+    loss: Tensor  # [N] float; 0 where count is 0
+    lse: Tensor  # [N] float; -inf where the denominator is empty
+    pull: Tensor  # [N] float; 0 where count is 0
+    # The name hides tuple.count, which nobody calls on tensors.
+    count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor
+    grad_anchors: Tensor  # [N, D] d loss_i / d a_i under ANCHOR_GRADIENT, else [0, D]
+
+
+def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
+    """Reasons against this backend: none, it runs everywhere."""
+    return []
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Neither autocast nor TF32 may touch the truth: explicit casts stop neither."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _read(rows: Tensor, labels: Tensor) -> Tensor:
+    """Rows as computed with: wide, an ignored one as zeros, so that its NaN stays its own."""
+    return _wide(rows).masked_fill((labels < 0)[:, None], 0.0)
+
+
+def pair_masks(pairs: Pairs, flags: Flag) -> tuple[Tensor, Tensor]:
+    """The positive and the negative pairs, [N, M] bool each."""
+    anchor_labels, key_labels = pairs.anchor_labels[:, None], pairs.key_labels[None, :]
+    column = torch.arange(key_labels.shape[1], device=key_labels.device)[None, :]
+    comparable = (anchor_labels >= 0) & (key_labels >= 0)
+    if Flag.SELF in flags:
+        comparable &= column != torch.arange(anchor_labels.shape[0], device=key_labels.device)[:, None]
+    if pairs.exclude is not None:
+        comparable &= column != pairs.exclude[:, None]
+    if pairs.anchor_groups is not None and pairs.key_groups is not None:
+        comparable &= pairs.anchor_groups[:, None] == pairs.key_groups[None, :]
+    same = anchor_labels == key_labels
+    positive = comparable & same & (column >= pairs.positive_start)
+    return positive, comparable & ~same & (column < pairs.negative_stop)
+
+
+def _coefficients(
+    similarity: Tensor, masks: tuple[Tensor, Tensor], state: tuple[Tensor, Tensor, Tensor], flags: Flag
+) -> Tensor:
+    """D loss_i / d s_ij, [N, M]."""
+    positive, negative = masks
+    lse, pull, count = (value[:, None] for value in state)
+    inside = negative if Flag.NEGATIVES in flags else positive | negative
+    attract = torch.sigmoid(lse - similarity) if Flag.NEGATIVES in flags else torch.ones_like(similarity)
+    zero = torch.zeros_like(similarity)
+    push = torch.where(inside & (count > 0), pull * torch.exp(similarity - lse), zero)
+    return push - torch.where(positive, attract / count.clamp(min=1), zero)
+
+
+def contrast_forward(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag) -> ContrastState:
+    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the module's formula."""
+    with _exact():
+        a, k = _read(anchors, pairs.anchor_labels), _read(keys, pairs.key_labels)
+        similarity = scale * (a @ k.T)  # [N, M]
+        positive, negative = masks = pair_masks(pairs, flags)
+        inside = negative if Flag.NEGATIVES in flags else positive | negative
+        lse = torch.logsumexp(similarity.masked_fill(~inside, -torch.inf), dim=1)
+        count = positive.sum(dim=1, dtype=torch.int32)
+        divisor, zero = count.clamp(min=1), torch.zeros_like(similarity)
+        if Flag.NEGATIVES in flags:
+            gap = lse[:, None] - similarity
+            loss = torch.where(positive, torch.logaddexp(gap, zero), zero).sum(dim=1) / divisor
+            pull = torch.where(positive, torch.sigmoid(gap), zero).sum(dim=1) / divisor
+        else:
+            loss = lse - torch.where(positive, similarity, zero).sum(dim=1) / divisor
+            loss = torch.where(count > 0, loss, torch.zeros_like(loss))
+            pull = (count > 0).to(loss.dtype)
+        grad = a.new_empty((0, a.shape[1]))
+        if Flag.ANCHOR_GRADIENT in flags:
+            grad = scale * (_coefficients(similarity, masks, (lse, pull, count), flags) @ k)
+        return ContrastState(loss, lse, pull, count, grad)
+
+
+def contrast_backward(
+    grad_loss: Tensor,
+    anchors: Tensor,
+    keys: Tensor,
+    pairs: Pairs,
+    state: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    flags: Flag,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for.
+
+    Under SELF the first is the gradient of the shared rows in both roles, and the second is empty.
+    """
+    with _exact():
+        a, k = _read(anchors, pairs.anchor_labels), _read(keys, pairs.key_labels)
+        similarity = scale * (a @ k.T)
+        coefficients = _coefficients(similarity, pair_masks(pairs, flags), state, flags)
+        coefficients = coefficients * (scale * grad_loss.to(a.dtype)[:, None])
+        none = a.new_empty((0, a.shape[1]))
+        if Flag.SELF in flags:
+            return (coefficients + coefficients.T) @ k, none
+        grad_anchors = coefficients @ k if Flag.ANCHOR_GRADIENT in flags else none
+        return grad_anchors, coefficients.T @ a if Flag.KEY_GRADIENT in flags else none
+
+
+def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
+    wide = _read(rows, labels)
+    norm = torch.linalg.vector_norm(wide, dim=1)
+    inverse = torch.where(norm == 0, norm, 1 / norm)
+    return (wide * inverse[:, None]).to(rows.dtype), inverse
+
+
+def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+    """(g - u <u, g>) / norm for each row, in the dtype of `unit`."""
+    wide = unit.to(grad.dtype)
+    radial = (wide * grad).sum(dim=1, keepdim=True)
+    return ((grad - wide * radial) * inverse[:, None]).to(unit.dtype)
+
+
+def _coordinates(index: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """Image and spatial coordinates of each index into [B, *spatial], -1 read as 0."""
+    rest, coordinates = index.clamp(min=0), []
+    for size in reversed(shape[1:]):
+        coordinates.append(rest % size)
+        rest = rest // size
+    return rest, *reversed(coordinates)
+
+
+def gather(features: Tensor, index: Tensor) -> Tensor:
+    """Rows [n, D] of a map [B, D, *spatial] at index [n] into B * prod(spatial); index -1 gives zeros."""
+    if features.numel() == 0:
+        return features.new_zeros((index.shape[0], features.shape[1]))
+    pixels = features.movedim(1, -1)
+    return pixels[_coordinates(index, pixels.shape[:-1])].masked_fill((index < 0)[:, None], 0.0)
+
+
+def gather_backward(grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Gradient of the map [B, D, *spatial] of this size and stride; a pixel drawn twice gets the sum."""
+    result = grad.new_empty_strided(size, stride).zero_()
+    if result.numel():
+        pixels = result.movedim(1, -1)
+        rows = grad.masked_fill((index < 0)[:, None], 0.0)
+        pixels.index_put_(_coordinates(index, pixels.shape[:-1]), rows, accumulate=True)
+    return result
+
+
+def _mix(value: Tensor) -> Tensor:
+    """The splitmix64 finaliser on int64: a counter becomes 64 random bits."""
+    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * MIX_1
+    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * MIX_2
+    return value ^ ((value >> 31) & 0x1FFFFFFFF)
+
+
+def _priorities(seed: Tensor, images: int, pixels: int) -> Tensor:
+    """Distinct random int64 [images, pixels], a function of (seed, image, pixel) alone; low bits hold the pixel."""
+    position = torch.arange(images * pixels, device=seed.device).view(images, pixels)
+    bits = _mix(_mix(seed.view(1, 1)) + position * GOLDEN)
+    random = (bits >> (INDEX_BITS + 1)) & ((1 << (63 - INDEX_BITS)) - 1)
+    return (random << INDEX_BITS) | torch.arange(pixels, device=seed.device)
+
+
+def _starts(seed: Tensor, images: int, label: int) -> Tensor:
+    """Random 24-bit numbers [images, 1], independent of the pixels' priorities."""
+    counter = label * images + torch.arange(images, device=seed.device)[:, None]
+    return (_mix(_mix(seed.view(1, 1) ^ GOLDEN) + counter * GOLDEN) >> 24) & 0xFFFFFF
+
+
+def _cells(shape: torch.Size, device: torch.device) -> Tensor:
+    """Number of the grid cell of every pixel [prod(shape)]."""
+    cell = torch.zeros(1, dtype=torch.int64, device=device)
+    for size in shape:
+        axis = torch.arange(size, device=device) * CELLS_PER_AXIS // size
+        cell = (cell[:, None] * CELLS_PER_AXIS + axis[None, :]).flatten()
+    return cell
+
+
+def _first(priority: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Pixels [B, count] of the lowest priority inside the mask, and which of them exist."""
+    never = torch.iinfo(torch.int64).max
+    size = min(count, priority.shape[1])
+    value, pixel = torch.where(mask, priority, never).topk(size, dim=1, largest=False, sorted=True)
+    pad = (0, count - size)
+    return torch.nn.functional.pad(pixel, pad), torch.nn.functional.pad(value, pad, value=never) != never
+
+
+def _spread(priority: Tensor, mask: Tensor, cell: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """A systematic draw: pixels in order of (cell, chance), every (available / count)-th from a random start.
+
+    Each cell gives its share to within one pixel, every pixel is equally likely, none comes twice.
+    """
+    last = torch.iinfo(torch.int64).max
+    in_order = (cell << (63 - INDEX_BITS)) | (priority >> INDEX_BITS)
+    order = torch.where(mask, in_order, last).argsort(dim=1, stable=True)
+    available = mask.sum(dim=1, keepdim=True)  # [B, 1]
+    drawn = available.clamp(max=count)
+    step = torch.arange(count, device=mask.device)[None, :]
+    place = (step * available + (start * available >> 24)) // drawn.clamp(min=1)
+    exists = step < drawn
+    return order.gather(1, torch.where(exists, place, 0)), exists
+
+
+def _hard(priority: Tensor, mask: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The lowest scores for half of the budget, chance for the rest."""
+    half = count // 2
+    ordered = torch.where(mask, scores, torch.inf).argsort(dim=1, stable=True)
+    rank = torch.empty_like(ordered)
+    rank.scatter_(1, ordered, torch.arange(ordered.shape[1], device=mask.device).expand_as(ordered))
+    return _first(torch.where(rank < half, rank - half, priority), mask, count)
+
+
+def sample(
+    labels: Tensor,
+    eligible: Tensor | None,
+    scores: Tensor | None,
+    seed: Tensor,
+    per_class: int,
+    num_classes: int,
+    ignore_index: int,
+    strategy: str,
+) -> tuple[Tensor, Tensor]:
+    """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
+    images, pixels = labels.shape[0], labels[0].numel() if labels.shape[0] else 0
+    flat = labels.reshape(images, pixels)
+    usable = flat != ignore_index
+    if eligible is not None:
+        usable &= eligible.reshape(images, pixels)
+    if images * pixels == 0:
+        size = images * num_classes * per_class
+        return labels.new_full((size,), -1, dtype=torch.int64), labels.new_full((size,), -1, dtype=torch.int32)
+    priority = _priorities(seed, images, pixels)
+    cell = _cells(labels.shape[1:], labels.device)
+    chosen, exists = [], []
+    for label in range(num_classes):
+        mask = usable & (flat == label)
+        if strategy == "hard" and scores is not None:
+            found = _hard(priority, mask, _wide(scores).reshape(images, pixels), per_class)
+        elif strategy == "stratified":
+            start = _starts(seed, images, label)
+            found = _spread(priority, mask, cell, start, per_class)
+        else:
+            found = _first(priority, mask, per_class)
+        chosen.append(found[0])
+        exists.append(found[1])
+    first_pixel = torch.arange(images, device=labels.device)[:, None, None] * pixels
+    valid = torch.stack(exists, dim=1)  # [B, C, K]
+    index = torch.where(valid, torch.stack(chosen, dim=1) + first_pixel, -1)
+    classes = torch.arange(num_classes, dtype=torch.int32, device=labels.device)[None, :, None]
+    return index.flatten(), torch.where(valid, classes, -1).to(torch.int32).flatten()

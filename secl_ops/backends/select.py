@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend serves a call: a named one runs or raises with its reasons, `auto` takes the first without any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from secl_ops.backends import native, reference, triton
+from secl_ops.backends.reference import ContrastState
+from secl_ops.spec import Flag, Pairs
+
+_IN_ORDER = {"native": native, "triton": triton, "reference": reference}
+
+
+class Backend(Protocol):
+    """What a backend module offers; `reference` says what each function means."""
+
+    def objections(self, device: str, dtype: torch.dtype, operation: str) -> list[str]: ...
+    def unit_rows(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
+    def unit_rows_backward(self, grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor: ...
+    def contrast_forward(
+        self, anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag
+    ) -> ContrastState: ...
+    def contrast_backward(
+        self, grad_loss: Tensor, anchors: Tensor, keys: Tensor, pairs: Pairs,
+        state: tuple[Tensor, Tensor, Tensor], scale: float, flags: Flag,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    def gather(self, features: Tensor, index: Tensor) -> Tensor: ...
+    def gather_backward(self, grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor: ...
+    def sample(
+        self, labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor,
+        per_class: int, num_classes: int, ignore_index: int, strategy: str,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+MODULES = {name: cast(Backend, module) for name, module in _IN_ORDER.items()}
+"""Every backend in the order in which `auto` asks them; one without an operation objects to it."""
+
+
+def select(backend: str, device: torch.device, dtype: torch.dtype, operation: str) -> Backend:
+    """The backend module that serves `operation` on this device and dtype.
+
+    Raises:
+        RuntimeError: A named backend has objections; the message lists each.
+    """
+    if backend != "auto":
+        reasons = MODULES[backend].objections(device.type, dtype, operation)
+        if reasons:
+            raise RuntimeError(
+                f"backend={backend!r} cannot run {operation} on {device.type} {str(dtype).removeprefix('torch.')}: "
+                + "; ".join(reasons)
+                + ". Name another backend, or 'auto' to take the first that can"
+            )
+        return MODULES[backend]
+    for module in MODULES.values():
+        if not module.objections(device.type, dtype, operation) and not _test_only(module, device):
+            return module
+    raise RuntimeError("no backend runs, not even 'reference'; this is a defect")
+
+
+def _test_only(module: Backend, device: torch.device) -> bool:
+    """Triton's interpreter serves CPU tensors for tests: right, and thousands of times too slow."""
+    return module is MODULES["triton"] and device.type == "cpu"
+
+
+def backends() -> dict[str, list[str] | None]:
+    """Every backend by name: None where it is usable on this machine, else the reasons why it is not.
+
+    Example:
+        >>> import secl_ops
+        >>> secl_ops.backends()["reference"] is None
+        True
+    """
+    found: dict[str, list[str] | None] = {}
+    for name, module in MODULES.items():
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        reasons = [module.objections(device, torch.float32, "info_nce") for device in devices]
+        found[name] = None if [] in reasons else reasons[-1]
+    return found

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operations mean: the documented contract of each public function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from secl_ops import ops, spec
+from secl_ops.autograd import Contrast, ContrastOptions, Gather
+from secl_ops.inputs import ContrastInput
+from secl_ops.spec import ContrastSpec, Flag, SampleSpec
+
+
+def info_nce(
+    anchors: Tensor,  # [N, D] floating
+    keys: Tensor | None = None,  # [M, D] floating
+    *,
+    anchor_labels: Tensor,  # [N] integer
+    key_labels: Tensor | None = None,  # [M] integer
+    temperature: float | Tensor = 0.1,
+    denominator: str = "negatives",
+    normalize: bool = True,
+    weights: Tensor | None = None,  # [N] floating
+    positives: Tensor | None = None,  # [P, D] floating
+    positive_labels: Tensor | None = None,  # [P] integer
+    anchor_groups: Tensor | None = None,  # [N] integer
+    key_groups: Tensor | None = None,  # [M] integer
+    exclude: Tensor | None = None,  # [N] integer
+    reduction: str = "mean",
+    backend: str = "auto",
+    validate: bool = False,
+) -> Tensor:
+    """Contrast labelled rows: pull each anchor to the keys of its own label, push it from those of others.
+
+    With similarity s_ij = <a_i, k_j> / temperature, positives P(i) (equal labels) and negatives Neg(i) (unequal ones):
+
+        "negatives"  L_i = mean over p in P(i) of softplus(logsumexp over Neg(i) of s_in - s_ip)
+        "all"        L_i = logsumexp over P(i) and Neg(i) of s_ij - mean over P(i) of s_ip
+
+    "negatives" is the loss of Zhao et al. (ICCV 2021, arXiv:2012.06985) and ContrastiveSeg (arXiv:2101.11939), and
+    plain InfoNCE where a label has one positive; "all" is SupCon (Khosla et al. 2020, arXiv:2004.11362, L_out).
+    Memory is O((N + M) D) on every backend but "reference"; the same call gives the same bits; nothing waits for the
+    device.
+
+    Args:
+        anchors: Rows [N, D] that learn: fp32, bf16, fp16 (accumulated in fp32) or fp64 ("reference" only).
+        keys: Rows [M, D] to compare with; None: the anchors themselves, each blind to itself.
+        anchor_labels: Integers [N] below 2^31; -1: ignored, contributes nothing and gets a zero gradient.
+        key_labels: Integers [M]; required with `keys`.
+        temperature: Divides the similarity: a float above 0, or a one-element tensor, which then gets a gradient.
+        denominator: "negatives" or "all".
+        normalize: Divide each row by its L2 norm first; a zero row has similarity 0 with everything.
+        weights: Factor [N] >= 0 on each anchor's loss.
+        positives: Rows [P, D], for example class means, that are then the only positives; keys of the anchor's own
+            label are neither positive nor negative.
+        positive_labels: Integers [P]; required with `positives`.
+        anchor_groups: Integers [N]; only keys of the same group are compared.
+        key_groups: Integers [M]; required with `keys` and `anchor_groups`.
+        exclude: One key number per anchor [N] that it must not see; -1 for none.
+        reduction: "mean" over the anchors that have a positive (weighted by `weights`), "sum" or "none".
+        backend: "auto", "reference", "native" or "triton".
+        validate: Also check values (ranges of labels and exclude, weights, temperature), which waits for the device.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 rows): a scalar, or [N] under "none"; without a valid anchor 0, with a graph.
+
+    Raises:
+        TypeError: An argument of the wrong kind or dtype.
+        ValueError: An argument of the wrong shape, device or value, or one without its partner.
+        RuntimeError: A named backend cannot run here; each of its reasons is listed.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> rows = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
+        >>> loss = secl_ops.info_nce(rows, anchor_labels=torch.tensor([0, 0, 1, 1]), temperature=0.5)
+        >>> print(f"{loss:.4f}")
+        0.8707
+    """
+    options = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
+    given = ContrastInput(
+        anchors, keys, anchor_labels, key_labels, weights,
+        positives, positive_labels, anchor_groups, key_groups, exclude,
+    )  # fmt: skip
+    given.check(options)
+    rows, pairs, flags = given.arrange(options.flags)
+    learned = temperature if isinstance(temperature, Tensor) else None
+    if torch.is_grad_enabled():
+        if anchors.requires_grad or (learned is not None and learned.requires_grad):
+            flags |= Flag.ANCHOR_GRADIENT
+        if rows is not None and rows.requires_grad:
+            flags |= Flag.KEY_GRADIENT
+    passes = ContrastOptions(options.scale, flags, normalize, backend)
+    loss, count = Contrast.apply(anchors, rows, learned, pairs, passes)  # type: ignore[no-untyped-call]
+    return _reduce(loss, count, weights, reduction)
+
+
+def _reduce(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    valid = count > 0
+    if weights is None:
+        factor = valid.to(loss.dtype)
+    else:
+        factor = torch.where(valid, weights.to(loss.dtype), 0.0)
+        loss = loss * factor
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    total = factor.sum()
+    return loss.sum() / torch.where(total > 0, total, 1.0)
+
+
+class PixelSample(NamedTuple):
+    """Pixels drawn from a batch of label maps; a free place holds -1 in both."""
+
+    # The contract's name; it hides tuple.index, which nobody calls on a pair of tensors.
+    index: Tensor  # type: ignore[assignment]  # [B * num_classes * per_class] int64 into B * prod(spatial)
+    label: Tensor  # [same] int32
+
+
+def sample_pixels(
+    labels: Tensor,  # [B, *spatial] integer
+    per_class: int,
+    *,
+    num_classes: int,
+    ignore_index: int = -1,
+    eligible: Tensor | None = None,  # [B, *spatial] bool
+    scores: Tensor | None = None,  # [B, *spatial] floating
+    strategy: str = "uniform",
+    seed: int | Tensor,
+    backend: str = "auto",
+) -> PixelSample:
+    """Draw exactly min(per_class, available) pixels of each class of each image, without replacement.
+
+    "uniform": every eligible pixel is equally likely. "stratified": still equally likely each, but the draws are spread
+    over a 4 x 4 (x 4) grid of the image in proportion to what each cell holds (after ARCO, NeurIPS 2023,
+    arXiv:2302.01735). "hard": half of the budget goes to the pixels of the lowest `scores`, chance draws the rest
+    (ContrastiveSeg, arXiv:2101.11939). Shapes follow from the arguments alone: nothing waits for the device.
+
+    Args:
+        labels: Class of every pixel [B, *spatial], with 1 to 3 spatial axes.
+        per_class: Pixels of each class and image, at most.
+        num_classes: Classes 0 .. num_classes - 1 are drawn.
+        ignore_index: This label is never drawn.
+        eligible: Only pixels that are True are drawn.
+        scores: For "hard": for example the probability of the true class.
+        strategy: "uniform", "stratified" or "hard".
+        seed: The same seed draws the same pixels. An int, or a one-element int64 tensor on the labels' device.
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        `PixelSample(index, label)`, both [B * num_classes * per_class], ordered by image, then class; -1 where fewer
+        pixels exist.
+
+    Raises:
+        TypeError, ValueError: An argument breaks its rule; the message names it.
+        RuntimeError: A named backend cannot run here.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> labels = torch.tensor([[[0, 1], [1, 1]]])
+        >>> sample = secl_ops.sample_pixels(labels, 2, num_classes=2, seed=0)
+        >>> sample.label.tolist(), sample.index[:2].tolist()
+        ([0, -1, 1, 1], [0, -1])
+    """
+    spec.check_label_map("labels", labels)
+    options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+    if eligible is not None:
+        spec.check_like_labels("eligible", eligible, labels, torch.bool)
+    if scores is not None:
+        spec.check_like_labels("scores", scores, labels, None)
+    if (strategy == "hard") != (scores is not None):
+        raise ValueError(
+            f'scores go with strategy="hard" and with it alone; got {strategy!r}, scores={scores is not None}'
+        )
+    found = ops.sample(
+        labels, eligible, scores, _seed_tensor(seed, labels), options.per_class, options.num_classes,
+        options.ignore_index, strategy, backend,
+    )  # fmt: skip
+    return PixelSample(*found)
+
+
+def _seed_tensor(seed: int | Tensor, labels: Tensor) -> Tensor:
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(f"seed must be an int or an int64 tensor of one element; got {seed.dtype}, {seed.numel()}")
+        spec.check_device("seed", seed, labels, "labels")
+        return seed.reshape(1)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or an int64 tensor of one element; got {type(seed).__name__}")
+    return torch.full((1,), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=labels.device)
+
+
+def gather_pixels(
+    features: Tensor,  # [B, D, *spatial] floating
+    index: Tensor,  # [n] int64
+    *,
+    backend: str = "auto",
+    validate: bool = False,
+) -> Tensor:
+    """Read the rows of a feature map at the drawn pixels, without a copy of the map.
+
+    row_r = features[b, :, pixel] with index_r = b * prod(spatial) + pixel; index -1 gives a zero row without gradient.
+
+    Args:
+        features: Map [B, D, *spatial] in any memory layout, with 1 to 3 spatial axes.
+        index: Numbers [n] from `sample_pixels`.
+        backend: "auto", "reference", "native" or "triton".
+        validate: Also check the range of the index, which waits for the device.
+
+    Returns:
+        Rows [n, D] in the dtype of the map. The gradient comes back in the map's own layout; a pixel that stands twice
+        in the index gets the sum, in a fixed order.
+
+    Raises:
+        TypeError, ValueError: An argument breaks its rule; the message names it.
+        RuntimeError: A named backend cannot run here.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> features = torch.arange(8.0).reshape(1, 2, 2, 2)
+        >>> secl_ops.gather_pixels(features, torch.tensor([3, -1])).tolist()
+        [[3.0, 7.0], [0.0, 0.0]]
+    """
+    spec.check_map("features", features)
+    spec.check_choice("backend", backend, spec.BACKENDS)
+    spec.check_index(index, features, validate=validate)
+    rows: Tensor = Gather.apply(features, index, backend)  # type: ignore[no-untyped-call]  # torch types no Function
+    return rows
+
+
+def pool_regions(features: Tensor, grid: Sequence[int]) -> Tensor:
+    """Average a feature map over the cells of a grid.
+
+    row_{b, r} = mean of features[b, :, pixel] over the pixels of cell r; the cell of coordinate x is floor(x g / size).
+
+    Args:
+        features: Map [B, D, *spatial].
+        grid: Cells along each spatial axis, none more than the map has pixels there.
+
+    Returns:
+        Rows [B, R, D] with R = prod(grid), in the dtype of the map; the last axis of the grid runs fastest.
+
+    Raises:
+        TypeError, ValueError: An argument breaks its rule; the message names it.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> secl_ops.pool_regions(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]]), (1, 2)).tolist()
+        [[[3.0], [5.0]]]
+    """
+    spec.check_map("features", features)
+    spec.check_grid(grid, features)
+    pooled = features if features.dtype == torch.float64 else features.float()
+    with torch.autocast(features.device.type, enabled=False):
+        for axis, cells in enumerate(grid, start=2):
+            pooled = torch.tensordot(pooled, _cell_means(features.shape[axis], cells, pooled), dims=([2], [0]))
+    return pooled.flatten(2).transpose(1, 2).to(features.dtype)
+
+
+def _cell_means(size: int, cells: int, like: Tensor) -> Tensor:
+    """Matrix [size, cells] whose product takes the mean of each cell; a product, unlike pooling, is deterministic."""
+    cell = torch.arange(size, device=like.device) * cells // size
+    member = (cell[:, None] == torch.arange(cells, device=like.device)[None, :]).to(like.dtype)
+    return member / member.sum(dim=0)
+
+
+def class_means(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Average the rows of each class, for prototypes.
+
+    mean_c = sum of rows with label c / count_c; a class without a row gives zeros.
+
+    Args:
+        rows: Rows [n, D].
+        labels: Integers [n]; anything outside 0 .. num_classes - 1 is left out.
+        num_classes: C.
+
+    Returns:
+        (means [C, D] in the dtype of the rows, count [C] int64).
+
+    Raises:
+        TypeError, ValueError: An argument breaks its rule; the message names it.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> means, count = secl_ops.class_means(torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([1, 1, -1]), 2)
+        >>> means.tolist(), count.tolist()
+        ([[0.0], [2.0]], [0, 2])
+    """
+    spec.check_rows("rows", rows)
+    spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
+    spec.check_positive_int("num_classes", num_classes)
+    inside = (labels >= 0) & (labels < num_classes)
+    wide = (rows if rows.dtype == torch.float64 else rows.float()).masked_fill(~inside[:, None], 0.0)
+    member = labels[None, :] == torch.arange(num_classes, device=rows.device)[:, None]  # [C, n]
+    count = member.sum(dim=1)
+    with torch.autocast(rows.device.type, enabled=False):
+        means = (member.to(wide.dtype) @ wide) / count.clamp(min=1)[:, None].to(wide.dtype)
+    return means.to(rows.dtype), count

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drop-in: from feature maps and label maps to one loss, as a function and as a module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from secl_ops import spec
+from secl_ops.functional import gather_pixels, info_nce, sample_pixels
+from secl_ops.queue import ClassQueue
+from secl_ops.spec import ContrastSpec, SampleSpec
+
+KEY_DRAW = 0x5ECC  # the teacher's pixels are drawn apart from the student's
+
+
+def pixel_contrast(
+    features: Tensor,  # [B, D, *spatial] floating
+    labels: Tensor,  # [B, *any] integer
+    key_features: Tensor | None = None,  # [B', D, *spatial'] floating
+    key_labels: Tensor | None = None,  # [B', *any] integer
+    *,
+    per_class: int,
+    num_classes: int,
+    seed: int | Tensor,
+    ignore_index: int = -1,
+    eligible: Tensor | None = None,  # shape of labels, bool
+    key_eligible: Tensor | None = None,  # shape of key_labels, bool
+    scores: Tensor | None = None,  # shape of labels, floating
+    strategy: str = "uniform",
+    queue: ClassQueue | None = None,
+    temperature: float | Tensor = 0.1,
+    denominator: str = "negatives",
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str = "auto",
+    validate: bool = False,
+) -> Tensor:
+    """Sample pixels by label, gather their features, and contrast them: `info_nce` on feature maps.
+
+    The loss is that of `info_nce` over `sample_pixels(labels)`; label maps of another resolution are brought to the
+    feature map's by nearest neighbour. With a teacher's map the keys are its pixels (drawn apart, a gradient only if it
+    asks for one); without, the anchors contrast themselves. A queue adds its rows to the keys and then takes this
+    call's.
+
+    Args:
+        features: The student's map [B, D, *spatial].
+        labels: Class of every pixel, or pseudo-labels, at any resolution.
+        key_features: The teacher's map.
+        key_labels: Its labels; None: `labels`.
+        per_class: Pixels of each class and image, at most.
+        num_classes: Number of classes; given, since reading it off the data would wait for the device.
+        seed: As in `sample_pixels`.
+        ignore_index: Label that is never drawn.
+        eligible: Where False a pixel is not drawn as an anchor, for example below a confidence.
+        key_eligible: The same for keys; None: `eligible` where `key_labels` is None.
+        scores: For strategy "hard".
+        strategy: "uniform", "stratified" or "hard" (keys of a teacher are then drawn uniformly).
+        queue: Rows of earlier calls.
+        temperature: As in `info_nce`, and so are denominator, normalize, reduction, backend and validate.
+        denominator: See `info_nce`.
+        normalize: See `info_nce`.
+        reduction: See `info_nce`; "none" gives one loss per drawn place.
+        backend: See `info_nce`.
+        validate: See `info_nce`.
+
+    Returns:
+        The loss; 0 with a graph where nothing could be contrasted.
+
+    Raises:
+        TypeError, ValueError: An argument breaks its rule; the message names it.
+        RuntimeError: A named backend cannot run here.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> features = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        >>> labels = torch.arange(2 * 32 * 32).reshape(2, 32, 32) % 3
+        >>> loss = secl_ops.pixel_contrast(features, labels, per_class=4, num_classes=3, seed=0)
+        >>> loss.backward()
+        >>> features.grad.shape
+        torch.Size([2, 16, 8, 8])
+    """
+    ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
+    options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+    if key_features is None and (key_labels is not None or key_eligible is not None):
+        raise ValueError("key_labels and key_eligible go with key_features; pass key_features as well")
+    anchors, anchor_labels = _draw_rows("features", features, "labels", labels, eligible, scores, options, seed)
+    exclude = None
+    if key_features is not None:
+        if key_labels is None:
+            key_labels, key_eligible = labels, eligible if key_eligible is None else key_eligible
+        uniform = replace(options, strategy="uniform") if strategy == "hard" else options
+        keys, drawn = _draw_rows(
+            "key_features", key_features, "key_labels", key_labels, key_eligible, None, uniform, seed ^ KEY_DRAW
+        )
+    elif queue is not None:
+        keys, drawn = anchors, anchor_labels
+        exclude = torch.arange(anchors.shape[0], device=anchors.device)
+    else:
+        keys, drawn = None, None
+    newest = (anchors, anchor_labels) if keys is None or drawn is None else (keys, drawn)
+    if queue is not None:
+        keys = torch.cat([newest[0], queue.keys.to(newest[0].dtype)])
+        drawn = torch.cat([newest[1], queue.key_labels])
+    loss = info_nce(
+        anchors, keys, anchor_labels=anchor_labels, key_labels=drawn, exclude=exclude, temperature=temperature,
+        denominator=denominator, normalize=normalize, reduction=reduction, backend=backend, validate=validate,
+    )  # fmt: skip
+    if queue is not None:
+        queue.enqueue(newest[0].detach(), newest[1])
+    return loss
+
+
+def _draw_rows(
+    map_name: str,
+    features: Tensor,  # [B, D, *spatial]
+    labels_name: str,
+    labels: Tensor,  # [B, *any]
+    eligible: Tensor | None,
+    scores: Tensor | None,
+    options: SampleSpec,
+    seed: int | Tensor,
+) -> tuple[Tensor, Tensor]:
+    spec.check_map(map_name, features)
+    spec.check_label_map(labels_name, labels)
+    if labels.ndim != features.ndim - 1 or labels.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"{labels_name} must have the batch and the number of spatial axes of {map_name}, "
+            f"{tuple(features.shape)}; got {tuple(labels.shape)}"
+        )
+    spec.check_device(labels_name, labels, features, map_name)
+    size = features.shape[2:]
+    found = sample_pixels(
+        _nearest(labels, size), options.per_class, num_classes=options.num_classes,
+        ignore_index=options.ignore_index, eligible=None if eligible is None else _nearest(eligible, size),
+        scores=None if scores is None else _nearest(scores, size), strategy=options.strategy, seed=seed,
+        backend=options.backend,
+    )  # fmt: skip
+    return gather_pixels(features, found.index, backend=options.backend), found.label
+
+
+def _nearest(values: Tensor, size: torch.Size) -> Tensor:
+    """The value at the centre of each cell of the new grid [B, *size]; integers stay exact."""
+    for axis, new in enumerate(size, start=1):
+        old = values.shape[axis]
+        if old != new:
+            centre = (2 * torch.arange(new, device=values.device) + 1) * old // (2 * new)
+            values = values.index_select(axis, centre)
+    return values
+
+
+class PixelContrastLoss(nn.Module):
+    """`pixel_contrast` with its options kept, its draws counted on the device, and optionally a queue.
+
+    Every forward pass draws fresh pixels, also when it is replayed from a CUDA graph; the counter is in `state_dict`,
+    so that a resumed run goes on with the sequence.
+
+    Args:
+        per_class: See `pixel_contrast`, and so are the other options.
+        num_classes: Number of classes.
+        ignore_index: Label that is never drawn; many data sets use 255.
+        strategy: "uniform", "stratified" or "hard".
+        queue: A `ClassQueue` whose rows are keys as well.
+        temperature: A float; or a `nn.Parameter` of one element, which then learns with the network.
+        denominator: "negatives" or "all".
+        normalize: Divide each row by its norm.
+        reduction: "mean", "sum" or "none".
+        backend: "auto", "reference", "native" or "triton".
+        seed: Start of the sequence of draws.
+
+    Raises:
+        TypeError, ValueError: An option breaks its rule; the message names it.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> criterion = secl_ops.PixelContrastLoss(per_class=8, num_classes=3, ignore_index=255)
+        >>> features = torch.randn(2, 16, 8, 8, requires_grad=True)
+        >>> labels = torch.randint(0, 3, (2, 32, 32))
+        >>> criterion(features, labels).backward()
+    """
+
+    draws: Tensor  # [1] int64, the seed of the next draw
+
+    def __init__(
+        self,
+        per_class: int,
+        num_classes: int,
+        *,
+        ignore_index: int = -1,
+        strategy: str = "uniform",
+        queue: ClassQueue | None = None,
+        temperature: float | Tensor = 0.1,
+        denominator: str = "negatives",
+        normalize: bool = True,
+        reduction: str = "mean",
+        backend: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        ContrastSpec(temperature, denominator, normalize, reduction, backend)
+        SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+        self.per_class, self.num_classes, self.ignore_index = per_class, num_classes, ignore_index
+        self.strategy, self.denominator, self.normalize = strategy, denominator, normalize
+        self.reduction, self.backend, self.queue = reduction, backend, queue
+        self.temperature = temperature
+        self.register_buffer("draws", torch.tensor([seed % 2**30 << 32], dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        """The options, for `print(module)`."""
+        names = ("per_class", "num_classes", "ignore_index", "strategy", "temperature", "denominator", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def forward(
+        self,
+        features: Tensor,  # [B, D, *spatial]
+        labels: Tensor,  # [B, *any]
+        key_features: Tensor | None = None,  # [B', D, *spatial']
+        key_labels: Tensor | None = None,  # [B', *any]
+        *,
+        eligible: Tensor | None = None,
+        key_eligible: Tensor | None = None,
+        scores: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of one batch; see `pixel_contrast`."""
+        seed = self.draws.clone()
+        self.draws += 1
+        return pixel_contrast(
+            features, labels, key_features, key_labels, per_class=self.per_class, num_classes=self.num_classes,
+            seed=seed, ignore_index=self.ignore_index, eligible=eligible, key_eligible=key_eligible, scores=scores,
+            strategy=self.strategy, queue=self.queue, temperature=self.temperature, denominator=self.denominator,
+            normalize=self.normalize, reduction=self.reduction, backend=self.backend,
+        )  # fmt: skip

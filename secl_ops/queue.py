@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys from earlier steps: a ring of rows for each class, on the device, without host synchronisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secl_ops import spec
+
+
+class ClassQueue(nn.Module):
+    """Keep the last `size` rows of each class.
+
+    The state is in `state_dict`: a resumed run goes on with the same keys.
+
+    Args:
+        num_classes: C; rows with a label outside 0 .. C - 1 are left out.
+        size: Rows kept of each class.
+        dim: Width D of a row.
+
+    Raises:
+        TypeError, ValueError: An argument breaks its rule; the message names it.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> queue = secl_ops.ClassQueue(num_classes=2, size=2, dim=1)
+        >>> queue.enqueue(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1, 1, 1]))
+        >>> queue.keys.flatten().tolist(), queue.key_labels.tolist()
+        ([0.0, 0.0, 3.0, 2.0], [-1, -1, 1, 1])
+    """
+
+    rows: Tensor  # [C * size + 1, D]; the last row takes what is left out
+    labels: Tensor  # [C * size + 1] int32
+    written: Tensor  # [C] int64, rows of each class so far
+
+    def __init__(self, num_classes: int, size: int, dim: int) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("size", size), ("dim", dim)):
+            spec.check_positive_int(name, value)
+        self.num_classes, self.size, self.dim = num_classes, size, dim
+        self.register_buffer("rows", torch.zeros(num_classes * size + 1, dim))
+        self.register_buffer("labels", torch.full((num_classes * size + 1,), -1, dtype=torch.int32))
+        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))
+
+    @property
+    def keys(self) -> Tensor:
+        """Rows [C * size, D], a view; an empty place is zero."""
+        return self.rows[:-1]
+
+    @property
+    def key_labels(self) -> Tensor:
+        """Labels [C * size] int32, a view; -1: empty."""
+        return self.labels[:-1]
+
+    @torch.no_grad()
+    def enqueue(self, rows: Tensor, labels: Tensor) -> None:
+        """Append rows [n, D] with labels [n]; of more than `size` rows of one class the last stay.
+
+        Raises:
+            TypeError, ValueError: An argument breaks its rule; the message names it.
+        """
+        spec.check_rows("rows", rows)
+        if rows.shape[1] != self.dim:
+            raise ValueError(f"rows must be {self.dim} wide, the queue's dim; got {rows.shape[1]}")
+        spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
+        spec.check_device("rows", rows, self.rows, "the queue")
+        member = labels[:, None] == torch.arange(self.num_classes, device=labels.device)  # [n, C]
+        place = member.cumsum(dim=0) - 1  # how many of its class came before
+        total = member.sum(dim=0)
+        kept = member & (place >= total - self.size)
+        first = torch.arange(self.num_classes, device=labels.device) * self.size
+        slot = first + (self.written + place) % self.size
+        inside = kept.any(dim=1)
+        target = torch.where(inside, (slot * kept).sum(dim=1), self.num_classes * self.size)
+        self.rows.index_copy_(0, target, rows.to(self.rows.dtype).masked_fill(~inside[:, None], 0.0))
+        self.labels.index_copy_(0, target, torch.where(inside, labels, -1).to(torch.int32))
+        self.written += total

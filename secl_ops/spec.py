@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is refused: every option declared once, every Python-side check, and the flags an op schema carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DENOMINATORS = ("negatives", "all")
+REDUCTIONS = ("mean", "sum", "none")
+STRATEGIES = ("uniform", "stratified", "hard")
+BACKENDS = ("auto", "reference", "native", "triton")
+
+
+class Flag(IntFlag):
+    """Bits of the `flags` argument of the contrast ops; `csrc/params.h` repeats them and a test ties the two."""
+
+    NEGATIVES = 1  # the denominator holds negatives only; otherwise every comparable key
+    SELF = 2  # the keys are the anchors and pair (i, i) is not comparable
+    UNIT = 4  # every row has norm 1 or 0, so |similarity| <= scale
+    ANCHOR_GRADIENT = 8
+    KEY_GRADIENT = 16
+
+
+class Pairs(NamedTuple):
+    """Which pairs are comparable, positive and negative, in O(N + M) numbers.
+
+    Pair (i, j) is comparable when both labels are >= 0, `exclude[i] != j` and the groups agree; a comparable pair of
+    equal labels is positive when `j >= positive_start`, one of unequal labels is negative when `j < negative_stop`.
+    """
+
+    anchor_labels: Tensor  # [N] int32
+    key_labels: Tensor  # [M] int32
+    anchor_groups: Tensor | None  # [N] int32
+    key_groups: Tensor | None  # [M] int32
+    exclude: Tensor | None  # [N] int64
+    positive_start: int
+    negative_stop: int
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a name that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_positive_int(name: str, value: object) -> None:
+    """Refuse anything but an integer above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+@dataclass(frozen=True)
+class ContrastSpec:
+    """The options of the loss; validates itself and packs to what an op schema carries."""
+
+    temperature: float | Tensor = 0.1
+    denominator: str = "negatives"
+    normalize: bool = True
+    reduction: str = "mean"
+    backend: str = "auto"
+    validate: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("denominator", self.denominator, DENOMINATORS)
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        check_choice("backend", self.backend, BACKENDS)
+        if not isinstance(self.normalize, bool):
+            raise TypeError(f"normalize must be a bool; got {type(self.normalize).__name__}")
+        self._check_temperature()
+
+    def _check_temperature(self) -> None:
+        if isinstance(self.temperature, Tensor):
+            if self.temperature.numel() != 1 or not self.temperature.is_floating_point():
+                raise ValueError(
+                    "temperature must be a float or a floating tensor of one element; got a tensor of shape "
+                    f"{tuple(self.temperature.shape)} and dtype {self.temperature.dtype}"
+                )
+            if self.validate and not bool(self.temperature.detach() > 0):
+                raise ValueError(f"temperature must be above 0; got {float(self.temperature.detach())}")
+        elif isinstance(self.temperature, bool) or not isinstance(self.temperature, (int, float)):
+            raise TypeError(
+                "temperature must be a float or a one-element tensor; got " + type(self.temperature).__name__
+            )
+        elif not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be finite and above 0; got {self.temperature}")
+
+    @property
+    def scale(self) -> float:
+        """Factor on <a, k>: 1 / temperature, or 1 where a temperature tensor is folded into the rows."""
+        return 1.0 if isinstance(self.temperature, Tensor) else 1.0 / float(self.temperature)
+
+    @property
+    def flags(self) -> Flag:
+        """The bits that depend on options alone."""
+        flags = Flag.NEGATIVES if self.denominator == "negatives" else Flag(0)
+        bounded = self.normalize and not isinstance(self.temperature, Tensor)
+        return flags | (Flag.UNIT if bounded else Flag(0))
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """The options of the sampler; validates itself."""
+
+    per_class: int
+    num_classes: int
+    ignore_index: int = -1
+    strategy: str = "uniform"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_positive_int("per_class", self.per_class)
+        check_positive_int("num_classes", self.num_classes)
+        if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
+            raise TypeError(f"ignore_index must be an int; got {type(self.ignore_index).__name__}")
+        check_choice("strategy", self.strategy, STRATEGIES)
+        check_choice("backend", self.backend, BACKENDS)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse anything but a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+
+
+def check_rows(name: str, rows: Tensor, *, like: Tensor | None = None, like_name: str = "") -> None:
+    """Refuse rows that are not floating [n, D], or that differ from `like` in width, dtype or device."""
+    check_tensor(name, rows)
+    if rows.ndim != 2:
+        raise ValueError(f"{name} must have two dimensions [rows, width]; got shape {tuple(rows.shape)}")
+    if not rows.is_floating_point():
+        raise TypeError(f"{name} must be floating; got {rows.dtype}; cast it, for example with .float()")
+    if rows.shape[1] < 1:
+        raise ValueError(f"{name} must be at least one wide; got shape {tuple(rows.shape)}")
+    if like is None:
+        return
+    if rows.shape[1] != like.shape[1]:
+        raise ValueError(f"{name} and {like_name} must have the same width; got {rows.shape[1]} and {like.shape[1]}")
+    if rows.dtype != like.dtype:
+        raise TypeError(f"{name} and {like_name} must have one dtype; got {rows.dtype} and {like.dtype}; cast one")
+    check_device(name, rows, like, like_name)
+
+
+def check_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None:
+    """Refuse two tensors on different devices."""
+    if value.device != like.device:
+        raise ValueError(
+            f"{name} and {like_name} must be on one device; got {value.device} and {like.device}; move one with .to()"
+        )
+
+
+def check_integers(name: str, values: Tensor, length: int, like: Tensor, like_name: str) -> None:
+    """Refuse anything but `length` integers on the device of `like`."""
+    check_tensor(name, values)
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers; got {values.dtype}; cast it, for example with .long()")
+    if values.ndim != 1 or values.shape[0] != length:
+        raise ValueError(f"{name} must have shape [{length}], one per row of {like_name}; got {tuple(values.shape)}")
+    check_device(name, values, like, like_name)
+
+
+def check_weights(weights: Tensor, anchors: Tensor) -> None:
+    """Refuse weights that are not N floating numbers beside the anchors."""
+    check_tensor("weights", weights)
+    if not weights.is_floating_point():
+        raise TypeError(f"weights must be floating; got {weights.dtype}; cast it, for example with .float()")
+    if weights.ndim != 1 or weights.shape[0] != anchors.shape[0]:
+        raise ValueError(f"weights must have shape [{anchors.shape[0]}], one per anchor; got {tuple(weights.shape)}")
+    check_device("weights", weights, anchors, "anchors")
+
+
+def check_together(present: dict[str, object]) -> None:
+    """Refuse one of several arguments that only make sense together."""
+    missing = [name for name, value in present.items() if value is None]
+    if missing and len(missing) < len(present):
+        given = [name for name in present if name not in missing]
+        raise ValueError(
+            f"{', '.join(given)} needs {', '.join(missing)} as well; pass {' and '.join(present)} together"
+        )
+
+
+def check_map(name: str, features: Tensor) -> None:
+    """Refuse anything but a floating feature map of rank 3 (one spatial axis) to 5 (three)."""
+    check_tensor(name, features)
+    if features.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"{name} must have shape [B, D, *spatial] with 1 to 3 spatial axes; got {tuple(features.shape)}"
+        )
+    if not features.is_floating_point():
+        raise TypeError(f"{name} must be floating; got {features.dtype}; cast it, for example with .float()")
+
+
+def check_label_map(name: str, labels: Tensor) -> None:
+    """Refuse anything but an integer label map [B, *spatial]."""
+    check_tensor(name, labels)
+    if labels.ndim not in (2, 3, 4):
+        raise ValueError(f"{name} must have shape [B, *spatial] with 1 to 3 spatial axes; got {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers; got {labels.dtype}; cast it, for example with .long()")
+
+
+def check_like_labels(name: str, value: Tensor, labels: Tensor, dtype: torch.dtype | None) -> None:
+    """Refuse anything but a map of the labels' shape, of this dtype or (None) of any floating one."""
+    check_tensor(name, value)
+    if value.dtype != dtype if dtype is not None else not value.is_floating_point():
+        raise TypeError(f"{name} must be {dtype or 'floating'}; got {value.dtype}")
+    if value.shape != labels.shape:
+        raise ValueError(f"{name} must have the shape of labels, {tuple(labels.shape)}; got {tuple(value.shape)}")
+    check_device(name, value, labels, "labels")
+
+
+def check_grid(grid: Sequence[int], features: Tensor) -> None:
+    """Refuse a grid that does not fit the map."""
+    spatial = tuple(features.shape[2:])
+    if len(grid) != len(spatial):
+        raise ValueError(f"grid must have one number per spatial axis of features, {len(spatial)}; got {tuple(grid)}")
+    for cells, size in zip(grid, spatial, strict=True):
+        check_positive_int("grid", cells)
+        if cells > size:
+            raise ValueError(f"grid must not be finer than the map {spatial}; got {tuple(grid)}; name fewer cells")
+
+
+def check_index(index: Tensor, features: Tensor, *, validate: bool) -> None:
+    """Refuse an index that is not int64 [n]; its range is checked only under `validate`, since that synchronises."""
+    check_tensor("index", index)
+    if index.dtype != torch.int64 or index.ndim != 1:
+        raise TypeError(f"index must be int64 of shape [n]; got {index.dtype} of shape {tuple(index.shape)}")
+    check_device("index", index, features, "features")
+    if validate and index.numel():
+        pixels = features.shape[0] * features[0, 0].numel()
+        low, high = int(index.min()), int(index.max())
+        if low < -1 or high >= pixels:
+            raise ValueError(f"index must lie in -1..{pixels - 1} (B * prod(spatial) - 1); got {low}..{high}")
+
+
+def check_exclude_range(exclude: Tensor, keys: int) -> None:
+    """Refuse an excluded key that does not exist; synchronises."""
+    if exclude.numel():
+        low, high = int(exclude.min()), int(exclude.max())
+        if low < -1 or high >= keys:
+            raise ValueError(f"exclude must lie in -1..{keys - 1}; got {low}..{high}")
+
+
+def check_label_range(name: str, labels: Tensor) -> None:
+    """Refuse labels outside -1..2^31 - 1; synchronises."""
+    if labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < -1 or high > 2**31 - 1:
+            raise ValueError(f"{name} must lie in -1..2147483647, -1 meaning ignored; got {low}..{high}")

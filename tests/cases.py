@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named calls of the loss: ragged sizes, every option, every edge; shared by all tests of the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from tests.oracle import Call
+
+
+def rows(n: int, d: int, seed: int) -> torch.Tensor:
+    """Random rows [n, d] with values that bf16 and fp16 hold exactly, so that every dtype sees the same."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(-64, 65, (n, d), generator=generator) / 32).float()
+
+
+def labels(n: int, classes: int, seed: int, ignored: float = 0.0) -> torch.Tensor:
+    """Random labels [n], a share of them -1."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    drawn = torch.randint(0, classes, (n,), generator=generator)
+    return torch.where(torch.rand(n, generator=generator) < ignored, -1, drawn)
+
+
+def separate(n: int, m: int, d: int, seed: int = 0, classes: int = 4, ignored: float = 0.2) -> Call:
+    """Anchors and keys of their own."""
+    return Call(
+        rows(n, d, seed), labels(n, classes, seed, ignored), rows(m, d, seed + 1), labels(m, classes, seed + 1, ignored)
+    )
+
+
+def alone(n: int, d: int, seed: int = 0, classes: int = 3, ignored: float = 0.1) -> Call:
+    """Self-contrast."""
+    return Call(rows(n, d, seed), labels(n, classes, seed, ignored))
+
+
+def _grouped() -> Call:
+    call = separate(31, 45, 16, 3)
+    return replace(call, anchor_groups=labels(31, 3, 8), key_groups=labels(45, 3, 9))
+
+
+def _excluding() -> Call:
+    call = separate(29, 37, 9, 4)
+    return replace(call, exclude=labels(29, 37, 5, ignored=0.3))
+
+
+def _prototypes() -> Call:
+    call = separate(33, 41, 24, 5)
+    return replace(call, positives=rows(4, 24, 6), positive_labels=torch.arange(4))
+
+
+def _zero_rows() -> Call:
+    call = separate(18, 22, 8, 7)
+    anchors, keys = call.anchors.clone(), call.keys.clone()
+    anchors[::3], keys[::4] = 0, 0
+    return replace(call, anchors=anchors, keys=keys)
+
+
+def _weighted() -> Call:
+    call = separate(20, 30, 12, 11)
+    return replace(call, weights=torch.arange(20) % 4 / 2.0)
+
+
+CASES: dict[str, Callable[[], Call]] = {
+    "one pair": lambda: Call(rows(1, 1, 0), torch.tensor([0]), rows(1, 1, 1), torch.tensor([0])),
+    "ragged": lambda: separate(67, 83, 20),
+    "wide": lambda: separate(17, 35, 130, 1),
+    "self": lambda: alone(61, 16),
+    "self grouped": lambda: replace(alone(40, 16, 2), anchor_groups=labels(40, 2, 3)),
+    "self prototypes": lambda: replace(alone(26, 8, 6), positives=rows(3, 8, 1), positive_labels=torch.arange(3)),
+    "grouped": _grouped,
+    "excluding": _excluding,
+    "prototypes": _prototypes,
+    "zero rows": _zero_rows,
+    "weighted": _weighted,
+    "cold": lambda: replace(separate(24, 40, 16, 12), temperature=0.01),
+    "warm": lambda: replace(separate(24, 40, 16, 13), temperature=2.0),
+    "not normalised": lambda: replace(separate(24, 40, 16, 14), normalize=False, temperature=1.0),
+    "one class": lambda: separate(19, 21, 8, 15, classes=1),
+    "no positive": lambda: replace(separate(9, 11, 8, 16), key_labels=torch.full((11,), 99)),
+    "all ignored": lambda: replace(separate(9, 11, 8, 17), anchor_labels=torch.full((9,), -1)),
+    "all keys ignored": lambda: replace(separate(9, 11, 8, 18), key_labels=torch.full((11,), -1)),
+    "no anchor": lambda: replace(separate(5, 7, 8), anchors=torch.zeros(0, 8), anchor_labels=torch.zeros(0).long()),
+    "no key": lambda: replace(separate(5, 7, 8), keys=torch.zeros(0, 8), key_labels=torch.zeros(0).long()),
+    "duplicated rows": lambda: Call(rows(4, 8, 3).repeat(6, 1), torch.arange(24) % 4),
+}

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for every test: real data, devices, poisoned memory, and skips that may be forbidden.
+
+`SECL_REQUIRE=cuda,native,triton` turns the skip of a lane that cannot run into a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REQUIRED = set(filter(None, os.environ.get("SECL_REQUIRE", "").split(",")))
+if torch.cuda.is_available():
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+else:
+    os.environ["TRITON_INTERPRET"] = "1"  # read once, when Triton is first imported
+
+
+def skip_or_fail(lane: str, reason: str) -> None:
+    """Skip a test whose lane cannot run here, or fail it where SECL_REQUIRE names the lane."""
+    if lane in REQUIRED:
+        pytest.fail(f"SECL_REQUIRE={lane}, and {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real labelled images named by SECL_DATA, by default `../shared/data`."""
+    folder = Path(os.environ.get("SECL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        skip_or_fail("data", f"no real images: SECL_DATA={folder} is not a folder")
+    return folder
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory holds NaN, and an operation without a deterministic form raises."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["native", "triton", "reference"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that can run on this machine, by name."""
+    import secl_ops
+
+    reasons = secl_ops.backends()[request.param]
+    if reasons:
+        skip_or_fail(request.param, f"backend {request.param} cannot run: {'; '.join(reasons)}")
+    return str(request.param)
+
+
+@pytest.fixture
+def device(backend: str) -> str:
+    """Where this backend's tensors live in the tests."""
+    return "cuda" if backend != "native" and torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def cuda() -> str:
+    """The CUDA device, or a skip that SECL_REQUIRE=cuda forbids."""
+    if not torch.cuda.is_available():
+        skip_or_fail("cuda", "no CUDA device")
+    return "cuda"

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two independent statements of the contract: scalar loops from its text, and dense autograd in any dtype."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one `info_nce` call, so that every statement of it gets the same ones."""
+
+    anchors: Tensor
+    anchor_labels: Tensor
+    keys: Tensor | None = None
+    key_labels: Tensor | None = None
+    temperature: float = 0.1
+    denominator: str = "negatives"
+    normalize: bool = True
+    weights: Tensor | None = None
+    positives: Tensor | None = None
+    positive_labels: Tensor | None = None
+    anchor_groups: Tensor | None = None
+    key_groups: Tensor | None = None
+    exclude: Tensor | None = None
+    reduction: str = "mean"
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """The same call with its rows in another dtype."""
+        rows = {name: getattr(self, name) for name in ("anchors", "keys", "positives")}
+        return replace(self, **{name: None if value is None else value.to(dtype) for name, value in rows.items()})
+
+    def leaves(self) -> tuple[Call, list[Tensor]]:
+        """The same call on fresh leaves that require gradients, and those leaves."""
+        names = [name for name in ("anchors", "keys", "positives") if getattr(self, name) is not None]
+        fresh = {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
+        return replace(self, **fresh), list(fresh.values())
+
+    def arguments(self) -> dict[str, object]:
+        """Keywords of `secl_ops.info_nce`."""
+        return dict(self.__dict__)
+
+
+def scalar_loss(call: Call) -> list[float]:
+    """Loss of every anchor by the contract's words, one pair at a time."""
+    rows = [_row(row, call.normalize) for row in call.anchors.tolist()]
+    key_source, key_labels = (call.anchors, call.anchor_labels) if call.keys is None else (call.keys, call.key_labels)
+    keys, labels = [_row(row, call.normalize) for row in key_source.tolist()], key_labels.tolist()
+    losses = []
+    for i, (row, label) in enumerate(zip(rows, call.anchor_labels.tolist(), strict=True)):
+        positive, negative = [], []
+        for j, (key, other) in enumerate(zip(keys, labels, strict=True)):
+            if label < 0 or other < 0 or not _comparable(call, i, j):
+                continue
+            similarity = sum(a * b for a, b in zip(row, key, strict=True)) / call.temperature
+            if other != label:
+                negative.append(similarity)
+            elif call.positives is None:
+                positive.append(similarity)
+        if call.positives is not None:
+            for key, other in zip(call.positives.tolist(), call.positive_labels.tolist(), strict=True):
+                if label >= 0 and other == label:
+                    unit = _row(key, call.normalize)
+                    positive.append(sum(a * b for a, b in zip(row, unit, strict=True)) / call.temperature)
+        losses.append(_one_loss(positive, negative, call.denominator))
+    return losses
+
+
+def _row(values: list[float], normalize: bool) -> list[float]:
+    norm = math.sqrt(sum(value * value for value in values))
+    return values if not normalize else [value / norm if norm else 0.0 for value in values]
+
+
+def _comparable(call: Call, i: int, j: int) -> bool:
+    if call.keys is None and i == j:
+        return False
+    if call.exclude is not None and int(call.exclude[i]) == j:
+        return False
+    if call.anchor_groups is None:
+        return True
+    key_groups = call.anchor_groups if call.keys is None else call.key_groups
+    return int(call.anchor_groups[i]) == int(key_groups[j])
+
+
+def _one_loss(positive: list[float], negative: list[float], denominator: str) -> float:
+    if not positive:
+        return 0.0
+    if denominator == "all":
+        return math.log(sum(map(math.exp, positive + negative))) - sum(positive) / len(positive)
+    push = sum(map(math.exp, negative))
+    return sum(math.log1p(push * math.exp(-s)) for s in positive) / len(positive)
+
+
+def dense_loss(call: Call) -> Tensor:
+    """The loss as plain torch writes it in the dtype of its rows, differentiated by autograd."""
+    anchors = _unit(call.anchors) if call.normalize else call.anchors
+    keys, key_labels, groups = call.keys, call.key_labels, call.key_groups
+    if keys is None:
+        keys, key_labels, groups = call.anchors, call.anchor_labels, call.anchor_groups
+    keys = _unit(keys) if call.normalize else keys
+    comparable = (call.anchor_labels >= 0)[:, None] & (key_labels >= 0)[None, :]
+    if call.keys is None:
+        comparable &= ~torch.eye(len(anchors), dtype=torch.bool)
+    if call.exclude is not None:
+        comparable &= call.exclude[:, None] != torch.arange(len(keys))[None, :]
+    if groups is not None:
+        comparable &= call.anchor_groups[:, None] == groups[None, :]
+    same = call.anchor_labels[:, None] == key_labels[None, :]
+    positive, negative = comparable & same, comparable & ~same
+    similarity = anchors @ keys.T / call.temperature
+    if call.positives is not None:
+        prototypes = _unit(call.positives) if call.normalize else call.positives
+        own = (call.anchor_labels[:, None] == call.positive_labels[None, :]) & (call.anchor_labels >= 0)[:, None]
+        similarity = torch.cat([similarity, anchors @ prototypes.T / call.temperature], dim=1)
+        positive = torch.cat([torch.zeros_like(positive), own], dim=1)
+        negative = torch.cat([negative, torch.zeros_like(own)], dim=1)
+    return _reduce(_per_anchor(similarity, positive, negative, call.denominator), positive.any(dim=1), call)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    norm = rows.norm(dim=1, keepdim=True)
+    return torch.where(norm > 0, rows / torch.where(norm > 0, norm, 1), 0 * rows)
+
+
+def _per_anchor(similarity: Tensor, positive: Tensor, negative: Tensor, denominator: str) -> Tensor:
+    count = positive.sum(dim=1).clamp(min=1).to(similarity.dtype)
+    lowest = torch.finfo(similarity.dtype).min
+    inside = negative if denominator == "negatives" else positive | negative
+    lse = torch.logsumexp(torch.where(inside, similarity, lowest), dim=1)
+    if denominator == "all":
+        return lse - torch.where(positive, similarity, 0).sum(dim=1) / count
+    gap = torch.where(inside.any(dim=1)[:, None], lse[:, None] - similarity, lowest)
+    return torch.where(positive, torch.logaddexp(gap, torch.zeros_like(gap)), 0).sum(dim=1) / count
+
+
+def _reduce(loss: Tensor, valid: Tensor, call: Call) -> Tensor:
+    weights = torch.ones_like(loss) if call.weights is None else call.weights.to(loss.dtype)
+    loss, weights = torch.where(valid, loss * weights, 0), torch.where(valid, weights, 0)
+    if call.reduction == "none":
+        return loss
+    total = weights.sum()
+    return loss.sum() if call.reduction == "sum" else loss.sum() / torch.where(total > 0, total, 1)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every backend computes the contract: loss and gradients, every case, every dtype, within the error budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import secl_ops
+from tests.budget import assert_within_budget
+from tests.cases import CASES, alone, separate
+from tests.oracle import Call, dense_loss
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def on(call: Call, device: str) -> Call:
+    moved = {name: value.to(device) for name, value in call.__dict__.items() if isinstance(value, Tensor)}
+    return replace(call, **moved)
+
+
+def run(call: Call, backend: str, device: str) -> tuple[Tensor, list[Tensor]]:
+    """Loss and gradients of a backend, on the CPU."""
+    call, leaves = on(call, device).leaves()
+    loss = secl_ops.info_nce(**call.arguments(), backend=backend)
+    gradients = torch.autograd.grad(loss.sum(), leaves)
+    return loss.detach().cpu(), [gradient.cpu() for gradient in gradients]
+
+
+def plain(call: Call) -> tuple[Tensor, list[Tensor]]:
+    """The same by plain torch in the dtype of the rows; an empty side has no gradient there."""
+    call, leaves = call.leaves()
+    if call.anchors.numel() == 0 or (call.keys is not None and call.keys.numel() == 0):
+        empty = call.anchors.shape[0] if call.reduction == "none" else ()
+        return torch.zeros(empty, dtype=call.anchors.dtype), [torch.zeros_like(leaf) for leaf in leaves]
+    loss = dense_loss(call)
+    gradients = torch.autograd.grad(loss.sum(), leaves, allow_unused=True, materialize_grads=True)
+    return loss.detach(), list(gradients)
+
+
+def check(call: Call, backend: str, device: str) -> None:
+    loss, gradients = run(call, backend, device)
+    truth, true_gradients = plain(call.to(torch.float64))
+    rough, rough_gradients = plain(call)
+    assert loss.dtype == (torch.float64 if call.anchors.dtype == torch.float64 else torch.float32)
+    amplification = 4 / call.temperature
+    assert_within_budget("loss", loss, truth, rough, amplification=amplification)
+    for number, gradient in enumerate(gradients):
+        assert gradient.dtype == call.anchors.dtype
+        assert_within_budget(
+            f"gradient {number}", gradient, true_gradients[number], rough_gradients[number],
+            amplification=amplification,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("denominator", ["negatives", "all"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_case(name: str, denominator: str, backend: str, device: str) -> None:
+    check(replace(CASES[name](), denominator=denominator), backend, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("denominator", ["negatives", "all"])
+@pytest.mark.parametrize("name", ["ragged", "self", "prototypes", "not normalised"])
+def test_low_precision(name: str, denominator: str, dtype: torch.dtype, backend: str, device: str) -> None:
+    check(replace(CASES[name](), denominator=denominator).to(dtype), backend, device)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", ["ragged", "weighted", "no positive"])
+def test_reductions(name: str, reduction: str, backend: str, device: str) -> None:
+    check(replace(CASES[name](), reduction=reduction), backend, device)
+
+
+@pytest.mark.parametrize("call", [alone(40, 8), separate(21, 34, 8)], ids=["self", "separate"])
+def test_the_same_call_twice_gives_the_same_bits(call: Call, backend: str, device: str) -> None:
+    first, second = run(call, backend, device), run(call, backend, device)
+    assert torch.equal(first[0], second[0])
+    assert all(map(torch.equal, first[1], second[1]))
+
+
+def test_no_valid_anchor_gives_zero_with_a_graph(backend: str, device: str) -> None:
+    for name in ("no positive", "all ignored", "all keys ignored", "no anchor", "no key"):
+        loss, gradients = run(CASES[name](), backend, device)
+        assert loss.item() == 0.0
+        assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+
+
+def test_positive_without_negative(backend: str, device: str) -> None:
+    call = Call(torch.ones(2, 3), torch.tensor([5, 5]), reduction="none")
+    assert run(call, backend, device)[0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("denominator", ["negatives", "all"])
+def test_nan_in_an_ignored_row_stays_there(denominator: str, backend: str, device: str) -> None:
+    call = replace(separate(30, 41, 12), denominator=denominator)
+    clean = run(call, backend, device)
+    anchors, keys = call.anchors.clone(), call.keys.clone()
+    anchors[call.anchor_labels < 0], keys[call.key_labels < 0] = torch.nan, torch.inf
+    dirty = run(replace(call, anchors=anchors, keys=keys), backend, device)
+    assert torch.equal(clean[0], dirty[0])
+    assert all(map(torch.equal, clean[1], dirty[1]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_in_a_read_row_travels_into_the_loss(value: float, backend: str, device: str) -> None:
+    call = replace(separate(30, 41, 12, ignored=0.0), normalize=False)
+    anchors = call.anchors.clone()
+    anchors[3, 2] = value
+    loss, _ = run(replace(call, anchors=anchors, reduction="none"), backend, device)
+    assert not loss[3].isfinite()
+    assert loss[torch.arange(30) != 3].isfinite().all()
+
+
+def test_only_the_gradients_asked_for(backend: str, device: str) -> None:
+    call = on(separate(13, 17, 8), device)
+    both = run(separate(13, 17, 8), backend, device)[1]
+    for position, name in enumerate(("anchors", "keys")):
+        leaf = getattr(call, name).clone().requires_grad_()
+        secl_ops.info_nce(**replace(call, **{name: leaf}).arguments(), backend=backend).backward()
+        assert torch.equal(leaf.grad.cpu(), both[position])
+
+
+def test_permuted_input_and_gradient_layout(backend: str, device: str) -> None:
+    call = on(separate(19, 23, 8), device)
+    leaf = call.anchors.T.contiguous().T.requires_grad_()
+    loss = secl_ops.info_nce(**replace(call, anchors=leaf).arguments(), backend=backend)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    expected, gradients = run(separate(19, 23, 8), backend, device)
+    assert torch.equal(loss.detach().cpu(), expected)
+    assert torch.equal(gradient.cpu(), gradients[0])
+
+
+def test_temperature_tensor(backend: str, device: str) -> None:
+    for call in (separate(13, 17, 8), alone(14, 8)):
+        results = []
+        for at, name, dtype in ((device, backend, torch.float32), ("cpu", "reference", torch.float64)):
+            moved, leaves = on(call.to(dtype), at).leaves()
+            temperature = torch.full((1,), 0.3, dtype=dtype, device=at, requires_grad=True)
+            loss = secl_ops.info_nce(**replace(moved, temperature=temperature).arguments(), backend=name)
+            results.append([loss.detach(), *torch.autograd.grad(loss, [temperature, *leaves])])
+        for number, (actual, truth) in enumerate(zip(*results, strict=True)):
+            rough = truth.float()
+            assert_within_budget(f"output {number}", actual.cpu(), truth, rough, amplification=16 / 0.3)
+
+
+def test_second_derivative_is_refused(backend: str, device: str) -> None:
+    call, (anchors, _) = on(separate(5, 6, 4), device).leaves()
+    loss = secl_ops.info_nce(**call.arguments(), backend=backend)
+    (gradient,) = torch.autograd.grad(loss, anchors, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        gradient.sum().backward()
+
+
+def map_like(layout: str) -> Tensor:
+    features = torch.randn(2, 6, 5, 7, generator=torch.Generator().manual_seed(0))
+    if layout == "channels_last":
+        return features.contiguous(memory_format=torch.channels_last)
+    return features.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2) if layout == "permuted" else features
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gather_reads_and_its_gradient_writes(layout: str, dtype: torch.dtype, backend: str, device: str) -> None:
+    features = map_like(layout).to(device, dtype).requires_grad_()
+    index = torch.tensor([0, 69, -1, 17, 17, 34, 35], device=device)
+    rows = secl_ops.gather_pixels(features, index, backend=backend)
+    flat = features.detach().permute(0, 2, 3, 1).reshape(-1, 6)
+    expected = torch.where((index >= 0)[:, None], flat[index.clamp(min=0)], 0)
+    assert torch.equal(rows, expected)
+    weight = (torch.arange(rows.numel(), device=device) % 5).reshape(rows.shape).to(dtype)
+    (gradient,) = torch.autograd.grad(rows, features, weight)
+    dense = torch.zeros_like(flat).index_put_((index[index >= 0],), weight[index >= 0], accumulate=True)
+    assert torch.equal(gradient, dense.reshape(2, 5, 7, 6).permute(0, 3, 1, 2))
+    assert gradient.stride() == features.stride()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 11), (2, 3, 4, 3, 5)], ids=["1-D", "3-D"])
+def test_gather_in_one_and_three_dimensions(shape: tuple[int, ...], backend: str, device: str) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+    pixels = features[:, 0].numel()
+    rows = secl_ops.gather_pixels(features, torch.arange(pixels, device=device), backend=backend)
+    assert torch.equal(rows, features.movedim(1, -1).reshape(pixels, shape[1]))
