@@ -52,7 +52,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 @_implement("unit_rows")
 def _unit_rows(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return select(backend, rows.device, rows.dtype, "unit_rows").unit_rows(rows, labels)
+    return select(backend, rows.device, rows.dtype, "info_nce").unit_rows(rows, labels)
 
 
 @_fake("unit_rows")
@@ -62,7 +62,7 @@ def _unit_rows_fake(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor,
 
 @_implement("unit_rows_backward")
 def _unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor, backend: str) -> Tensor:
-    module = select(backend, unit.device, unit.dtype, "unit_rows")
+    module = select(backend, unit.device, unit.dtype, "info_nce")
     return module.unit_rows_backward(grad, unit, inverse)
 
 

@@ -218,7 +218,7 @@ def _first(priority: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     size = min(count, priority.shape[1])
     value, pixel = torch.where(mask, priority, never).topk(size, dim=1, largest=False, sorted=True)
     pad = (0, count - size)
-    return torch.nn.functional.pad(pixel, pad), torch.nn.functional.pad(value, pad, value=never) != never
+    return torch.nn.functional.pad(pixel, pad), torch.nn.functional.pad(value != never, pad, value=False)
 
 
 def _spread(priority: Tensor, mask: Tensor, cell: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:

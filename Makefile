@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := .ci/requirements.lock
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-gpu lint bench clean
+
+help:            ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
+
+setup: $(READY)  ## Virtual environment with pinned versions, and the compiled extension
+
+$(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.*)
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python >= 3.11 or pass PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: Python >= 3.11 is needed; pass one with PYTHON=..." >&2; exit 2; }
+	@echo "setup: virtual environment in $(VENV) (once; a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "make: no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	@echo "setup: C++ extension"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: setup      ## Make a phantom data set, train on two labelled cases, segment, report (minutes)
+	@$(BIN)/secl demo --out demo_run --overwrite
+
+test: setup lint ## Style, types and every test that runs without a GPU
+	@SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} $(BIN)/python -m pytest -q
+
+test-gpu: setup  ## The tests on a CUDA device; none may be skipped for want of one
+	@SECL_REQUIRE=cuda,triton $(BIN)/python -m pytest -q tests --ignore tests/models
+
+lint: setup      ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup     ## Time the loss beside eager torch and the native kernels
+	@$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:           ## Remove what setup made
+	rm -rf $(VENV) build *.egg-info secl_ops/_C.*

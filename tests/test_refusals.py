@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An error is part of the API: each refusal of secl_ops is seen, with the message that names argument, rule and cure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import secl_ops
+from secl_ops.backends import reference
+
+A, Y = torch.ones(4, 3), torch.tensor([0, 0, 1, 1])
+K, Z = torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 1])
+F, MAP = torch.ones(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+
+
+def loss(anchors: object = A, keys: object = None, **options: object) -> Callable[[], object]:
+    given = {"anchor_labels": Y, **options}
+    return lambda: secl_ops.info_nce(anchors, keys, **given)
+
+
+def pixels(labels: object = MAP, per_class: object = 2, **options: object) -> Callable[[], object]:
+    given = {"num_classes": 2, "seed": 0, **options}
+    return lambda: secl_ops.sample_pixels(labels, per_class, **given)
+
+
+def maps(features: object = F, labels: object = MAP, *keys: object, **options: object) -> Callable[[], object]:
+    given = {"per_class": 2, "num_classes": 2, "seed": 0, **options}
+    return lambda: secl_ops.pixel_contrast(features, labels, *keys, **given)
+
+
+REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
+    ("rows as list", loss([[1.0]]), TypeError, "anchors must be a torch.Tensor; got list"),
+    ("rank", loss(F), ValueError, r"anchors must have two dimensions \[rows, width\]; got shape \(2, 3, 4, 4\)"),
+    ("integer rows", loss(A.long()), TypeError, r"anchors must be floating; got torch.int64; cast it"),
+    ("no width", loss(A[:, :0]), ValueError, r"anchors must be at least one wide; got shape \(4, 0\)"),
+    ("width", loss(A, K[:, :2], key_labels=Z), ValueError, "keys and anchors must have the same width; got 2 and 3"),
+    ("dtype", loss(A, K.half(), key_labels=Z), TypeError, "keys and anchors must have one dtype; got torch.float16"),
+    ("device", loss(A, K.to("meta"), key_labels=Z), ValueError, "must be on one device; got meta and cpu; move one"),
+    ("keys alone", loss(A, K), ValueError, "keys needs key_labels as well; pass keys and key_labels together"),
+    ("key labels alone", loss(key_labels=Z), ValueError, "key_labels needs keys as well"),
+    ("label length", loss(anchor_labels=Z), ValueError, r"anchor_labels must have shape \[4\], one per row of anchors"),
+    ("label kind", loss(anchor_labels=Y.float()), TypeError, "anchor_labels must hold integers; got torch.float32"),
+    ("label bool", loss(anchor_labels=Y.bool()), TypeError, "anchor_labels must hold integers; got torch.bool"),
+    ("temperature 0", loss(temperature=0.0), ValueError, "temperature must be finite and above 0; got 0.0"),
+    ("temperature -1", loss(temperature=-1), ValueError, "temperature must be finite and above 0; got -1"),
+    ("temperature nan", loss(temperature=float("nan")), ValueError, "temperature must be finite and above 0; got nan"),
+    ("temperature text", loss(temperature="0.1"), TypeError, "temperature must be a float or a one-element tensor"),
+    ("temperature pair", loss(temperature=torch.ones(2)), ValueError, r"got a tensor of shape \(2,\)"),
+    ("temperature checked", loss(temperature=-torch.ones(1), validate=True), ValueError, "above 0; got -1.0"),
+    ("denominator", loss(denominator="both"), ValueError, "denominator must be one of 'negatives', 'all'; got 'both'"),
+    ("reduction", loss(reduction="avg"), ValueError, "reduction must be one of 'mean', 'sum', 'none'; got 'avg'"),
+    ("backend", loss(backend="cuda"), ValueError, "backend must be one of 'auto', 'reference', 'native', 'triton'"),
+    ("normalize", loss(normalize=1), TypeError, "normalize must be a bool; got int"),
+    ("weights shape", loss(weights=torch.ones(3)), ValueError, r"weights must have shape \[4\], one per anchor"),
+    ("weights kind", loss(weights=Y), TypeError, "weights must be floating; got torch.int64"),
+    ("weights below 0", loss(weights=-torch.ones(4), validate=True), ValueError, "weights must be at least 0; got -1.0"),
+    ("positives alone", loss(positives=A), ValueError, "positives needs positive_labels as well"),
+    (
+        "positives with groups",
+        loss(positives=A, positive_labels=Y, anchor_groups=Y), ValueError, "positives belong to no group",
+    ),
+    ("groups alone", loss(A, K, key_labels=Z, anchor_groups=Y), ValueError, "anchor_groups needs key_groups as well"),
+    ("key groups alone", loss(key_groups=Z), ValueError, "key_groups goes with keys"),
+    ("exclude alone", loss(exclude=Y), ValueError, "exclude goes with keys"),
+    (
+        "exclude range",
+        loss(A, K, key_labels=Z, exclude=Y + 9, validate=True), ValueError, r"exclude must lie in -1..4; got 9..10",
+    ),
+    (
+        "label range",
+        loss(anchor_labels=Y - 2, validate=True), ValueError, "anchor_labels must lie in -1..2147483647, .* got -2..-1",
+    ),
+    ("map", lambda: secl_ops.gather_pixels(A, Y), ValueError, r"features must have shape \[B, D, \*spatial\]"),
+    ("integer map", lambda: secl_ops.gather_pixels(F.int(), Y), TypeError, "features must be floating"),
+    ("index kind", lambda: secl_ops.gather_pixels(F, Y.int()), TypeError, r"index must be int64 of shape \[n\]"),
+    (
+        "index range",
+        lambda: secl_ops.gather_pixels(F, Y + 31, validate=True), ValueError, r"index must lie in -1..31 .* got 31..32",
+    ),
+    ("grid rank", lambda: secl_ops.pool_regions(F, (2,)), ValueError, "grid must have one number per spatial axis"),
+    ("grid fine", lambda: secl_ops.pool_regions(F, (2, 5)), ValueError, r"grid must not be finer than the map \(4, 4\)"),
+    ("grid zero", lambda: secl_ops.pool_regions(F, (2, 0)), ValueError, "grid must be at least 1; got 0"),
+    ("class count", lambda: secl_ops.class_means(A, Y, 0), ValueError, "num_classes must be at least 1; got 0"),
+    ("float labels", pixels(MAP.float()), TypeError, "labels must hold integers; got torch.float32; cast it"),
+    ("flat labels", pixels(Y), ValueError, r"labels must have shape \[B, \*spatial\]"),
+    ("per class", pixels(per_class=0), ValueError, "per_class must be at least 1; got 0"),
+    ("per class kind", pixels(per_class=2.0), TypeError, "per_class must be an int; got float"),
+    ("ignore", pixels(ignore_index=None), TypeError, "ignore_index must be an int; got NoneType"),
+    ("strategy", pixels(strategy="grid"), ValueError, "strategy must be one of 'uniform', 'stratified', 'hard'"),
+    ("hard alone", pixels(strategy="hard"), ValueError, 'scores go with strategy="hard"'),
+    ("scores alone", pixels(scores=MAP.float()), ValueError, 'scores go with strategy="hard"'),
+    ("eligible kind", pixels(eligible=MAP), TypeError, "eligible must be torch.bool; got torch.int64"),
+    ("eligible shape", pixels(eligible=MAP[:1].bool()), ValueError, "eligible must have the shape of labels"),
+    ("seed kind", pixels(seed=0.5), TypeError, "seed must be an int or an int64 tensor of one element; got float"),
+    ("seed tensor", pixels(seed=torch.zeros(1)), TypeError, "seed must be an int or an int64 tensor"),
+    ("label batch", maps(F, MAP[:1]), ValueError, "labels must have the batch and the number of spatial axes of features"),
+    ("labels without map", maps(F, MAP, None, MAP), ValueError, "key_labels and key_eligible go with key_features"),
+    ("queue size", lambda: secl_ops.ClassQueue(2, 0, 3), ValueError, "size must be at least 1; got 0"),
+    ("queue width", lambda: secl_ops.ClassQueue(2, 4, 8).enqueue(A, Y), ValueError, "rows must be 8 wide, the queue's dim"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [row[1:] for row in REFUSALS], ids=[row[0] for row in REFUSALS])
+def test_refusal(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_float64_is_for_the_reference_backend(backend: str) -> None:
+    rows = A.double()
+    if backend == "reference":
+        assert secl_ops.info_nce(rows, anchor_labels=Y, backend=backend).dtype == torch.float64
+        return
+    with pytest.raises(RuntimeError, match=f"backend='{backend}' cannot run info_nce on cpu float64: .*reference"):
+        secl_ops.info_nce(rows, anchor_labels=Y, backend=backend)
+
+
+def test_a_named_backend_lists_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "objections", lambda *_: ["it is Sunday", "it rains"])
+    with pytest.raises(RuntimeError, match="backend='reference' cannot run info_nce on cpu float32: it is Sunday; it rains"):
+        secl_ops.info_nce(A, anchor_labels=Y, backend="reference")
+
+
+def test_auto_never_takes_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secl_ops.backends import native
+    from secl_ops.backends.select import select
+
+    monkeypatch.setattr(native, "objections", lambda *_: ["not built"])
+    assert select("auto", torch.device("cpu"), torch.float32, "info_nce") is reference

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampler draws what it says: exact counts, no duplicates, every pixel equally likely, the same seed the same pixels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import secl_ops
+
+STRATEGIES = ["uniform", "stratified"]
+
+
+@pytest.fixture(params=["reference", "native"])
+def sampler(request: pytest.FixtureRequest) -> str:
+    """Backends that sample."""
+    from tests.conftest import skip_or_fail
+
+    reasons = secl_ops.backends()[request.param]
+    if reasons:
+        skip_or_fail(request.param, f"backend {request.param} cannot run: {'; '.join(reasons)}")
+    return str(request.param)
+
+
+def maps(seed: int = 0, shape: tuple[int, ...] = (3, 9, 11), classes: int = 3) -> Tensor:
+    return torch.randint(-1, classes, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def flat_draw(labels: Tensor, per_class: int, classes: int, **options: object) -> Tensor:
+    """Drawn pixels [B, C, K], -1 where there was none, after checking what holds for every draw."""
+    sample = secl_ops.sample_pixels(labels, per_class, num_classes=classes, **options)
+    assert sample.index.dtype == torch.int64
+    assert sample.label.dtype == torch.int32
+    pixels = labels[0].numel()
+    index, label = sample.index.view(len(labels), classes, per_class), sample.label.view(len(labels), classes, per_class)
+    assert torch.equal(index < 0, label < 0)
+    for image in range(len(labels)):
+        for number in range(classes):
+            drawn = index[image, number][index[image, number] >= 0]
+            assert len(drawn.unique()) == len(drawn)
+            assert ((drawn // pixels) == image).all()
+            assert (labels.flatten()[drawn] == number).all()
+            assert (label[image, number][: len(drawn)] == number).all()
+            assert (index[image, number][len(drawn) :] == -1).all()
+    return index
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("shape", [(3, 40), (3, 9, 11), (2, 5, 6, 7)])
+@pytest.mark.parametrize("per_class", [1, 5, 64])
+def test_exact_counts(strategy: str, shape: tuple[int, ...], per_class: int, sampler: str) -> None:
+    labels = maps(shape=shape)
+    index = flat_draw(labels, per_class, 3, seed=7, strategy=strategy, backend=sampler)
+    for image in range(len(labels)):
+        for number in range(3):
+            available = int((labels[image] == number).sum())
+            assert int((index[image, number] >= 0).sum()) == min(per_class, available)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_pixel_is_equally_likely(strategy: str, sampler: str) -> None:
+    labels = torch.zeros(1, 6, 8, dtype=torch.int64)
+    labels[0, :, 5:] = 1
+    hits = torch.zeros(48)
+    for seed in range(3000):
+        index = secl_ops.sample_pixels(labels, 7, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index
+        hits[index] += 1
+    inside = hits[labels.flatten() == 0]
+    assert hits.sum() == 3000 * 7
+    assert inside.sum() == hits.sum()
+    # Draws without replacement vary less than a multinomial: scale the statistic by (1 - k/n), its exact variance ratio.
+    statistic = float(((inside - inside.mean()) ** 2 / inside.mean()).sum()) / (1 - 7 / 30) * 29 / 30
+    if strategy == "uniform":
+        assert 1e-3 < stats.chi2.sf(statistic, df=29) < 1 - 1e-3
+    else:
+        assert stats.chi2.sf(statistic, df=29) > 1e-3
+
+
+def test_stratified_draws_are_spread(sampler: str) -> None:
+    labels = torch.zeros(1, 32, 32, dtype=torch.int64)
+    variances = []
+    for strategy in STRATEGIES:
+        counts = []
+        for seed in range(60):
+            index = secl_ops.sample_pixels(labels, 64, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index
+            cell = (index // 32 // 8) * 4 + index % 32 // 8
+            counts.append(torch.bincount(cell, minlength=16).float())
+        variances.append(torch.stack(counts).var().item())
+    assert variances[0] > 2
+    assert variances[1] == 0
+
+
+def test_seeds(sampler: str) -> None:
+    labels = maps()
+    draw = lambda seed: secl_ops.sample_pixels(labels, 4, num_classes=3, seed=seed, backend=sampler).index  # noqa: E731
+    assert torch.equal(draw(3), draw(3))
+    assert torch.equal(draw(3), draw(torch.tensor([3])))
+    assert not torch.equal(draw(3), draw(4))
+    assert torch.equal(draw(2**64 + 5), draw(5))
+
+
+def test_backends_that_sample_agree(sampler: str) -> None:
+    labels = maps(shape=(2, 13, 17))
+    for strategy in STRATEGIES:
+        options = {"num_classes": 3, "seed": 11, "strategy": strategy}
+        truth = secl_ops.sample_pixels(labels, 6, **options, backend="reference")
+        assert torch.equal(secl_ops.sample_pixels(labels, 6, **options, backend=sampler).index, truth.index)
+
+
+def test_ignored_and_ineligible_pixels_are_never_drawn(sampler: str) -> None:
+    labels = maps(shape=(2, 8, 8))
+    index = secl_ops.sample_pixels(labels, 64, num_classes=3, ignore_index=1, seed=0, backend=sampler).index
+    assert not (labels.flatten()[index[index >= 0]] == 1).any()
+    eligible = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3
+    index = secl_ops.sample_pixels(labels, 64, num_classes=3, eligible=eligible, seed=0, backend=sampler).index
+    drawn = index[index >= 0]
+    assert eligible.flatten()[drawn].all()
+    assert len(drawn) == int((eligible & (labels >= 0)).sum())
+
+
+def test_hard_takes_the_lowest_scores_for_half_of_the_budget() -> None:
+    labels = torch.zeros(1, 10, 10, dtype=torch.int64)
+    scores = torch.randperm(100, generator=torch.Generator().manual_seed(0)).view(1, 10, 10).float()
+    lowest = set(scores.flatten().argsort()[:4].tolist())
+    rest = []
+    for seed in range(40):
+        index = secl_ops.sample_pixels(labels, 8, num_classes=1, seed=seed, scores=scores, strategy="hard").index.tolist()
+        assert lowest <= set(index)
+        assert len(set(index)) == 8
+        rest += sorted(set(index) - lowest)
+    assert len(set(rest)) > 60
+
+
+def test_empty_maps(sampler: str) -> None:
+    for shape in ((0, 4, 4), (2, 0, 4)):
+        labels = torch.zeros(shape, dtype=torch.int64)
+        sample = secl_ops.sample_pixels(labels, 3, num_classes=2, seed=0, backend=sampler)
+        assert sample.index.tolist() == [-1] * (shape[0] * 6)
