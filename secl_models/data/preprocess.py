@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a volume as stored to network input and back: intensities, grid, and what a preset left open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from secl_models.config import DataConfig, RunConfig
+from secl_models.data.layouts import DataSet
+from secl_models.data.volumes import Volume
+from secl_models.errors import InputError
+
+ROBUST = (
+    0.5,
+    99.5,
+)  # percentiles that bound an intensity: above them lie vessels, metal and reconstruction errors
+LARGEST_PATCH = {2: 160, 3: 80}  # voxels along one axis that a patch chosen here may have
+CONSTANT = (
+    1e-8  # standard deviation, as a share of the largest intensity, below which an image counts as constant
+)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What turns a volume into network input; kept in every checkpoint, so that prediction repeats it.
+
+    Attributes:
+        dims: 2 resamples in plane only and leaves the last axis, the slices, alone; 3 resamples every axis.
+        size: Grid that every slice (or volume) is resized to, or None.
+        spacing: Voxel sides in mm that every volume is resampled to, or None. With neither the grid stays.
+        normalize: "volume" or "slice" (clip to robust percentiles, zero mean and unit variance) or "window".
+        window: Intensities between which "window" spreads a uniform variable of zero mean and unit variance.
+
+    Example:
+        >>> preprocess = Preprocess.from_config(DataConfig(size=(96, 96), normalize="volume"))
+        >>> preprocess.restore(torch.rand(4, 96, 96, 10), (256, 216, 10)).shape
+        torch.Size([4, 256, 216, 10])
+    """
+
+    dims: int
+    size: tuple[int, ...] | None
+    spacing: tuple[float, ...] | None
+    normalize: str
+    window: tuple[float, float] | None
+
+    @classmethod
+    def from_config(cls, config: DataConfig) -> Preprocess:
+        """Take over the options of a resolved configuration.
+
+        Raises:
+            ValueError: `resolve` has not been called yet, so that spacing or normalisation are still open.
+        """
+        if config.normalize == "auto" or config.spacing == ():
+            raise ValueError(
+                "data.normalize and data.spacing are still open: call resolve(config, data, labeled) first"
+            )
+        return cls(config.dims, config.size, config.spacing, config.normalize, config.window)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `to_dict`."""
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with lists for tuples, for a checkpoint or json."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    def image(self, volume: Volume) -> Tensor:
+        """Normalise the image and resample it linearly, smoothing first where the grid gets coarser.
+
+        Returns:
+            `[C, *grid]` float32 on the CPU.
+
+        Raises:
+            InputError: The volume stores no spacing where one is needed, or has fewer axes than `dims`.
+        """
+        array = torch.from_numpy(np.ascontiguousarray(self._normalized(volume.image)))
+        return _resample_linear(array, self.grid(volume))
+
+    def label(self, volume: Volume) -> Tensor:
+        """Class indices `[*grid]` uint8 of the nearest stored voxels, pixel for pixel below `image`.
+
+        Raises:
+            InputError: As for `image`, or the volume has no label.
+        """
+        if volume.label is None:
+            raise InputError(
+                volume.case.name, rule="a labelled case has a label", got="none", cure="give its label file"
+            )
+        stored = torch.from_numpy(np.ascontiguousarray(volume.label, dtype=np.uint8))
+        grid = self.grid(volume)
+        if tuple(stored.shape) == grid:
+            return stored
+        # Plain "nearest" of torch takes the voxel below, half a voxel off the linear image.
+        return interpolate(stored[None, None], size=grid, mode="nearest-exact")[0, 0]
+
+    def restore(self, probabilities: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Bring probabilities from the network's grid back to the input's own.
+
+        Args:
+            probabilities: `[K + 1, *grid]` floating.
+            shape: Spatial shape of the input in voxels.
+
+        Returns:
+            `[K + 1, *shape]`; the arg-max over the classes is the segmentation.
+        """
+        return _resample_linear(probabilities, shape)
+
+    def grid(self, volume: Volume) -> tuple[int, ...]:
+        """Spatial shape of a volume after resampling.
+
+        Raises:
+            InputError: The volume stores no spacing where one is needed, or has fewer axes than `dims`.
+        """
+        shape, name = volume.image.shape[1:], volume.case.name
+        if len(shape) < self.dims:
+            got, cure = f"single slices of shape {tuple(shape)}", "set data.dims to 2 for this data set"
+            raise InputError(name, rule="data.dims=3 needs volumes of three axes", got=got, cure=cure)
+        if self.size is not None:
+            return (*self.size, *shape[self.dims :])
+        if self.spacing is None:
+            return tuple(shape)
+        if volume.spacing is None:
+            cure = "set data.spacing to null, or data.size to a fixed grid"
+            raise InputError(
+                name, rule="data.spacing needs files that store a voxel spacing", got="none", cure=cure
+            )
+        pairs = zip(shape, volume.spacing, self.spacing, strict=False)  # in plane only when dims is 2
+        return (*(max(1, round(n * own / target)) for n, own, target in pairs), *shape[self.dims :])
+
+    def _normalized(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Clip and scale intensities `[C, *spatial]`."""
+        if self.normalize == "window" and self.window is not None:
+            low, high = self.window
+            # A uniform variable on [low, high] has mean (low + high) / 2 and variance (high - low)^2 / 12.
+            scaled = (np.clip(image, low, high) - (low + high) / 2) * (12**0.5 / (high - low))
+            return scaled.astype(np.float32)
+        axes = (1, 2) if self.normalize == "slice" else tuple(range(1, image.ndim))
+        low, high = np.percentile(image, ROBUST, axis=axes, keepdims=True)
+        clipped = np.clip(image, low, high)
+        mean = clipped.mean(axes, keepdims=True, dtype=np.float64)
+        spread = clipped.std(axes, keepdims=True, dtype=np.float64)
+        smallest = CONSTANT * np.abs(clipped).max(axes, keepdims=True)
+        scaled = np.where(spread > smallest, (clipped - mean) / np.where(spread > smallest, spread, 1), 0)
+        return scaled.astype(np.float32)
+
+
+def _resample_linear(values: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Separable linear resampling of `[C, *spatial]`; both grids span the same extent, edge to edge."""
+    if tuple(values.shape[1:]) == grid:
+        return values
+    slices_last = values.movedim(3, 1) if values.dim() == 4 else values.unsqueeze(1)  # [C, S, H, W]
+    plane = interpolate(slices_last, size=grid[:2], mode="bilinear", align_corners=False, antialias=True)
+    if len(grid) == 2:
+        return plane.squeeze(1)
+    columns = plane.flatten(2).transpose(1, 2).unsqueeze(0)  # [1, C, H * W, S]
+    if grid[2] != columns.shape[3]:
+        size = (columns.shape[2], grid[2])
+        columns = interpolate(columns, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return columns[0].reshape(values.shape[0], *grid).contiguous()
+
+
+def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunConfig:
+    """Settle from the labelled volumes what the configuration left open, so that its echo is complete.
+
+    `normalize` "auto" becomes "window" for CT (percentiles of the labelled structures when no window is
+    given), "slice" where the files are single slices, else "volume". An empty spacing becomes the median, or
+    None where files store none. An empty patch becomes the median grid, rounded up to the network's stride,
+    at most `LARGEST_PATCH`.
+
+    Args:
+        config: As loaded.
+        data: Names the modality of each channel.
+        labeled: The labelled training volumes, one or more.
+
+    Raises:
+        InputError: No labelled volume, or volumes that do not fit `data.dims`.
+    """
+    if not labeled:
+        raise InputError("labelled cases", rule="one or more", got=0, cure="raise --labeled")
+    options = config.data
+    if options.normalize == "auto":
+        options = _choose_normalization(options, data, labeled)
+    if options.spacing == ():
+        options = replace(options, spacing=_median_spacing(options, labeled))
+    if options.patch == ():
+        grids = [Preprocess.from_config(options).grid(volume)[: options.dims] for volume in labeled]
+        stride = config.network.stride
+        cap = max(2, LARGEST_PATCH[options.dims] // stride) * stride
+        blocks = np.ceil(np.median(grids, axis=0) / stride).astype(int)
+        options = replace(options, patch=tuple(int(min(cap, max(2, count) * stride)) for count in blocks))
+    return replace(config, data=options)
+
+
+def _median_spacing(options: DataConfig, labeled: Sequence[Volume]) -> tuple[float, ...] | None:
+    stored = [volume.spacing[: options.dims] for volume in labeled if volume.spacing is not None]
+    if options.size is not None or len(stored) < len(labeled):
+        return None
+    return tuple(round(float(side), 4) for side in np.median(stored, axis=0))  # headers differ by rounding
+
+
+def _choose_normalization(options: DataConfig, data: DataSet, labeled: Sequence[Volume]) -> DataConfig:
+    computed = all(modality.upper() == "CT" for modality in data.modality)
+    if options.window is not None or computed:
+        window = options.window or _structure_window(labeled)
+        return replace(options, window=window, normalize="window")
+    single_slices = any(volume.image.ndim == 3 for volume in labeled)
+    return replace(options, normalize="slice" if single_slices else "volume")
+
+
+def _structure_window(labeled: Sequence[Volume]) -> tuple[float, float]:
+    """Robust percentiles of all labelled voxels, or of everything where no voxel is labelled."""
+    inside = [volume.image[:, volume.label > 0].ravel() for volume in labeled if volume.label is not None]
+    if not any(part.size for part in inside):
+        inside = [volume.image.ravel() for volume in labeled]
+    low, high = np.percentile(np.concatenate(inside), ROBUST)
+    return float(np.floor(low)), float(max(np.ceil(high), np.floor(low) + 1))

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is trained, validated and tested on: splits by patient that are drawn once, saved and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from secl_models.data.layouts import Case, DataSet
+from secl_models.data.volumes import write_atomic
+from secl_models.errors import InputError
+
+SPLIT_SEED = 2105  # draws test and validation: every seed of a study is tested on the same patients
+TEST_SHARE, TEST_MOST = 0.2, 40
+VAL_SHARE, VAL_MOST = 0.1, 20
+PARTS = ("labeled", "unlabeled", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint cases; no patient is in two of training (labelled and unlabelled), validation and test.
+
+    Attributes:
+        labeled: Training cases whose labels are used.
+        unlabeled: Training cases without label; labels that exist are taken away.
+        val: Cases with labels, for selection.
+        test: Cases with labels, for the final figures.
+    """
+
+    labeled: tuple[Case, ...]
+    unlabeled: tuple[Case, ...]
+    val: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+def make_split(data: DataSet, labeled: int, seed: int) -> Split:
+    """Divide the patients of a data set.
+
+    SSL4MIS keeps its lists, and its labelled patients are the first of `train_slices.list`, whatever the
+    seed. Elsewhere test (20 %, 1 to 40) and validation (10 %, 1 to 20) patients are drawn independently of
+    `seed` unless the table fixes them; `seed` draws the labelled patients among the others, and fewer are
+    always a subset of more.
+
+    Args:
+        data: The data set.
+        labeled: Number of training patients whose labels are used.
+        seed: Draws them.
+
+    Raises:
+        InputError: A patient is in two splits, a validation or test case lacks its label, or patients are
+            too few.
+
+    Example:
+        >>> split = make_split(read_data_set(Path("hippocampus")), labeled=3, seed=0)  # doctest: +SKIP
+        >>> len(split.labeled), len(split.val), len(split.test)  # doctest: +SKIP
+        (3, 20, 40)
+    """
+    for fault in shared_patients(data.cases):
+        raise fault
+    role = _roles(data)
+    train = [case for case in data.cases if role[case.patient] == "train"]
+    chosen = _labeled_patients(data, train, labeled, seed)
+    keep = [case for case in train if case.patient in chosen and case.label is not None]
+    kept = {case.name for case in keep}
+    rest = [replace(case, label=None) for case in train if case.name not in kept]
+    val, test = (tuple(_evaluated(data, role, part)) for part in ("val", "test"))
+    if not val:
+        cure = "mark rows as val, or add labelled patients"
+        raise InputError(data.root, rule="validation has at least one case", got="none", cure=cure)
+    return Split(tuple(keep), tuple(rest), val, test)
+
+
+def shared_patients(cases: Iterable[Case]) -> list[InputError]:
+    """One fault for each patient whom the layout puts into two splits.
+
+    Args:
+        cases: All cases of a data set.
+    """
+    places: dict[str, dict[str, Case]] = {}
+    for case in cases:
+        if case.split is not None:
+            places.setdefault(case.patient, {}).setdefault(case.split, case)
+    return [
+        InputError(
+            f"patient {patient}",
+            rule="a patient is in one split only",
+            got=", ".join(f"{case.name} in {split}" for split, case in found.items()),
+            cure="move all cases of the patient into one split",
+        )
+        for patient, found in places.items()
+        if len(found) > 1
+    ]
+
+
+def save_split(path: Path, split: Split) -> None:
+    """Write the case names of a split as JSON; the file appears whole or not at all.
+
+    Args:
+        path: Target.
+        split: What to write.
+    """
+    names = {part: [case.name for case in getattr(split, part)] for part in PARTS}
+    write_atomic(path, (json.dumps(names, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load_split(path: Path, data: DataSet) -> Split:
+    """Read what `save_split` wrote and verify it against the data.
+
+    Args:
+        path: The JSON file.
+        data: The data set that the split was made of.
+
+    Raises:
+        InputError: The file is missing or not a split, names an unknown case, lacks a label that it needs, or
+            puts a case or patient into two parts.
+    """
+    names = _read_names(path)
+    known = {case.name: case for case in data.cases}
+    listed = [(part, name) for part in PARTS for name in names[part]]
+    seen: set[str] = set()
+    for part, name in listed:
+        if name not in known or name in seen:
+            rule = f"each case of the split is listed once and is in {data.root}"
+            raise InputError(path, rule=rule, got=f"{name} of {part}", cure="train on the data the split was made of")
+        seen.add(name)
+        if part != "unlabeled" and known[name].label is None:
+            raise InputError(path, rule=f"a case of {part} has a label", got=name, cure="restore the label file")
+    placed = [replace(known[name], split="train" if part in PARTS[:2] else part) for part, name in listed]
+    for fault in shared_patients(placed):
+        raise InputError(path, rule=fault.rule, got=f"{fault.what}: {fault.got}", cure="make the split anew")
+    parts = {part: tuple(known[name] for name in names[part]) for part in PARTS}
+    hidden = tuple(replace(case, label=None) for case in parts["unlabeled"])
+    return Split(parts["labeled"], hidden, parts["val"], parts["test"])
+
+
+def _read_names(path: Path) -> dict[str, list[str]]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(path, rule="the split is a JSON file", got=error, cure="restore it") from error
+    if not isinstance(names, dict) or set(names) != set(PARTS) or not all(map(_is_names, names.values())):
+        got = ", ".join(map(str, names)) if isinstance(names, dict) else type(names).__name__
+        raise InputError(path, rule=f"a split lists names under {', '.join(PARTS)}", got=got, cure="restore it")
+    return names
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _roles(data: DataSet) -> dict[str, str]:
+    """Patient to "train", "val" or "test"; a part that the layout fixes for anybody is not drawn."""
+    fixed = {case.patient: case.split for case in data.cases if case.split is not None}
+    free = {case.patient for case in data.cases if case.label is not None and case.patient not in fixed}
+    role = {case.patient: fixed.get(case.patient) or "train" for case in data.cases}
+    order = _shuffled(free, f"split {SPLIT_SEED}")
+    taken = 0
+    for part, share, most in (("test", TEST_SHARE, TEST_MOST), ("val", VAL_SHARE, VAL_MOST)):
+        if part not in fixed.values():
+            count = min(max(round(share * len(order)), 1), most)
+            role.update(dict.fromkeys(order[taken : taken + count], part))
+            taken += count
+    return role
+
+
+def _labeled_patients(data: DataSet, train: Sequence[Case], labeled: int, seed: int) -> set[str]:
+    available = list(dict.fromkeys(case.patient for case in train if case.label is not None))
+    if not 1 <= labeled <= len(available):
+        rule = f"between 1 and the {len(available)} training patients with a label in {data.root}"
+        cure = f"ask for at most {len(available)}" if available else "add labels"
+        raise InputError("--labeled", rule=rule, got=labeled, cure=cure)
+    order = available if data.layout == "ssl4mis" else _shuffled(available, f"labeled {seed}")
+    return set(order[:labeled])
+
+
+def _evaluated(data: DataSet, role: dict[str, str], part: str) -> Iterable[Case]:
+    """The labelled cases of a part; a drawn patient's other images are dropped, not trained on."""
+    for case in data.cases:
+        if role[case.patient] != part:
+            continue
+        if case.label is not None:
+            yield case
+        elif case.split == part:
+            cure = "add the label or empty the split cell"
+            raise InputError(case.image[0], rule=f"a {part} case has a label", got="none", cure=cure)
+
+
+def _shuffled(patients: Iterable[str], salt: str) -> list[str]:
+    """Ordered by digest: the same on every machine and version, and stable when patients are added."""
+    return sorted(patients, key=lambda patient: hashlib.sha256(f"{salt} {patient}".encode()).digest())

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The check reports every fault that is planted in a data set, with its file, and none in good data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from secl_models.data.check import check_data_set
+from secl_models.data.layouts import Case, DataSet, read_data_set
+from secl_models.data.phantom import write_phantom
+from secl_models.data.splits import make_split
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSet:
+    return write_phantom(tmp_path / "set", cases=4, labeled=3, size=(32, 32, 6))
+
+
+def rewrite(path: Path, change: Callable[[Any], Any], shift: float = 0.0) -> None:
+    """Store changed voxels, with the world moved by `shift` mm."""
+    image: Any = nib.load(path)
+    affine = image.affine.copy()
+    affine[0, 3] += shift
+    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), affine), path)  # type: ignore[no-untyped-call]
+
+
+def with_value(array: Any, value: float) -> Any:
+    changed = array.astype(np.float32)
+    changed[0, 0, 0] = value
+    return changed
+
+
+def label_of(case: Case) -> Path:
+    assert case.label is not None
+    return case.label
+
+
+def test_good_data_has_no_faults(data: DataSet) -> None:
+    assert check_data_set(data) == []
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def no_change(array: Any) -> Any:
+    return array
+
+
+@pytest.mark.parametrize(
+    ("which", "plant", "rule"),
+    [
+        ("image", truncate, "the file can be read to its end"),
+        ("image", lambda path: path.unlink(), "the file exists"),
+        (
+            "image",
+            lambda path: rewrite(path, lambda a: with_value(a, np.nan)),
+            "intensities are finite float32 numbers",
+        ),
+        ("label", truncate, "the file can be read to its end"),
+        ("label", lambda path: rewrite(path, lambda a: with_value(a, 9)), "label values are among 0, 1, 2, 3"),
+        ("label", lambda path: rewrite(path, lambda a: with_value(a, 0.5)), "label values are among 0, 1, 2, 3"),
+        ("label", lambda path: rewrite(path, lambda a: a[1:]), "the shape is that of phantom_002.nii.gz"),
+        ("label", lambda path: rewrite(path, no_change, shift=3.0), "the affine is that of phantom_002.nii.gz"),
+    ],
+)
+def test_each_planted_error_is_named_with_its_file(
+    data: DataSet, which: str, plant: Callable[[Path], None], rule: str
+) -> None:
+    path = data.cases[1].image[0] if which == "image" else label_of(data.cases[1])
+    plant(path)
+    (fault,) = check_data_set(data)
+    assert (fault.file, fault.rule, fault.severity) == (str(path), rule, "error")
+
+
+def test_the_first_fault_does_not_hide_the_others(data: DataSet) -> None:
+    truncate(data.cases[0].image[0])
+    rewrite(data.cases[1].image[0], lambda a: with_value(a, np.inf))
+    rewrite(label_of(data.cases[1]), lambda a: with_value(a, 9))
+    rewrite(label_of(data.cases[2]), lambda a: a * 0)
+    found = [
+        (Path(fault.file).parent.name, Path(fault.file).name[:11], fault.severity) for fault in check_data_set(data)
+    ]
+    assert found[:4] == [
+        ("imagesTr", "phantom_001", "error"),
+        ("imagesTr", "phantom_002", "error"),
+        ("labelsTr", "phantom_002", "error"),
+        ("labelsTr", "phantom_003", "warning"),
+    ]
+
+
+def test_empty_label_flat_image_and_absent_class_are_warnings(data: DataSet) -> None:
+    rewrite(label_of(data.cases[0]), lambda a: a * 0)
+    rewrite(data.cases[3].image[0], lambda a: a * 0 + 5)
+    faults = check_data_set(replace(data, classes={**data.classes, 4: "tumour"}))
+    assert [(fault.got, fault.severity) for fault in faults] == [
+        ("an empty label", "warning"),
+        ("one intensity everywhere", "warning"),
+        ("no voxel of 4 (tumour)", "warning"),
+    ]
+
+
+def test_a_patient_in_two_splits(data: DataSet) -> None:
+    placed = zip(data.cases, ("train", "test", "val", "train"), strict=True)
+    cases = tuple(replace(each, patient="p", split=split) for each, split in placed)
+    (fault,) = check_data_set(replace(data, cases=cases))
+    assert (fault.file, fault.rule) == ("patient p", "a patient is in one split only")
+    assert "phantom_002 in test" in fault.got
+
+
+def test_empty_slices_are_usual_unless_all_of_a_patient_are(tmp_path: Path) -> None:
+    cases = []
+    for name, patient, value in (("a1", "a", 0), ("a2", "a", 1), ("b1", "b", 0), ("b2", "b", 0)):
+        ramp = np.arange(16, dtype=np.int16).reshape(4, 4)
+        for kind, array in (("image", ramp), ("label", np.full((4, 4), value, np.uint8))):
+            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}_{kind}.nii")  # type: ignore[no-untyped-call]
+        cases.append(Case(name, patient, (tmp_path / f"{name}_image.nii",), tmp_path / f"{name}_label.nii", None))
+    faults = check_data_set(DataSet(tmp_path, "csv", {1: "x"}, ("MRI",), tuple(cases)))
+    assert [Path(fault.file).name for fault in faults] == ["b1_label.nii", "b2_label.nii"]
+
+
+def test_progress_and_choice_of_cases(data: DataSet) -> None:
+    seen: list[tuple[int, int]] = []
+    truncate(data.cases[3].image[0])
+    assert check_data_set(data, data.cases[:2], lambda done, total: seen.append((done, total))) == []
+    assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "sarcoma_ct", "acdc"])
+def test_real_sets_are_without_fault(real_data: Path, name: str) -> None:
+    data = read_data_set(real_data / name)
+    split = make_split(data, 1, 0)
+    assert check_data_set(data, (*split.labeled, *split.val)) == []
