@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options: presets load, everything survives a round trip, and each mistake is named with its cure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secl_models.config import (
+    PRESETS,
+    AugmentConfig,
+    ContrastConfig,
+    DataConfig,
+    NetworkConfig,
+    RunConfig,
+    TrainConfig,
+    from_dict,
+    load_preset,
+    override,
+    preset_names,
+    save_config,
+    to_dict,
+    to_yaml,
+)
+from secl_models.errors import InputError
+
+EVERYTHING = RunConfig(
+    preset="mine",
+    labeled=7,
+    seed=3,
+    data=DataConfig(
+        dims=3,
+        spacing=(1.0, 0.5, 1e-05),
+        patch=(16, 32, 48),
+        window=(-160.0, 240.0),
+        normalize="window",
+        foreground=0.5,
+    ),
+    augment=AugmentConfig(flip=(0, 2), rotate=0.1 + 0.2),
+    network=NetworkConfig(channels=(8, 16, 32), taps=(0, 2)),
+    contrast=ContrastConfig(temperature=1 / 3, grid=(2, 2, 1)),
+    train=TrainConfig(lr=5e-3, compile=True, method="mean-teacher"),
+)
+
+
+def test_the_presets_of_the_package_are_these() -> None:
+    assert preset_names() == ["acdc", "default", "demo", "hippocampus", "sarcoma_ct"]
+
+
+@pytest.mark.parametrize("name", ["acdc", "default", "demo", "hippocampus", "sarcoma_ct"])
+def test_each_preset_loads_under_its_name_and_says_what_it_is_for(name: str) -> None:
+    assert load_preset(name).preset == name
+    first, second = (PRESETS / f"{name}.yaml").read_text().splitlines()[:2]
+    assert first.startswith("# ")
+    assert second.startswith("#   secl ")
+
+
+def test_no_flip_where_it_swaps_structures() -> None:
+    assert load_preset("hippocampus").augment.flip == ()
+    assert load_preset("acdc").augment.flip == ()
+
+
+@pytest.mark.parametrize(
+    "config", [RunConfig(), EVERYTHING, *map(load_preset, ["acdc", "default", "sarcoma_ct"])]
+)
+def test_dictionaries_and_files_give_back_exactly_what_went_in(config: RunConfig, tmp_path: Path) -> None:
+    assert from_dict(to_dict(config)) == config
+    assert from_dict(yaml.safe_load(to_yaml(config))) == config
+    save_config(tmp_path / "config.yaml", config)
+    assert load_preset(tmp_path / "config.yaml") == config
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@given(lr=st.floats(min_value=1e-300, max_value=1e300), steps=st.integers(1, 10**12))
+def test_every_number_survives_yaml(lr: float, steps: int) -> None:
+    config = RunConfig(train=TrainConfig(lr=lr, steps=steps))
+    assert from_dict(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_plain_dictionaries_hold_no_tuples() -> None:
+    assert to_dict(RunConfig())["network"]["channels"] == [16, 32, 64, 128, 256]
+    assert "!!" not in to_yaml(EVERYTHING)
+
+
+def test_an_incomplete_file_keeps_the_defaults_and_takes_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text("train:\n  steps: 5\n")
+    assert load_preset(tmp_path / "short.yaml") == RunConfig(preset="short", train=TrainConfig(steps=5))
+
+
+def test_overrides_act_together_and_last_one_wins() -> None:
+    changed = override(
+        RunConfig(),
+        [
+            "train.steps=200",
+            "network.channels=[8,16]",
+            "data.patch=[30,20]",
+            "seed=1",
+            "seed=2",
+            "train.lr=5e-4",
+        ],
+    )
+    assert changed == replace(
+        RunConfig(),
+        seed=2,
+        data=DataConfig(patch=(30, 20)),
+        network=NetworkConfig(channels=(8, 16)),
+        train=TrainConfig(steps=200, lr=0.0005),
+    )
+
+
+def test_overrides_read_null_true_and_whole_numbers_for_decimals() -> None:
+    changed = override(
+        EVERYTHING, ["data.window=null", "data.normalize=volume", "train.compile=false", "contrast.weight=1"]
+    )
+    assert changed.data.window is None
+    assert changed.train.compile is False
+    assert repr(changed.contrast.weight) == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        (
+            "train.stepz=5",
+            "train.stepz: an option that exists; got an unknown name. Cure: the nearest are train.steps",
+        ),
+        ("lr=5", "the nearest are train.lr"),
+        ("train=5", "train: an option that exists"),
+        ("zzz=5", "the options are preset, labeled"),
+        ("train.steps", "train.steps: key=value; got no ="),
+        ("train.steps=[", r"train.steps: a value in yaml; got \["),
+        ("train.steps=many", r"train.steps: of type int; got 'many' \(str\). Cure: write 3, for example"),
+        ("train.steps=1.5", r"train.steps: of type int; got 1.5 \(float\)"),
+        ("train.steps=true", r"train.steps: of type int; got True \(bool\)"),
+        ("train.lr=fast", r"train.lr: of type float; got 'fast' \(str\)"),
+        ("train.lr=true", r"train.lr: of type float; got True \(bool\)"),
+        ("train.lr=.nan", r"train.lr: of type float; got nan \(float\)"),
+        ("train.lr=.inf", r"train.lr: of type float; got inf \(float\)"),
+        ("train.compile=1", r"train.compile: of type bool; got 1 \(int\)"),
+        ("train.method=null", r"train.method: of type str; got None \(NoneType\)"),
+        ("network.channels=8", r"network.channels: a list of int; got 8 \(int\)"),
+        ("network.channels=[8,wide]", r"network.channels\[1\]: of type int; got 'wide'"),
+        ("data.window=[1,2,3]", r"data.window: a list of 2 float; got \[1, 2, 3\]"),
+    ],
+)
+def test_a_bad_override_names_the_key_and_the_cure(assignment: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        override(RunConfig(), [assignment])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": {"dims": 4}}, "data.dims: one of 2, 3; got 4"),
+        ({"data": {"normalize": "max"}}, "data.normalize: one of auto, volume, slice, window; got max"),
+        ({"data": {"normalize": "window"}}, 'data.normalize: "window" needs data.window'),
+        ({"data": {"patch": [64, 64, 64]}}, "data.patch: 2 positive numbers"),
+        ({"data": {"size": []}}, "data.size: 2 positive numbers"),
+        ({"data": {"spacing": [1.0, -1.0]}}, "data.spacing: 2 positive numbers"),
+        (
+            {"data": {"spacing": [1.0, 1.0], "size": [64, 64]}},
+            "data.size: a fixed size and a spacing exclude each other",
+        ),
+        ({"data": {"window": [240, -160]}}, "data.window: two intensities, the lower first"),
+        ({"data": {"foreground": 1.5}}, "data.foreground: between 0 and 1; got 1.5"),
+        ({"data": {"patch": [100, 128]}}, r"data.patch: multiples of 16, .* Cure: write \[96, 128\]"),
+        ({"data": {"patch": [16, 16]}}, "data.patch: multiples of 16, .* and not 16 on every axis"),
+        ({"data": {"dims": 3, "patch": [32, 32, 32]}}, "contrast.grid: 3 counts, one for each spatial axis"),
+        ({"augment": {"flip": [2]}}, "augment.flip: axes between 0 and 1"),
+        ({"augment": {"flip": [0, 0]}}, "augment.flip: each axis at most once"),
+        ({"augment": {"scale": 1.0}}, "augment.scale: between 0 and 0.9"),
+        ({"augment": {"noise": -1.0}}, "augment.noise: at least 0"),
+        ({"network": {"channels": [16]}}, "network.channels: two or more positive widths"),
+        ({"network": {"taps": [5]}}, "network.taps: levels of network.channels, between 0 and 4"),
+        ({"network": {"taps": []}}, "network.taps: levels"),
+        ({"network": {"projection": 0}}, "network.projection: at least 1"),
+        ({"contrast": {"temperature": 0}}, "contrast.temperature: above 0; got 0"),
+        ({"contrast": {"denominator": "some"}}, "contrast.denominator: one of negatives, all"),
+        ({"contrast": {"strategy": "best"}}, "contrast.strategy: one of uniform, stratified, hard"),
+        ({"contrast": {"backend": "cuda"}}, "contrast.backend: one of auto, reference, native, triton"),
+        ({"contrast": {"confidence": 2}}, "contrast.confidence: between 0 and 1"),
+        ({"train": {"method": "magic"}}, "train.method: one of supervised, mean-teacher, secl-region"),
+        ({"train": {"steps": 0}}, "train.steps: at least 1"),
+        ({"train": {"lr": 0}}, "train.lr: above 0"),
+        ({"train": {"decay": 1.1}}, "train.decay: between 0 and 1"),
+        ({"train": {"precision": "fp8"}}, "train.precision: one of auto, 32-true"),
+        ({"labeled": 0}, "labeled: at least 1; got 0"),
+        ({"seed": -1}, "seed: at least 0; got -1"),
+        ({"train": 5}, r"train: a section with options; got 5 \(int\)"),
+        ({"train": {"step": 5}}, "train.step: an option that exists.* the nearest are train.steps"),
+        ({"trian": {}}, "trian: an option that exists"),
+    ],
+)
+def test_bad_values_are_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        from_dict(values)
+
+
+def test_an_unknown_preset_lists_the_presets() -> None:
+    with pytest.raises(
+        InputError, match="preset hipocampus: one of acdc, default, demo, hippocampus, sarcoma_ct"
+    ):
+        load_preset("hipocampus")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "readable yaml"),
+        ("- 1\n- 2\n", "a yaml mapping of options; got list"),
+        ("", "mapping of options; got NoneType"),
+    ],
+)
+def test_a_broken_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"broken.yaml: .*{message}"):
+        load_preset(path)
