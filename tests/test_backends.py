@@ -47,7 +47,7 @@ def check(call: Call, backend: str, device: str) -> None:
     rough, rough_gradients = plain(call)
     assert loss.dtype == (torch.float64 if call.anchors.dtype == torch.float64 else torch.float32)
     amplification = 4 / call.temperature
-    assert_within_budget("loss", loss, truth, rough, amplification=amplification)
+    assert_within_budget("loss", loss, truth, rough, amplification=amplification, magnitude=1 / call.temperature)
     for number, gradient in enumerate(gradients):
         assert gradient.dtype == call.anchors.dtype
         assert_within_budget(

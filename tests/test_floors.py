@@ -24,13 +24,10 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor(module: str) -> tuple[str, int]:
-    """The longest entry of the plan that holds the module."""
-    while module not in FLOORS:
-        if "." not in module:
-            pytest.fail(f"{module} has no floor; give it one in tests/floors.py")
-        module = module.rpartition(".")[0]
-    return module, FLOORS[module]
+def floor(module: str) -> int:
+    if module not in FLOORS:
+        pytest.fail(f"{module} has no floor; give it one in tests/floors.py")
+    return FLOORS[module]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -45,15 +42,9 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def upward(module: str, tree: ast.AST) -> list[str]:
-    room, height = floor(module)
-    found = []
-    for target in imported(tree):
-        if target.split(".")[0] not in PACKAGES:
-            continue
-        other, its_height = floor(target)
-        if other != room and its_height >= height:
-            found.append(f"{module} (floor {height}) imports {target} (floor {its_height})")
-    return found
+    own = floor(module)
+    targets = {name for name in imported(tree) if name.split(".")[0] in PACKAGES}
+    return [f"{module} ({own}) imports {name} ({floor(name)})" for name in sorted(targets) if floor(name) >= own]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

@@ -14,7 +14,8 @@ torch.set_num_threads(2)
 n, backend = int(sys.argv[1]), sys.argv[2]
 def step(rows):
     rows = rows.requires_grad_()
-    secl_ops.info_nce(rows, anchor_labels=torch.arange(len(rows)) % 8, denominator=sys.argv[3], backend=backend).backward()
+    labels = torch.arange(len(rows)) % 8
+    secl_ops.info_nce(rows, anchor_labels=labels, denominator=sys.argv[3], backend=backend).backward()
 step(torch.randn(256, 64))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 step(torch.randn(n, 64))

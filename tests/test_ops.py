@@ -27,7 +27,15 @@ def permuted(value: Tensor) -> Tensor:
 def contrast_arguments(flags: Flag, permute: bool) -> tuple[object, ...]:
     call = separate(9, 13, 8)
     anchors, keys = (permuted(value) if permute else value for value in (call.anchors, call.keys))
-    pairs = (call.anchor_labels.int(), call.key_labels.int(), labels(9, 2, 0).int(), labels(13, 2, 1).int(), None, 0, 13)
+    pairs = (
+        call.anchor_labels.int(),
+        call.key_labels.int(),
+        labels(9, 2, 0).int(),
+        labels(13, 2, 1).int(),
+        None,
+        0,
+        13,
+    )
     return (anchors, keys, *pairs), (10.0, int(flags), "auto")  # type: ignore[return-value]
 
 
@@ -71,7 +79,11 @@ def test_info_nce_compiles_to_one_graph_for_any_size(denominator: str) -> None:
 
         def loss(anchors: Tensor, anchor_labels: Tensor, keys: Tensor | None, key_labels: Tensor | None) -> Tensor:
             return secl_ops.info_nce(
-                anchors, keys, anchor_labels=anchor_labels, key_labels=key_labels, denominator=denominator  # noqa: B023
+                anchors,
+                keys,
+                anchor_labels=anchor_labels,
+                key_labels=key_labels,
+                denominator=denominator,
             )
 
         graph = compiled(loss)

@@ -42,9 +42,7 @@ def test_labels_of_another_resolution_are_read_at_pixel_centres(shape: tuple[int
     fine = labels(2, (2, *(3 * size for size in shape[2:])))
     coarse = fine[(slice(None), *(slice(1, None, 3) for _ in shape[2:]))]
     options = {"per_class": 4, "num_classes": 3, "seed": 1}
-    assert torch.equal(
-        secl_ops.pixel_contrast(maps, fine, **options), secl_ops.pixel_contrast(maps, coarse, **options)
-    )
+    assert torch.equal(secl_ops.pixel_contrast(maps, fine, **options), secl_ops.pixel_contrast(maps, coarse, **options))
 
 
 def test_ignored_pixels_get_no_gradient() -> None:

@@ -42,7 +42,9 @@ def test_closed_forms() -> None:
 
 
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
-@pytest.mark.parametrize("name", ["ragged", "self", "self prototypes", "grouped", "prototypes", "weighted", "one class"])
+@pytest.mark.parametrize(
+    "name", ["ragged", "self", "self prototypes", "grouped", "prototypes", "weighted", "one class"]
+)
 def test_gradients_equal_finite_differences(name: str, denominator: str) -> None:
     call = replace(CASES[name](), denominator=denominator, temperature=0.7).to(torch.float64)
     _, leaves = call.leaves()

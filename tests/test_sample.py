@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampler draws what it says: exact counts, no duplicates, every pixel equally likely, the same seed the same pixels."""
+"""The sampler draws what it says: exact counts, no duplicates, equal chances, the same seed the same pixels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def flat_draw(labels: Tensor, per_class: int, classes: int, **options: object) -
     assert sample.index.dtype == torch.int64
     assert sample.label.dtype == torch.int32
     pixels = labels[0].numel()
-    index, label = sample.index.view(len(labels), classes, per_class), sample.label.view(len(labels), classes, per_class)
+    index, label = (
+        sample.index.view(len(labels), classes, per_class),
+        sample.label.view(len(labels), classes, per_class),
+    )
     assert torch.equal(index < 0, label < 0)
     for image in range(len(labels)):
         for number in range(classes):
@@ -70,7 +73,7 @@ def test_every_pixel_is_equally_likely(strategy: str, sampler: str) -> None:
     inside = hits[labels.flatten() == 0]
     assert hits.sum() == 3000 * 7
     assert inside.sum() == hits.sum()
-    # Draws without replacement vary less than a multinomial: scale the statistic by (1 - k/n), its exact variance ratio.
+    # Draws without replacement vary less than a multinomial, by exactly (1 - k/n) n / (n - 1).
     statistic = float(((inside - inside.mean()) ** 2 / inside.mean()).sum()) / (1 - 7 / 30) * 29 / 30
     if strategy == "uniform":
         assert 1e-3 < stats.chi2.sf(statistic, df=29) < 1 - 1e-3
@@ -84,7 +87,9 @@ def test_stratified_draws_are_spread(sampler: str) -> None:
     for strategy in STRATEGIES:
         counts = []
         for seed in range(60):
-            index = secl_ops.sample_pixels(labels, 64, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index
+            index = secl_ops.sample_pixels(
+                labels, 64, num_classes=1, seed=seed, strategy=strategy, backend=sampler
+            ).index
             cell = (index // 32 // 8) * 4 + index % 32 // 8
             counts.append(torch.bincount(cell, minlength=16).float())
         variances.append(torch.stack(counts).var().item())
@@ -126,7 +131,9 @@ def test_hard_takes_the_lowest_scores_for_half_of_the_budget() -> None:
     lowest = set(scores.flatten().argsort()[:4].tolist())
     rest = []
     for seed in range(40):
-        index = secl_ops.sample_pixels(labels, 8, num_classes=1, seed=seed, scores=scores, strategy="hard").index.tolist()
+        index = secl_ops.sample_pixels(
+            labels, 8, num_classes=1, seed=seed, scores=scores, strategy="hard"
+        ).index.tolist()
         assert lowest <= set(index)
         assert len(set(index)) == 8
         rest += sorted(set(index) - lowest)

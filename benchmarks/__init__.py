@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the loss is, beside plain torch on the same work."""
