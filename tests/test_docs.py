@@ -6,18 +6,29 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 
 import secl_ops
+from secl_models.data.phantom import write_phantom
 from tests.conftest import REPOSITORY
 from tests.test_floors import SOURCES, module_name
 
 README = REPOSITORY / "README.md"
 
 
+@pytest.fixture(scope="module")
+def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the data set `phantom`, which the examples of secl_models read."""
+    folder = tmp_path_factory.mktemp("examples")
+    write_phantom(folder / "phantom", cases=12, labeled=8)
+    return folder
+
+
 @pytest.mark.parametrize("module", [module_name(path) for path in SOURCES if ">>>" in path.read_text()])
-def test_docstring_examples(module: str) -> None:
+def test_docstring_examples(module: str, phantom_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(phantom_folder)
     failed, attempted = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert attempted > 0
     assert failed == 0

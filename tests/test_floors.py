@@ -76,13 +76,15 @@ def test_public_names() -> None:
 
 
 COLD_START = """
-import sys, builtins
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] == 'triton':
-            raise ImportError('no triton here')
-sys.meta_path.insert(0, Refuse())
+import importlib.metadata, sys
 from pathlib import Path
+sys.modules['triton'] = None
+_version = importlib.metadata.version
+def version(name):
+    if name == 'triton':
+        raise importlib.metadata.PackageNotFoundError(name)
+    return _version(name)
+importlib.metadata.version = version
 _glob = Path.glob
 Path.glob = lambda self, pattern, **options: iter(()) if pattern.startswith('_C') else _glob(self, pattern, **options)
 import torch, secl_ops

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from secl_models.data.layouts import Case, DataSet
+from secl_models.data.cases import Case, DataSet
 from secl_models.data.splits import shared_patients
 from secl_models.data.volumes import Volume, examine_case
 from secl_models.errors import InputError
@@ -65,8 +65,10 @@ def check_data_set(
         Errors first, each kind in the order of the cases.
 
     Example:
-        >>> faults = check_data_set(read_data_set(Path("hippocampus")))  # doctest: +SKIP
-        >>> [fault.file for fault in faults if fault.severity == "error"]  # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> from secl_models.data.layouts import read_data_set
+        >>> faults = check_data_set(read_data_set(Path("phantom")))
+        >>> [fault.file for fault in faults if fault.severity == "error"]
         []
     """
     chosen = data.cases if cases is None else cases

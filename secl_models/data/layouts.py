@@ -10,10 +10,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secl_models.data.cases import Case, DataSet
 from secl_models.data.volumes import H5_SUFFIX, NIFTI_SUFFIXES, count_channels, file_stem, label_values
 from secl_models.errors import InputError
 
@@ -22,45 +22,6 @@ CSV_COLUMNS = ("image", "label", "patient", "split")
 CARDIAC = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}  # ACDC, the set of the SSL4MIS lists
 DECATHLON_PARTS = ("dataset.json", "imagesTr", "labelsTr")
 SSL4MIS_PARTS = ("train_slices.list", "val.list", "test.list")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image, with or without a label.
-
-    Attributes:
-        name: Unique in its data set.
-        patient: Cases of one patient never fall into different splits.
-        image: One file per channel, or one file with all channels.
-        label: None when there is no label, or when a split hides it.
-        split: "train", "val" or "test" where the layout fixes it, else None.
-    """
-
-    name: str
-    patient: str
-    image: tuple[Path, ...]
-    label: Path | None
-    split: str | None
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """The cases of a folder and what their files mean.
-
-    Attributes:
-        root: The folder, or the CSV file.
-        layout: "decathlon", "ssl4mis" or "csv".
-        classes: Label value in the files to structure name, ascending, without background 0. Values need not
-            be contiguous: class index = 1 + rank of the value.
-        modality: One name per channel.
-        cases: In the order of the list, or by name where the layout has no order.
-    """
-
-    root: Path
-    layout: str
-    classes: dict[int, str]
-    modality: tuple[str, ...]
-    cases: tuple[Case, ...]
 
 
 def read_data_set(root: Path) -> DataSet:
@@ -75,9 +36,10 @@ def read_data_set(root: Path) -> DataSet:
         InputError: There is no such folder, no layout fits, or a list is empty or names a missing file.
 
     Example:
-        >>> data = read_data_set(Path("hippocampus"))  # doctest: +SKIP
-        >>> data.layout, data.classes  # doctest: +SKIP
-        ('decathlon', {1: 'Anterior', 2: 'Posterior'})
+        >>> from pathlib import Path
+        >>> data = read_data_set(Path("phantom"))
+        >>> data.layout, data.classes
+        ('decathlon', {1: 'right ventricle', 2: 'myocardium', 3: 'left ventricle'})
     """
     if not root.exists():
         raise InputError(root, rule="the data folder exists", got="no such folder", cure="correct the path")

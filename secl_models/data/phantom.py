@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from secl_models.data.layouts import DataSet, read_data_set
+from secl_models.data.cases import DataSet
+from secl_models.data.layouts import read_data_set
 from secl_models.errors import InputError
 
 FIELD_OF_VIEW = 172.8  # mm: 96 pixels of 1.8 mm

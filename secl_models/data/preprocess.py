@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from secl_models.config import DataConfig, RunConfig
-from secl_models.data.layouts import DataSet
+from secl_models.data.cases import DataSet
 from secl_models.data.volumes import Volume
 from secl_models.errors import InputError
 
@@ -23,9 +23,7 @@ ROBUST = (
     99.5,
 )  # percentiles that bound an intensity: above them lie vessels, metal and reconstruction errors
 LARGEST_PATCH = {2: 160, 3: 80}  # voxels along one axis that a patch chosen here may have
-CONSTANT = (
-    1e-8  # standard deviation, as a share of the largest intensity, below which an image counts as constant
-)
+CONSTANT = 1e-8  # standard deviation, as a share of the largest intensity, below which an image counts as constant
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,7 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with lists for tuples, for a checkpoint or json."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def image(self, volume: Volume) -> Tensor:
         """Normalise the image and resample it linearly, smoothing first where the grid gets coarser.
@@ -133,9 +129,7 @@ class Preprocess:
             return tuple(shape)
         if volume.spacing is None:
             cure = "set data.spacing to null, or data.size to a fixed grid"
-            raise InputError(
-                name, rule="data.spacing needs files that store a voxel spacing", got="none", cure=cure
-            )
+            raise InputError(name, rule="data.spacing needs files that store a voxel spacing", got="none", cure=cure)
         pairs = zip(shape, volume.spacing, self.spacing, strict=False)  # in plane only when dims is 2
         return (*(max(1, round(n * own / target)) for n, own, target in pairs), *shape[self.dims :])
 

@@ -30,9 +30,7 @@ class Batch:
 
     image: Tensor  # [B, C, *patch] float32, 0 = padding
     label: Tensor  # [B, *patch] int64 class index, -1 = padding or unlabelled
-    position: (
-        Tensor  # [B] float32 in [0, 1): where slice (2-D) or patch centre (3-D) lies along the slice axis
-    )
+    position: Tensor  # [B] float32 in [0, 1): where slice (2-D) or patch centre (3-D) lies along the slice axis
     case: Tensor  # [B] int64, one number per scan, distinct between labelled and unlabelled scans
 
 
@@ -144,9 +142,7 @@ class ResidentData:
         items = np.stack([leaders, self._partners.draw(leaders, random)], 1).reshape(-1)
         starts = random_starts(pool.shape[items], pool.patch, random)
         if pool.dims == 3:
-            starts[1::2] = pool.moved_to_height(
-                items[1::2], starts[1::2], pool.heights(items[::2], starts[::2])
-            )
+            starts[1::2] = pool.moved_to_height(items[1::2], starts[1::2], pool.heights(items[::2], starts[::2]))
         return pool.cut(items[:count], starts[:count], first_case=self._labeled.scans)
 
 
@@ -160,9 +156,7 @@ class _Pool:
         with_structure: Items that hold a labelled voxel; found only where `data.foreground` asks for them.
     """
 
-    def __init__(
-        self, volumes: Iterable[Volume], config: RunConfig, device: torch.device, *, labeled: bool
-    ) -> None:
+    def __init__(self, volumes: Iterable[Volume], config: RunConfig, device: torch.device, *, labeled: bool) -> None:
         self.dims, self.patch = config.data.dims, np.array(config.data.patch, np.int64)
         preprocess = Preprocess.from_config(config.data)
         names: list[str] = []
@@ -173,9 +167,7 @@ class _Pool:
             image = self._in_runs(preprocess.image(volume))
             if images and len(image) != len(images[0]):
                 rule = f"every image has as many channels as {names[0]}, {len(images[0])}"
-                raise InputError(
-                    volume.case.name, rule=rule, got=len(image), cure="give each case the same channels"
-                )
+                raise InputError(volume.case.name, rule=rule, got=len(image), cure="give each case the same channels")
             names.append(volume.case.name)
             shapes.append(tuple(image.shape[1:]))
             # Half precision halves the memory on a GPU; a CPU would convert every batch back.
@@ -183,9 +175,7 @@ class _Pool:
             if labeled:
                 labels.append(self._in_runs(preprocess.label(volume).unsqueeze(0)).flatten())
         self._index_items(np.array(shapes, np.int64).reshape(len(shapes), 3), names)
-        self._image = (
-            torch.cat(images, 1).to(device) if images else torch.zeros(0, 0, device=device)
-        )  # [C, voxels]
+        self._image = torch.cat(images, 1).to(device) if images else torch.zeros(0, 0, device=device)  # [C, voxels]
         label = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.uint8)
         self._label = label.to(device) if labeled else None  # [voxels]
         self._index_structures(label.numpy() if config.data.foreground else np.zeros(0, np.uint8))
@@ -207,10 +197,7 @@ class _Pool:
         device = self._image.device
         table = np.concatenate([self._offset[items, None], self.shape[items], starts], 1)
         spread = (
-            torch.from_numpy(table)
-            .to(device, non_blocking=True)
-            .t()
-            .reshape(1 + 2 * self.dims, -1, *[1] * self.dims)
+            torch.from_numpy(table).to(device, non_blocking=True).t().reshape(1 + 2 * self.dims, -1, *[1] * self.dims)
         )
         place = torch.zeros((), dtype=torch.int64, device=device)
         inside = torch.ones((), dtype=torch.bool, device=device)
@@ -236,9 +223,7 @@ class _Pool:
         last = np.nextafter(np.float32(1), np.float32(0))
         return np.asarray(np.minimum(centre.astype(np.float32), last), np.float32)
 
-    def moved_to_height(
-        self, items: Integers, starts: Integers, heights: npt.NDArray[np.float32]
-    ) -> Integers:
+    def moved_to_height(self, items: Integers, starts: Integers, heights: npt.NDArray[np.float32]) -> Integers:
         """The starts `[B, 3]` moved along the slice axis, as near to `heights` `[B]` as the image allows."""
         wanted = np.round(heights * self.shape[items, 2] - self.patch[2] / 2).astype(np.int64)
         slack = self.shape[items, 2] - self.patch[2]

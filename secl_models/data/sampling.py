@@ -84,9 +84,7 @@ class Partners:
         groups = group[self._order]
         runs = groups * (int(scan.max(initial=0)) + 1) + scan[self._order]
         self._place = np.argsort(self._order)
-        self._group_first, self._group_end = (
-            np.searchsorted(groups, groups, side) for side in ("left", "right")
-        )
+        self._group_first, self._group_end = (np.searchsorted(groups, groups, side) for side in ("left", "right"))
         self._run_first, self._run_end = (np.searchsorted(runs, runs, side) for side in ("left", "right"))
 
     def draw(self, items: Integers, random: np.random.Generator) -> Integers:

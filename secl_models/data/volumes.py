@@ -23,7 +23,7 @@ from nibabel.wrapstruct import WrapStructError
 from secl_models.errors import InputError
 
 if TYPE_CHECKING:  # layouts imports this module
-    from secl_models.data.layouts import Case, DataSet
+    from secl_models.data.cases import Case, DataSet
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 H5_SUFFIX = ".h5"
@@ -94,9 +94,11 @@ def load_volume(case: Case, data: DataSet) -> Volume:
             channels, shape, affine or a label value is not what it should be. The message names the file.
 
     Example:
-        >>> data = read_data_set(Path("hippocampus"))  # doctest: +SKIP
-        >>> load_volume(data.cases[0], data).spacing  # doctest: +SKIP
-        (1.0, 1.0, 1.0)
+        >>> from pathlib import Path
+        >>> from secl_models.data.layouts import read_data_set
+        >>> data = read_data_set(Path("phantom"))
+        >>> [round(size, 3) for size in load_volume(data.cases[0], data).spacing]  # mm
+        [1.8, 1.8, 8.0]
     """
     volume, faults = examine_case(case, data)
     if volume is None:

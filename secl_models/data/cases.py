@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a data set is: its cases, their files, and what their labels mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, with or without a label.
+
+    Attributes:
+        name: Unique in its data set.
+        patient: Cases of one patient never fall into different splits.
+        image: One file per channel, or one file with all channels.
+        label: None when there is no label, or when a split hides it.
+        split: "train", "val" or "test" where the layout fixes it, else None.
+    """
+
+    name: str
+    patient: str
+    image: tuple[Path, ...]
+    label: Path | None
+    split: str | None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The cases of a folder and what their files mean.
+
+    Attributes:
+        root: The folder, or the CSV file.
+        layout: "decathlon", "ssl4mis" or "csv".
+        classes: Label value in the files to structure name, ascending, without background 0. Values need not
+            be contiguous: class index = 1 + rank of the value.
+        modality: One name per channel.
+        cases: In the order of the list, or by name where the layout has no order.
+    """
+
+    root: Path
+    layout: str
+    classes: dict[int, str]
+    modality: tuple[str, ...]
+    cases: tuple[Case, ...]
