@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks run`: interleaved timings in one process, in a CSV that says where they come from."""
+"""`python -m benchmarks run` times the loss beside plain torch, interleaved in one process; `plot` draws the table."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 
 import secl_ops
 from benchmarks.contenders import CASES, Case, contenders
+from benchmarks.plot import plot
 
 FIELDS = ("case", "contender", "p50_ms", "min_ms", "max_ms", "rounds", "threads", "machine", "torch", "commit", "date")
 
@@ -87,8 +88,13 @@ def main() -> None:
     timing = commands.add_parser("run", help="time the loss beside plain torch, for example: python -m benchmarks run")
     timing.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu.csv"))
     timing.add_argument("--rounds", type=int, default=5)
+    timing.set_defaults(call=lambda options: run(options.out, options.rounds))
+    drawing = commands.add_parser("plot", help="draw the README's figure from the table")
+    drawing.add_argument("--table", type=Path, default=Path("benchmarks/results/cpu.csv"))
+    drawing.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu.png"))
+    drawing.set_defaults(call=lambda options: plot(options.table, options.out))
     options = parser.parse_args()
-    run(options.out, options.rounds)
+    options.call(options)
 
 
 if __name__ == "__main__":
