@@ -35,9 +35,9 @@ def test_native_memory_is_a_few_copies_of_the_rows() -> None:
 
     if secl_ops.backends()["native"]:
         skip_or_fail("native", "the native backend is not built")
-    rows = 8192
+    rows = 4096
     copy = rows * 64 * 4 / 2**20
     for denominator in ("negatives", "all"):
-        # The dense matrix would be 256 MiB; rows, gradients, packed copies and panels are a dozen times 2 MiB.
+        # The dense matrix would be 64 MiB; rows, gradients, packed copies and panels are a dozen times 1 MiB.
         assert extra_mib(rows, "native", denominator) < 12 * copy + 8
     assert extra_mib(rows, "reference", "all") > rows * rows * 4 / 2**20

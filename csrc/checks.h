@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every operation demands of its tensors; the Python side has already refused what a user can get wrong.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+namespace secl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_dense(const char* name, const Tensor& tensor, int64_t dimensions) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU; this build has no CUDA kernels");
+  STD_TORCH_CHECK(tensor.dim() == dimensions, name, " must have ", dimensions, " dimensions; got ",
+                  tensor.dim());
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+inline bool is_row_type(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16;
+}
+
+// Calls body with a zero of the C++ type that stores such rows.
+template <class Body>
+void with_row_type(ScalarType type, const Body& body) {
+  switch (type) {
+    case ScalarType::Half:
+      return body(torch::headeronly::Half());
+    case ScalarType::BFloat16:
+      return body(torch::headeronly::BFloat16());
+    default:
+      return body(float());
+  }
+}
+
+inline void check_type(const char* name, const Tensor& tensor, ScalarType type) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
+}
+
+// Rows are counted in 32 bits inside the kernels, pairs in 64.
+inline void check_rows(const char* name, const Tensor& rows /* [n, D] */) {
+  check_dense(name, rows, 2);
+  STD_TORCH_CHECK(is_row_type(rows.scalar_type()), name,
+                  " must be float32, float16 or bfloat16; fp64 is served by the reference backend");
+  STD_TORCH_CHECK(rows.size(0) < std::numeric_limits<int32_t>::max() - 4096, name, " has too many rows");
+  STD_TORCH_CHECK(rows.size(1) >= 1, name, " must be at least one wide");
+}
+
+inline void check_vector(const char* name, const Tensor& values /* [n] */, int64_t length, ScalarType type) {
+  check_dense(name, values, 1);
+  check_type(name, values, type);
+  STD_TORCH_CHECK(values.size(0) == length, name, " must have ", length, " elements; got ", values.size(0));
+}
+
+inline void check_vector(const char* name, const std::optional<Tensor>& values /* [n] */, int64_t length,
+                         ScalarType type) {
+  if (values.has_value()) check_vector(name, *values, length, type);
+}
+
+}  // namespace secl

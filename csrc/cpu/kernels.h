@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sweeps that each instruction set provides, and the choice among them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../params.h"
+
+namespace secl {
+
+// One instruction set's kernels and the shapes that data must be packed to.
+struct Kernels {
+  const char* name;
+  int64_t lanes;      // `Sweep::stride` is a multiple of it
+  int64_t rows;       // rows of a register tile
+  int64_t strip;      // columns of a register tile
+  int64_t panel;      // columns between two value products
+  int64_t max_tiles;  // row tiles of a block
+  void (*log_sum_exp)(const Sweep&);
+  void (*positives)(const Sweep&);
+  void (*gradient)(const Sweep&, bool as_anchors, bool as_keys);
+  void (*probe)(const char* function, const float* x, float* y, int64_t count);  // [count] -> [count]
+};
+
+extern const Kernels kPortableKernels;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SECL_X86_KERNELS 1
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+// The kernels in use: the widest that this machine runs, unless set_isa chose others.
+const Kernels& kernels();
+
+// Chooses "auto", "portable", "avx2" or "avx512" for this process; returns the name now in use.
+std::string set_isa(std::string name);
+
+}  // namespace secl

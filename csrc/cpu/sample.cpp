@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// Draws pixels of every class of every image: the same pixels for the same seed as the reference backend.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../checks.h"
+#include "operations.h"
+
+namespace secl::cpu {
+namespace {
+
+constexpr int kIndexBits = 28;  // low bits of a priority: the pixel, so that no two tie
+constexpr int kRandomBits = 63 - kIndexBits;
+constexpr int64_t kCellsPerAxis = 4;
+constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
+
+// The splitmix64 finaliser: a counter becomes 64 random bits.
+uint64_t mix(uint64_t value) {
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
+  return value ^ (value >> 31);
+}
+
+struct Draw {
+  int64_t images, pixels, per_class, num_classes, ignore_index;
+  std::vector<int64_t> spatial;
+  const int64_t* labels;  // [B, pixels]
+  const bool* eligible;   // [B, pixels] or null
+  const double* scores;   // [B, pixels] or null
+  uint64_t seed;
+  int64_t* index;  // [B, num_classes, per_class]
+  int32_t* label;  // the same
+
+  uint64_t random(int64_t image, int64_t pixel) const {
+    const uint64_t position = static_cast<uint64_t>(image * pixels + pixel);
+    return mix(mix(seed) + position * kGolden) >> (kIndexBits + 1);
+  }
+
+  int64_t priority(int64_t image, int64_t pixel) const {
+    return static_cast<int64_t>(random(image, pixel) << kIndexBits) | pixel;
+  }
+
+  // Number of the grid cell of a pixel, for draws that spread evenly over the image.
+  int64_t cell(int64_t pixel) const {
+    int64_t found = 0, factor = 1;
+    for (size_t axis = spatial.size(); axis-- > 0; pixel /= spatial[axis], factor *= kCellsPerAxis) {
+      found += pixel % spatial[axis] * kCellsPerAxis / spatial[axis] * factor;
+    }
+    return found;
+  }
+
+  // The usable pixels of each class of one image, ascending.
+  std::vector<std::vector<int64_t>> members(int64_t image) const {
+    std::vector<std::vector<int64_t>> found(num_classes);
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+      const int64_t value = labels[image * pixels + pixel];
+      if (value == ignore_index || value < 0 || value >= num_classes) continue;
+      if (eligible == nullptr || eligible[image * pixels + pixel]) found[value].push_back(pixel);
+    }
+    return found;
+  }
+
+  void write(int64_t image, int64_t of_class, const std::vector<int64_t>& drawn) const {
+    const int64_t first = (image * num_classes + of_class) * per_class;
+    for (int64_t k = 0; k < per_class; ++k) {
+      const bool exists = k < static_cast<int64_t>(drawn.size());
+      index[first + k] = exists ? image * pixels + drawn[k] : -1;
+      label[first + k] = exists ? static_cast<int32_t>(of_class) : -1;
+    }
+  }
+};
+
+// The `count` pixels of the lowest priority.
+std::vector<int64_t> uniform(const Draw& draw, int64_t image, const std::vector<int64_t>& members,
+                             int64_t count) {
+  std::vector<int64_t> priorities;
+  for (const int64_t pixel : members) priorities.push_back(draw.priority(image, pixel));
+  count = std::min<int64_t>(count, priorities.size());
+  std::partial_sort(priorities.begin(), priorities.begin() + count, priorities.end());
+  std::vector<int64_t> drawn;
+  for (int64_t k = 0; k < count; ++k) drawn.push_back(priorities[k] & ((int64_t{1} << kIndexBits) - 1));
+  return drawn;
+}
+
+// A systematic draw: pixels in order of (cell, chance), every (available / count)-th from a random start.
+std::vector<int64_t> stratified(const Draw& draw, int64_t image, int64_t of_class,
+                                const std::vector<int64_t>& members) {
+  std::vector<std::pair<int64_t, int64_t>> order;
+  for (const int64_t pixel : members) {
+    order.emplace_back(draw.cell(pixel) << kRandomBits | static_cast<int64_t>(draw.random(image, pixel)),
+                       pixel);
+  }
+  std::sort(order.begin(), order.end());
+  const int64_t available = static_cast<int64_t>(order.size());
+  const uint64_t counter = static_cast<uint64_t>(of_class * draw.images + image);
+  const int64_t start =
+      static_cast<int64_t>(mix(mix(draw.seed ^ kGolden) + counter * kGolden) >> 24 & 0xFFFFFF);
+  const int64_t count = std::min(available, draw.per_class);
+  std::vector<int64_t> drawn;
+  for (int64_t k = 0; k < count; ++k)
+    drawn.push_back(order[(k * available + (start * available >> 24)) / count].second);
+  return drawn;
+}
+
+// The lowest scores for half of the budget, chance for the rest.
+//
+// The reference ranks every pixel of the image, those of other classes as infinite: an infinite score
+// competes with them.
+std::vector<int64_t> hard(const Draw& draw, int64_t image, const std::vector<int64_t>& members) {
+  const double* scores = draw.scores + image * draw.pixels;
+  std::vector<double> ranked(draw.pixels, HUGE_VAL);
+  for (const int64_t pixel : members) ranked[pixel] = scores[pixel];
+  std::vector<int64_t> order(draw.pixels);
+  for (int64_t pixel = 0; pixel < draw.pixels; ++pixel) order[pixel] = pixel;
+  const int64_t half = std::min(draw.per_class / 2, draw.pixels);
+  std::partial_sort(order.begin(), order.begin() + half, order.end(), [&](int64_t a, int64_t b) {
+    const double x = ranked[a], y = ranked[b];
+    if (std::isnan(x) != std::isnan(y)) return std::isnan(y);
+    return x < y || (!(y < x) && a < b);
+  });
+  std::vector<bool> member(draw.pixels, false);
+  for (const int64_t pixel : members) member[pixel] = true;
+  std::vector<int64_t> drawn, rest;
+  for (int64_t rank = 0; rank < half; ++rank) {
+    if (member[order[rank]]) drawn.push_back(order[rank]);
+    member[order[rank]] = false;
+  }
+  for (const int64_t pixel : members) {
+    if (member[pixel]) rest.push_back(pixel);
+  }
+  const int64_t missing = draw.per_class - static_cast<int64_t>(drawn.size());
+  for (const int64_t pixel : uniform(draw, image, rest, missing)) drawn.push_back(pixel);
+  return drawn;
+}
+
+void draw_image(const Draw& draw, int64_t image, const std::string& strategy) {
+  const std::vector<std::vector<int64_t>> members = draw.members(image);
+  for (int64_t of_class = 0; of_class < draw.num_classes; ++of_class) {
+    if (strategy == "hard" && draw.scores != nullptr) {
+      draw.write(image, of_class, hard(draw, image, members[of_class]));
+    } else if (strategy == "stratified") {
+      draw.write(image, of_class, stratified(draw, image, of_class, members[of_class]));
+    } else {
+      draw.write(image, of_class, uniform(draw, image, members[of_class], draw.per_class));
+    }
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, const Maybe& scores,
+                                  const Tensor& seed, int64_t per_class, int64_t num_classes,
+                                  int64_t ignore_index, std::string strategy) {
+  check_dense("labels", labels, labels.dim());
+  check_type("labels", labels, ScalarType::Long);
+  STD_TORCH_CHECK(labels.dim() >= 2, "labels must have shape [B, *spatial]");
+  const int64_t images = labels.size(0), pixels = images ? labels.numel() / images : 0;
+  STD_TORCH_CHECK(pixels < int64_t{1} << kIndexBits, "an image may have at most 2^28 - 1 pixels; got ",
+                  pixels);
+  check_vector("seed", seed, 1, ScalarType::Long);
+  for (const Maybe* map : {&eligible, &scores}) {
+    if (!map->has_value()) continue;
+    check_dense("eligible and scores", **map, labels.dim());
+    check_type("eligible or scores", **map, map == &eligible ? ScalarType::Bool : ScalarType::Double);
+    STD_TORCH_CHECK((*map)->numel() == labels.numel(), "eligible and scores must have the shape of labels");
+  }
+  const int64_t size = images * num_classes * per_class;
+  Tensor index = torch::stable::empty({size}, ScalarType::Long),
+         label = torch::stable::empty({size}, ScalarType::Int);
+  const Draw draw{images,
+                  pixels,
+                  per_class,
+                  num_classes,
+                  ignore_index,
+                  std::vector<int64_t>(labels.sizes().begin() + 1, labels.sizes().end()),
+                  labels.const_data_ptr<int64_t>(),
+                  eligible ? eligible->const_data_ptr<bool>() : nullptr,
+                  scores ? scores->const_data_ptr<double>() : nullptr,
+                  static_cast<uint64_t>(*seed.const_data_ptr<int64_t>()),
+                  index.mutable_data_ptr<int64_t>(),
+                  label.mutable_data_ptr<int32_t>()};
+  torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) draw_image(draw, image, strategy);
+  });
+  return {index, label};
+}
+
+}  // namespace secl::cpu

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sorting, relating and packing of rows.
+#include "sides.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "../checks.h"
+
+namespace secl {
+namespace {
+
+// Longest strip, block and panel of any instruction set: every array may be read this far past its end.
+constexpr int64_t kPadding = 64;
+
+int64_t class_key(int32_t group, int32_t label) {
+  return static_cast<int64_t>(group) * (int64_t{1} << 32) + label;
+}
+
+template <class T>
+std::vector<T> padded_copy(const SortedSide& side, const T* values /* [n] */, T padding) {
+  std::vector<T> found(side.count + kPadding, padding);
+  for (int64_t p = 0; p < side.count; ++p) found[p] = values[side.index[p]];
+  return found;
+}
+
+}  // namespace
+
+Side SortedSide::view() {
+  const auto floats = [](std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
+  return {count,
+          label.data(),
+          group.data(),
+          attract.data(),
+          repel.data(),
+          skip_a.data(),
+          skip_b.data(),
+          floats(terms.lse),
+          floats(terms.push),
+          floats(terms.draw),
+          floats(terms.weight)};
+}
+
+std::pair<int64_t, int64_t> SortedSide::positives(int64_t of_key, int64_t positive_start) const {
+  const auto [low, high] = std::equal_range(key.begin(), key.end(), of_key);
+  const int64_t begin = low - key.begin(), end = high - key.begin();
+  const auto from = std::lower_bound(index.begin() + begin, index.begin() + end, positive_start);
+  return {from - index.begin(), end};
+}
+
+SortedSide sort_side(const Tensor& labels, const std::optional<Tensor>& groups) {
+  SortedSide side;
+  const int64_t rows = labels.size(0);
+  const int32_t* label = labels.const_data_ptr<int32_t>();
+  const int32_t* group = groups.has_value() ? groups->const_data_ptr<int32_t>() : nullptr;
+  std::vector<std::pair<int64_t, int32_t>> order;
+  order.reserve(rows);
+  for (int64_t row = 0; row < rows; ++row) {
+    if (label[row] >= 0)
+      order.emplace_back(class_key(group ? group[row] : 0, label[row]), static_cast<int32_t>(row));
+  }
+  std::sort(order.begin(), order.end());
+  side.count = static_cast<int64_t>(order.size());
+  for (const auto& [key, row] : order) {
+    side.key.push_back(key);
+    side.index.push_back(row);
+  }
+  side.label = padded_copy<int32_t>(side, label, -1);
+  side.group = group ? padded_copy<int32_t>(side, group, 0) : std::vector<int32_t>(side.count + kPadding, 0);
+  side.attract = side.repel = std::vector<int32_t>(side.count + kPadding, 0);
+  side.skip_a = side.skip_b = std::vector<int32_t>(side.count + kPadding, -1);
+  return side;
+}
+
+void relate(SortedSide& anchors, SortedSide& keys, int64_t key_rows, const PairRule& rule) {
+  for (int64_t p = 0; p < keys.count; ++p) {
+    keys.attract[p] = keys.index[p] >= rule.positive_start ? -1 : 0;
+    keys.repel[p] = keys.index[p] < rule.negative_stop ? -1 : 0;
+  }
+  if (rule.self) std::iota(anchors.skip_a.begin(), anchors.skip_a.begin() + anchors.count, 0);
+  if (!rule.exclude.has_value()) return;
+  std::vector<int32_t> position(key_rows, -1);
+  for (int64_t p = 0; p < keys.count; ++p) position[keys.index[p]] = static_cast<int32_t>(p);
+  const int64_t* exclude = rule.exclude->const_data_ptr<int64_t>();
+  for (int64_t p = 0; p < anchors.count; ++p) {
+    const int64_t key = exclude[anchors.index[p]];
+    anchors.skip_b[p] = key >= 0 && key < key_rows ? position[key] : -1;
+  }
+}
+
+std::vector<Span> make_spans(const SortedSide& side, int64_t size) {
+  std::vector<Span> spans;
+  for (int64_t begin = 0; begin < side.count; begin += size) {
+    const int64_t end = std::min(begin + size, side.count);
+    Span span{side.key[begin], side.key[end - 1], std::numeric_limits<int32_t>::max(), -1, true, true};
+    for (int64_t p = begin; p < begin + size; ++p) {
+      span.all_attract &= side.attract[p] != 0;
+      span.all_repel &= side.repel[p] != 0;
+      for (const int32_t skip : {side.skip_a[p], side.skip_b[p]}) {
+        if (skip < 0) continue;
+        span.skip_low = std::min(span.skip_low, skip);
+        span.skip_high = std::max(span.skip_high, skip);
+      }
+    }
+    spans.push_back(span);
+  }
+  return spans;
+}
+
+RowReader::RowReader(const Tensor& rows) : data_(rows.const_data_ptr()), depth_(rows.size(1)) {
+  switch (rows.scalar_type()) {
+    case ScalarType::Half:
+      read_ = &RowReader::read_as<torch::headeronly::Half>;
+      break;
+    case ScalarType::BFloat16:
+      read_ = &RowReader::read_as<torch::headeronly::BFloat16>;
+      break;
+    default:
+      read_ = &RowReader::read_as<float>;
+  }
+}
+
+template <class T>
+void RowReader::read_as(int64_t row, float* to) const {
+  const T* from = static_cast<const T*>(data_) + row * depth_;
+  for (int64_t d = 0; d < depth_; ++d) to[d] = static_cast<float>(from[d]);
+}
+
+void pack_tiles(const RowReader& rows, const SortedSide& side, int64_t first, int64_t groups, int64_t width,
+                float* to, float* scratch) {
+  const int64_t depth = rows.depth();
+  for (int64_t r = 0; r < groups * width; ++r) {
+    float* column = to + r / width * depth * width + r % width;
+    if (first + r < side.count) {
+      rows.read(side.index[first + r], scratch);
+    } else {
+      std::fill(scratch, scratch + depth, 0.0f);
+    }
+    for (int64_t d = 0; d < depth; ++d) column[d * width] = scratch[d];
+  }
+}
+
+void pack_values(const RowReader& rows, const SortedSide& side, int64_t first, int64_t count, int64_t total,
+                 int64_t stride, int64_t width, float* to, float* scratch) {
+  for (int64_t p = first; p < first + count; ++p) {
+    const int64_t filled = p < side.count ? rows.depth() : 0;
+    if (filled) rows.read(side.index[p], scratch);
+    std::fill(scratch + filled, scratch + stride, 0.0f);
+    for (int64_t d = 0; d < stride; d += width) {
+      const int64_t piece = std::min(width, stride - d);
+      std::copy(scratch + d, scratch + d + piece, to + d * total + p * piece);
+    }
+  }
+}
+
+}  // namespace secl

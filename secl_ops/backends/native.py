@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ backend: the operations of `reference` over the compiled extension, in O((N + M) D) memory, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secl_ops import library
+from secl_ops.backends.reference import ContrastState
+from secl_ops.spec import Flag, Pairs
+
+
+def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
+    """Reasons against this backend: not built, not a CPU tensor, float64."""
+    reasons = [library.ABSENCE] if library.ABSENCE else []
+    if device != "cpu":
+        reasons.append("this build has no CUDA kernels")
+    if dtype == torch.float64:
+        reasons.append("fp64 is served by the reference backend")
+    return reasons
+
+
+def _operations() -> Any:
+    return torch.ops.secl_native
+
+
+def _dense(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.contiguous()
+
+
+def _dense_pairs(pairs: Pairs) -> list[Tensor | int | None]:
+    return [_dense(value) if isinstance(value, Tensor) else value for value in pairs]
+
+
+def contrast_forward(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag) -> ContrastState:
+    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]."""
+    state = _operations().contrast_forward(
+        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), scale, int(flags)
+    )
+    return ContrastState(*state)
+
+
+def contrast_backward(
+    grad_loss: Tensor,
+    anchors: Tensor,
+    keys: Tensor,
+    pairs: Pairs,
+    state: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    flags: Flag,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for."""
+    found: tuple[Tensor, Tensor] = _operations().contrast_backward(
+        grad_loss.float().contiguous(), anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs),
+        *(value.contiguous() for value in state), scale, int(flags),
+    )  # fmt: skip
+    return found
+
+
+def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
+    found: tuple[Tensor, Tensor] = _operations().unit_rows(rows.contiguous(), labels.contiguous())
+    return found
+
+
+def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+    """(g - u <u, g>) / norm for each row, in the dtype of `unit`."""
+    found: Tensor = _operations().unit_rows_backward(
+        grad.float().contiguous(), unit.contiguous(), inverse.contiguous()
+    )
+    return found
+
+
+def gather(features: Tensor, index: Tensor) -> Tensor:
+    """Rows [n, D] of a map [B, D, *spatial] at index [n] into B * prod(spatial); index -1 gives zeros."""
+    if features.numel() == 0:
+        return features.new_zeros((index.shape[0], features.shape[1]))
+    found: Tensor = _operations().gather(features, index.contiguous())
+    return found
+
+
+def gather_backward(grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Gradient of the map [B, D, *spatial] of this size and stride; a pixel drawn twice gets the sum."""
+    result = grad.new_empty_strided(size, stride).zero_()
+    if result.numel():
+        _operations().gather_backward(grad.contiguous(), index.contiguous(), result)
+    return result
+
+
+def sample(
+    labels: Tensor,
+    eligible: Tensor | None,
+    scores: Tensor | None,
+    seed: Tensor,
+    per_class: int,
+    num_classes: int,
+    ignore_index: int,
+    strategy: str,
+) -> tuple[Tensor, Tensor]:
+    """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
+    found: tuple[Tensor, Tensor] = _operations().sample(
+        labels.long().contiguous(), _dense(eligible), None if scores is None else scores.double().contiguous(),
+        seed.reshape(1), per_class, num_classes, ignore_index, strategy,
+    )  # fmt: skip
+    return found
