@@ -14,7 +14,9 @@ class InputError(ValueError):
         cure: What the user can do about it.
 
     Example:
-        >>> error = InputError("--labeled", rule="at most the labelled cases that exist", got="9 of 4", cure="ask for 4")
+        >>> error = InputError(
+        ...     "--labeled", rule="at most the labelled cases that exist", got="9 of 4", cure="ask for 4"
+        ... )
         >>> print(error)
         --labeled: at most the labelled cases that exist; got 9 of 4. Cure: ask for 4.
     """

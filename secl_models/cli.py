@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `secl`: demo, train, evaluate, predict, check, doctor, study.
+
+Everything heavy is imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from secl_models.errors import InputError
+
+if TYPE_CHECKING:
+    from secl_models.config import RunConfig
+    from secl_models.data.cases import DataSet
+    from secl_models.data.check import Fault
+    from secl_models.data.splits import Split
+
+BAD_INPUT, INTERRUPTED = 2, 130
+SHOWN_FAULTS = 20
+
+
+class _Group(TyperGroup):
+    """Turns bad input into one message and status 2, and Ctrl-C into how to go on and status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            _say(f"secl: {error}")
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            _say(f"\nStopped. {_how_to_go_on(ctx.invoked_subcommand)}")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Segment medical images from few labels and many unlabelled images.",
+    epilog="Try it at once: `secl demo --out demo_run`",
+)
+study_app = typer.Typer(help="Compare methods over seeds.", rich_markup_mode="markdown")
+app.add_typer(study_app, name="study")
+
+DataOption = Annotated[
+    Path, typer.Option("--data", help="Folder in Decathlon, nnU-Net or SSL4MIS layout, or a CSV.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="An option of the preset; may be repeated."),
+]
+CheckpointOption = Annotated[Path, typer.Option(help="Run folder, or a checkpoint file in it.")]
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process."""
+    app(prog_name="secl")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _how_to_go_on(command: str | None) -> str:
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    again = shlex.join(["secl", *arguments])
+    if command == "train":
+        return f"Go on from the last checkpoint: {again} --resume"
+    if command == "study":
+        return f"Finished rows are kept; go on with the others: {again}"
+    return f"Nothing half-written is left; begin again: {again}"
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, moved by calls with the number done and the number to do."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@app.command(epilog="Example: `secl demo --out demo_run`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo_run"),
+    seed: Annotated[int, typer.Option(help="Draws phantom, labels and training.")] = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Make a small phantom, train labels-only and SECL on it, evaluate, predict, and write a report."""
+    from secl_models.demo import run_demo
+
+    run_demo(out, overwrite=overwrite, seed=seed)
+
+
+@app.command(epilog="Example: `secl train --data DIR --labeled 4 --method secl --out runs/x`")
+def train(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    labeled: Annotated[
+        int | None, typer.Option(help="Patients whose labels are used; default: the preset's.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="supervised, mean-teacher, secl-region, secl-anatomical or secl.")
+    ] = "secl",
+    preset: Annotated[
+        str | None, typer.Option(help="Name or yaml file; default: the data folder's, else `default`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the preset's.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps that a kill can lose at most.")] = None,
+    device: DeviceOption = "auto",
+    set_: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train on a data set of which few patients are labelled."""
+    given = {"labeled": labeled, "train.steps": steps, "train.checkpoint_every": checkpoint_every}
+    chosen = [f"{key}={value}" for key, value in given.items() if value is not None]
+    fixed = [f"train.method={method}", f"seed={seed}", f"train.device={device}"]
+    config = _configure(preset, data, [*(set_ or []), *fixed, *chosen])
+    data_set, split = _data_and_split(data, config)
+    _refuse_faults(data_set, split)
+
+    from secl_models.train import train as run
+
+    summary = run(config, data_set, split, out, resume=resume, overwrite=overwrite)
+    best = "" if summary.best_dice is None else f", best validation Dice {100 * summary.best_dice:.1f} %"
+    typer.echo(f"Trained {summary.steps} steps in {summary.seconds:.0f} s{best}. Everything is in {out}.")
+    place = shlex.quote(str(out))
+    typer.echo("Next:")
+    typer.echo(f"  secl evaluate --checkpoint {place} --data {shlex.quote(str(data))}")
+    typer.echo(f"  secl predict --checkpoint {place} --input scan.nii.gz --out seg.nii.gz")
+
+
+def _configure(preset: str | None, data: Path, assignments: Sequence[str]) -> RunConfig:
+    from secl_models.config import load_preset, override, preset_names
+    from secl_models.device import choose_device
+
+    if preset is None:
+        name = data.resolve().name
+        preset = name if name in preset_names() else "default"
+        _say(f"Preset: {preset} (choose another with --preset).")
+    config = override(load_preset(preset), assignments)
+    choose_device(config.train.device)
+    return config
+
+
+def _data_and_split(data: Path, config: RunConfig) -> tuple[DataSet, Split]:
+    from secl_models.data.layouts import read_data_set
+    from secl_models.data.splits import make_split
+
+    data_set = read_data_set(data)
+    return data_set, make_split(data_set, config.labeled, config.seed)
+
+
+def _refuse_faults(data_set: DataSet, split: Split) -> None:
+    """Read every case once before training, so that no fault surfaces an hour later."""
+    from secl_models.data.check import ERROR, check_data_set
+
+    cases = [*split.labeled, *split.unlabeled, *split.val, *split.test]
+    with _progress(f"checking {len(cases)} cases") as progress:
+        errors = [fault for fault in check_data_set(data_set, cases, progress) if fault.severity == ERROR]
+    if errors:
+        _show_faults(errors)
+        raise typer.Exit(BAD_INPUT)
+
+
+def _show_faults(faults: Sequence[Fault]) -> None:
+    for fault in faults[:SHOWN_FAULTS]:
+        _say(f"{fault.severity}: {fault.file}: {fault.rule}; got {fault.got}. Cure: {fault.cure}.")
+    if len(faults) > SHOWN_FAULTS:
+        _say(f"and {len(faults) - SHOWN_FAULTS} more")
+
+
+@app.command(epilog="Example: `secl evaluate --checkpoint runs/x --data DIR --baseline runs/labels_only`")
+def evaluate(
+    checkpoint: CheckpointOption,
+    data: DataOption,
+    split: Annotated[str, typer.Option(help="test, or val (the list that chose `best`).")] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for CSV, JSON and report; default: the run folder.")
+    ] = None,
+    baseline: Annotated[
+        list[Path] | None, typer.Option(help="An evaluated run folder to show beside it; may be repeated.")
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a run on its own test patients: Dice, HD95 and ASSD per structure, last and best checkpoint."""
+    from secl_models import evaluate as scores
+    from secl_models.data.layouts import read_data_set
+
+    data_set = read_data_set(data)
+    results = scores.evaluate(checkpoint, data_set, split=split, out=out, device=device)
+    Console().print(scores.evaluation_table(results))
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    typer.echo(f"Per case: {(out or folder) / f'evaluation_{split}_{results[0].checkpoint}.csv'}")
+    if report:
+        from secl_models.report import write_report
+
+        page = write_report(
+            [folder, *(baseline or [])], data_set, (out or folder) / "report.html", split=split
+        )
+        typer.echo(f"Report: {page}")
+
+
+@app.command(epilog="Example: `secl predict --checkpoint runs/x --input scan.nii.gz --out seg.nii.gz`")
+def predict(
+    checkpoint: CheckpointOption,
+    source: Annotated[
+        Path, typer.Option("--input", help="An image (.nii.gz, .nii, .h5), or a folder of images.")
+    ],
+    out: Annotated[Path, typer.Option(help="Segmentation to write; a folder where --input is one.")],
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Segment images on their own grid; no label is needed."""
+    from secl_models.predict import predict as run
+
+    with _progress("segmenting") as progress:
+        written = run(checkpoint, source, out, overwrite=overwrite, device=device, progress=progress)
+    typer.echo(f"Wrote {written[0]}" if len(written) == 1 else f"Wrote {len(written)} files to {out}")
+
+
+@app.command(epilog="Example: `secl check --data DIR`")
+def check(data: DataOption) -> None:
+    """Name every fault of a data set with its file; the exit status is 2 where there is an error."""
+    from secl_models.data.check import ERROR, check_data_set
+    from secl_models.data.layouts import read_data_set
+
+    data_set = read_data_set(data)
+    with _progress(f"checking {len(data_set.cases)} cases") as progress:
+        faults = check_data_set(data_set, progress=progress)
+    _show_faults(faults)
+    errors = sum(fault.severity == ERROR for fault in faults)
+    labels = sum(case.label is not None for case in data_set.cases)
+    names = ", ".join(f"{value} {name}" for value, name in data_set.classes.items())
+    typer.echo(
+        f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}"
+    )
+    typer.echo(f"{errors} errors, {len(faults) - errors} warnings")
+    if errors:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command(epilog="Example: `secl doctor`")
+def doctor() -> None:
+    """Show versions, processor, GPUs and backends, what is missing, and how to get it."""
+    from secl_models.doctor import examine, findings_table
+
+    Console().print(findings_table(examine()))
+
+
+@study_app.callback(
+    invoke_without_command=True,
+    epilog="Example: `secl study --data DIR --labeled 4 --methods supervised,secl --seeds 0,1,2 --out study`",
+)
+def study(
+    ctx: typer.Context,
+    data: Annotated[Path | None, typer.Option(help="Data set, as for `secl train`.")] = None,
+    preset: Annotated[str | None, typer.Option(help="As for `secl train`.")] = None,
+    labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used.")] = None,
+    methods: Annotated[str, typer.Option(help="The last is timed against.")] = "supervised,mean-teacher,secl",
+    seeds: Annotated[str, typer.Option(help="Numbers between commas.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("study"),
+    csv: Annotated[
+        Path | None, typer.Option(help="Results, appended to; default: study.csv in --out.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each if several.")] = 1,
+    set_: SetOption = None,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the run folders.")] = False,
+) -> None:
+    """Compare methods over seeds at equal steps and at equal wall time; finished rows are not repeated."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if data is None:
+        raise InputError("--data", rule="a data set to study", got="nothing", cure="add --data DIR")
+    from secl_models.study import Job, run_study
+    from secl_models.study_table import as_table
+
+    config = _configure(preset, data, set_ or [])
+    config = replace(config, labeled=labeled if labeled is not None else config.labeled)
+    _data_and_split(data, config)
+    planned = [
+        Job(data, preset or config.preset, config.labeled, method, seed, overrides=tuple(set_ or ()))
+        for seed in _numbers(seeds)
+        for method in _methods(methods)
+    ]
+    file = csv or out / "study.csv"
+    rows = run_study(planned, out, file, workers=jobs, keep_runs=keep_runs, report=typer.echo)
+    Console().print(as_table(rows))
+    typer.echo(f"Rows: {file}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            "--seeds", rule="whole numbers between commas", got=text, cure="write 0,1,2"
+        ) from error
+
+
+def _methods(text: str) -> list[str]:
+    from secl_models.config import METHODS
+
+    named = [part.strip() for part in text.split(",")]
+    unknown = [name for name in named if name not in METHODS]
+    if unknown:
+        cure = f"choose among {', '.join(METHODS)}"
+        raise InputError("--methods", rule="known methods between commas", got=", ".join(unknown), cure=cure)
+    return named
+
+
+@study_app.command("table", epilog="Example: `secl study table study/study.csv --markdown`")
+def table(
+    file: Annotated[Path, typer.Argument(help="CSV file of a study.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+) -> None:
+    """Print the comparison table of a finished or running study."""
+    from secl_models.study import read_rows
+    from secl_models.study_table import as_markdown, as_table
+
+    rows = [row for row in read_rows(file) if row.checkpoint == checkpoint]
+    if not rows:
+        cure = "name the file that `secl study` wrote, and last or best"
+        raise InputError(file, rule=f"rows of a study, checkpoint {checkpoint}", got="none", cure=cure)
+    if markdown:
+        typer.echo(as_markdown(rows, checkpoint), nl=False)
+    else:
+        Console().print(as_table(rows, checkpoint))

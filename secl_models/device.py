@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processor or accelerator a run uses: choosing it, naming it, and how much memory it held."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from pathlib import Path
+
+import torch
+
+from secl_models.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a run uses.
+
+    Args:
+        name: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
+
+    Returns:
+        The device, with an index for a GPU.
+
+    Raises:
+        InputError: Unknown name, or no such GPU here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(
+            "--device", rule="auto, cpu, cuda or cuda:<number>", got=name, cure="name one of these"
+        ) from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InputError(
+                "--device",
+                rule="a GPU that torch can use",
+                got=f"{name} with {count} such GPUs here",
+                cure="use --device cpu, or install a torch built for your GPU",
+            )
+        return torch.device("cuda", device.index or 0)
+    if device.type != "cpu":
+        raise InputError("--device", rule="auto, cpu, cuda or cuda:<number>", got=name, cure="name one of these")
+    return device
+
+
+def machine(device: torch.device) -> str:
+    """The processor or accelerator a run used, with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = [
+            line.split(":", 1)[1] for line in information.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0].strip() if names else cpu
+    return f"{cpu}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory the process held: of the accelerator where there is one, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

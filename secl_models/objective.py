@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step minimises: the supervised loss and, by method, the terms that listen to the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import secl_ops
+from secl_models.config import ContrastConfig, RunConfig
+from secl_models.data.resident import IGNORED, partition
+from secl_models.networks import ContrastModel, Output
+
+TERMS: dict[str, tuple[str, ...]] = {
+    "supervised": (),
+    "mean-teacher": ("consistency",),
+    "secl-region": ("region",),
+    "secl-anatomical": ("anatomical",),
+    "secl": ("region", "anatomical"),
+}
+STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels")
+
+
+class TermValue(NamedTuple):
+    """One term of the objective and what it tells about itself."""
+
+    value: Tensor  # scalar with a graph
+    statistics: dict[str, Tensor]  # scalars without one
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the terms of one step see; the first L rows of every tensor are the labelled images."""
+
+    student: Output  # of the strong views, L + U images
+    teacher: Output  # of the weak views, L + U images
+    weak: Tensor  # [L + U, C, *patch]
+    label: Tensor  # [L, *patch] class index, -1 ignored
+    position: Tensor  # [L + U] in [0, 1), relative position along the slice axis
+    labeled: int  # L
+    step: int
+
+
+def stream_seed(seed: int, step: int, stream: str) -> int:
+    """A 63-bit seed that follows from (seed, step, stream) alone, so that a resumed run draws the same.
+
+    Args:
+        seed: Of the run.
+        step: Optimiser steps done before.
+        stream: One of `STREAMS`.
+
+    Returns:
+        The seed.
+
+    Example:
+        >>> stream_seed(0, 7, "student pixels") == stream_seed(0, 7, "student pixels")
+        True
+        >>> stream_seed(0, 7, "student pixels") == stream_seed(0, 7, "teacher pixels")
+        False
+    """
+    words = np.random.SeedSequence([seed, step, STREAMS.index(stream)]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """0.5 (cross-entropy + 1 - mean soft Dice over the structures), pixels of label -1 left out of both.
+
+    The soft Dice of a structure is taken over the whole batch, so that slices without it do no harm.
+
+    Args:
+        logits: [B, K + 1, *spatial].
+        label: [B, *spatial] class index, -1 ignored.
+
+    Returns:
+        A scalar; 0 with a graph where every pixel is ignored.
+
+    Example:
+        >>> label = torch.tensor([[0, 1]])
+        >>> round(supervised_loss(20.0 * functional.one_hot(label).movedim(-1, 1), label).item(), 3)
+        0.0
+    """
+    logits = logits.float()
+    known = label != IGNORED
+    target = label.clamp_min(0)
+    entropy = functional.cross_entropy(logits, target, reduction="none")
+    entropy = (entropy * known).sum() / known.sum().clamp_min(1)
+    mask = known.unsqueeze(1)
+    axes = [0, *range(2, logits.ndim)]
+    probability = logits.softmax(1) * mask  # [B, K + 1, *spatial]
+    truth = functional.one_hot(target, logits.shape[1]).movedim(-1, 1) * mask
+    overlap = (probability * truth).sum(axes)[1:]
+    volume = (probability + truth).sum(axes)[1:]
+    dice = (2.0 * overlap + 1.0) / (volume + 1.0)
+    return 0.5 * (entropy + (1.0 - dice.mean()) * known.any())
+
+
+def pseudo_labels(logits: Tensor, confidence: float) -> Tensor:
+    """The teacher's class where its probability reaches `confidence`, -1 elsewhere.
+
+    Args:
+        logits: [B, K + 1, *spatial] of the teacher.
+        confidence: Smallest probability that counts, in [0, 1].
+
+    Returns:
+        [B, *spatial] class index.
+
+    Example:
+        >>> pseudo_labels(torch.tensor([[[9.0, 0.1], [0.0, 0.0]]]), 0.95)
+        tensor([[ 0, -1]])
+    """
+    probability, label = logits.float().softmax(1).max(1)
+    return torch.where(probability >= confidence, label, IGNORED)
+
+
+def resize_labels(label: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Bring a label map [B, *spatial] to [B, *shape] by nearest neighbour."""
+    if label.shape[1:] == shape:
+        return label
+    # Class indices are small integers: float32 holds them exactly.
+    return functional.interpolate(label.unsqueeze(1).float(), shape, mode="nearest-exact").squeeze(1).to(label.dtype)
+
+
+class Objective(nn.Module):
+    """Supervised loss plus ramped terms; holds the queues of teacher rows as its buffers.
+
+    Total = supervised + ramp (w_consistency consistency + w_contrast (region + anatomical)); `TERMS` says
+    which method has which. Xiang et al., arXiv:2105.12924 (idea); hyper-parameters of Zhao et al., ICCV 2021,
+    and Chaitanya et al., NeurIPS 2020.
+
+    Args:
+        config: Whole configuration of the run.
+        classes: Structures K, without background.
+    """
+
+    def __init__(self, config: RunConfig, classes: int) -> None:
+        super().__init__()
+        self.contrast: ContrastConfig = config.contrast
+        self.seed = config.seed
+        self.classes = classes + 1
+        self.names = TERMS[config.train.method]
+        self.weights = {
+            "consistency": config.train.consistency,
+            "region": config.contrast.weight,
+            "anatomical": config.contrast.weight,
+        }
+        self._terms: dict[str, Callable[[StepContext, ContrastModel, ContrastModel], TermValue]] = {
+            "consistency": self._consistency,
+            "region": self._region,
+            "anatomical": self._anatomical,
+        }
+        queued = len(config.network.taps) if "anatomical" in self.names and config.contrast.queue > 0 else 0
+        self.queues = nn.ModuleList(
+            secl_ops.ClassQueue(self.classes, config.contrast.queue, config.network.projection) for _ in range(queued)
+        )
+
+    def forward(
+        self, context: StepContext, student: ContrastModel, teacher: ContrastModel, ramp: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss of one step with the teacher in, and every term and statistic by name.
+
+        Args:
+            context: Views, maps and labels of the step.
+            student: Gives the heads that receive a gradient.
+            teacher: Gives the heads of the keys.
+            ramp: Weight of the unlabelled terms, in [0, 1].
+
+        Returns:
+            The scalar to minimise, and scalars without a graph.
+        """
+        total = supervised_loss(context.student.logits[: context.labeled], context.label)
+        logged = {"supervised": total.detach()}
+        for name in self.names:
+            term = self._terms[name](context, student, teacher)
+            total = total + ramp * self.weights[name] * term.value
+            logged |= {name: term.value.detach(), **term.statistics}
+        return total, logged
+
+    def _consistency(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
+        """Mean squared difference of probabilities on all images (Tarvainen and Valpola, NeurIPS 2017)."""
+        ours = context.student.logits.float().softmax(1)
+        theirs = context.teacher.logits.float().softmax(1)
+        return TermValue(functional.mse_loss(ours, theirs), {})
+
+    def _region(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
+        """Same cell, in the other view or at the same relative position: positive; other cells: negative."""
+        grid = self.contrast.grid
+        group = partition(context.position, self.contrast.partitions)
+        label = region_labels(context.weak, grid)  # [B, R]
+        groups = group.unsqueeze(1).expand_as(label).flatten()
+        losses = []
+        for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
+            anchors = student.heads[tap](secl_ops.pool_regions(ours, grid).flatten(0, 1))
+            with torch.no_grad():
+                keys = teacher.heads[tap](secl_ops.pool_regions(theirs, grid).flatten(0, 1))
+            losses.append(self._info_nce(anchors, keys, label.flatten(), label.flatten(), groups))
+        return TermValue(torch.stack(losses).mean(), {"cells": (label != IGNORED).float().mean()})
+
+    def _anatomical(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
+        """Pixels of one structure, by truth or confident pseudo-label: positive; others: negative."""
+        pseudo = pseudo_labels(context.teacher.logits, self.contrast.confidence)
+        label = torch.cat([context.label, pseudo[context.labeled :]])
+        losses = []
+        for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
+            small = resize_labels(label, tuple(ours.shape[2:]))
+            rows, row_labels = self._sample(ours, small, context.step, "student pixels")
+            anchors = student.heads[tap](rows)
+            with torch.no_grad():
+                rows, fresh_labels = self._sample(theirs, small, context.step, "teacher pixels")
+                fresh = teacher.heads[tap](rows).float()
+            keys, key_labels = self._with_queue(tap, fresh, fresh_labels)
+            losses.append(self._info_nce(anchors, keys, row_labels, key_labels))
+        return TermValue(torch.stack(losses).mean(), self._pseudo_statistics(pseudo, context))
+
+    def _sample(self, features: Tensor, label: Tensor, step: int, stream: str) -> tuple[Tensor, Tensor]:
+        sample = secl_ops.sample_pixels(
+            label,
+            self.contrast.per_class,
+            num_classes=self.classes,
+            ignore_index=IGNORED,
+            strategy=self.contrast.strategy,
+            seed=stream_seed(self.seed, step, stream),
+        )
+        return secl_ops.gather_pixels(features, sample.index), sample.label
+
+    def _with_queue(self, tap: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.queues:
+            return rows, labels
+        queue = cast(secl_ops.ClassQueue, self.queues[tap])
+        keys = torch.cat([rows, queue.keys.to(rows.dtype)])
+        key_labels = torch.cat([labels, queue.key_labels.to(labels.dtype)])
+        queue.enqueue(rows, labels)
+        return keys, key_labels
+
+    def _info_nce(
+        self,
+        anchors: Tensor,
+        keys: Tensor,
+        anchor_labels: Tensor,
+        key_labels: Tensor,
+        groups: Tensor | None = None,
+    ) -> Tensor:
+        loss: Tensor = secl_ops.info_nce(
+            anchors,
+            keys,
+            anchor_labels=anchor_labels,
+            key_labels=key_labels,
+            temperature=self.contrast.temperature,
+            denominator=self.contrast.denominator,
+            anchor_groups=groups,
+            key_groups=groups,
+            backend=self.contrast.backend,
+        )
+        return loss
+
+    def _pseudo_statistics(self, pseudo: Tensor, context: StepContext) -> dict[str, Tensor]:
+        """Coverage of the unlabelled images, and precision of the foreground where the truth is known."""
+        known, truth = pseudo[: context.labeled], context.label
+        claimed = (known > 0) & (truth != IGNORED)
+        right = (claimed & (known == truth)).sum()
+        unlabeled = pseudo[context.labeled :]
+        return {
+            "coverage": (unlabeled != IGNORED).float().mean(),
+            "precision": right / claimed.sum().clamp_min(1),
+        }
+
+
+def region_labels(image: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Index of every cell of every image, -1 where a cell shows nothing (all padding, or one intensity).
+
+    Args:
+        image: [B, C, *spatial], before noise.
+        grid: Cells along each spatial axis.
+
+    Returns:
+        [B, R] int64, R = product of `grid`.
+    """
+    # Wide accumulation keeps the variance of a constant cell from drowning in rounding.
+    image = image.double()
+    mean = secl_ops.pool_regions(image, grid)
+    variance = (secl_ops.pool_regions(image * image, grid) - mean * mean).amax(-1)  # [B, R]
+    index = torch.arange(variance.shape[1], device=image.device).expand_as(variance)
+    return torch.where(variance > 1e-6, index, IGNORED)

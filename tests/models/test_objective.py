@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The terms: who is whose positive, what is ignored, where gradients go, and what each method switches on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from secl_models.config import METHODS, ContrastConfig, NetworkConfig, RunConfig, TrainConfig
+from secl_models.networks import ContrastModel, Output, build_network
+from secl_models.objective import (
+    STREAMS,
+    TERMS,
+    Objective,
+    StepContext,
+    pseudo_labels,
+    region_labels,
+    resize_labels,
+    stream_seed,
+    supervised_loss,
+)
+
+NETWORK = NetworkConfig(channels=(4, 8, 16), taps=(0, 1), projection=8)
+CONTRAST = ContrastConfig(per_class=4, queue=6, grid=(2, 2), confidence=0.5, partitions=2, backend="reference")
+CLASSES = 2
+
+
+def make(method: str, **contrast: Any) -> tuple[Objective, ContrastModel, ContrastModel]:
+    config = RunConfig(
+        network=NETWORK,
+        contrast=replace(CONTRAST, **contrast),
+        train=TrainConfig(method=method),
+    )
+    torch.manual_seed(0)
+    student, teacher = (ContrastModel(build_network(NETWORK, 2, 1, CLASSES), 8) for _ in range(2))
+    return Objective(config, CLASSES), student, teacher.requires_grad_(False)
+
+
+def make_context(student: ContrastModel, teacher: ContrastModel, step: int = 0) -> StepContext:
+    generator = torch.Generator().manual_seed(1)
+    weak = torch.randn(6, 1, 16, 16, generator=generator)
+    label = torch.randint(-1, CLASSES + 1, (2, 16, 16), generator=generator)
+    with torch.no_grad():
+        keys = teacher(weak)
+        # Untrained logits are too even for any confidence: sharpen them.
+        keys = Output(keys.logits * 20.0, keys.features)
+    position = torch.tensor([0.1, 0.6, 0.1, 0.2, 0.7, 0.9])
+    return StepContext(student(weak + 0.1), keys, weak, label, position, labeled=2, step=step)
+
+
+def scalar_loss(logits: Tensor, label: Tensor) -> float:
+    """0.5 (cross-entropy + 1 - Dice), pixel by pixel in Python."""
+    probability = logits.double().softmax(1).movedim(1, -1).reshape(-1, logits.shape[1]).tolist()
+    truth = label.flatten().tolist()
+    known = [(row, value) for row, value in zip(probability, truth, strict=True) if value >= 0]
+    entropy = -sum(torch.tensor(row[value]).double().log().item() for row, value in known) / len(known)
+    dice = []
+    for index in range(1, logits.shape[1]):
+        overlap = sum(row[index] for row, value in known if value == index)
+        volume = sum(row[index] + (value == index) for row, value in known)
+        dice.append((2 * overlap + 1) / (volume + 1))
+    return float(0.5 * (entropy + 1 - sum(dice) / len(dice)))
+
+
+def test_supervised_loss_is_its_definition_and_skips_ignored_pixels() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 3, 5, 4, generator=generator)
+    label = torch.randint(-1, 3, (2, 5, 4), generator=generator)
+    # float32 sums of forty numbers of order one
+    assert abs(supervised_loss(logits, label).item() - scalar_loss(logits, label)) < 1e-5
+    changed = torch.where((label == -1).unsqueeze(1), torch.full_like(logits, 7.0) * logits, logits)
+    assert torch.equal(supervised_loss(changed, label), supervised_loss(logits, label))
+
+
+def test_all_ignored_is_zero_with_a_graph() -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = supervised_loss(logits, torch.full((1, 4, 4), -1))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_pseudo_labels_keep_only_the_confident() -> None:
+    logits = torch.tensor([[[0.0, 0.0]], [[5.0, 0.1]], [[0.0, 0.0]]]).unsqueeze(0)  # [1, 3, 1, 2]
+    assert pseudo_labels(logits, 0.9).tolist() == [[[1, -1]]]
+    assert pseudo_labels(logits, 0.0).tolist() == [[[1, 1]]]
+
+
+def test_labels_are_resized_by_nearest_neighbour_with_ignored_kept() -> None:
+    label = torch.tensor([[[-1, -1, 2, 2], [-1, -1, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1]]])
+    assert resize_labels(label, (2, 2)).tolist() == [[[-1, 2], [0, 1]]]
+    assert resize_labels(label, (4, 4)) is label
+
+
+def test_empty_cells_are_ignored() -> None:
+    image = torch.full((1, 1, 8, 8), 123.4)
+    image[..., :4, 4:] = torch.rand(4, 4)
+    assert region_labels(image, (2, 2)).tolist() == [[-1, 1, -1, -1]]
+
+
+def test_the_table_has_every_method() -> None:
+    assert set(TERMS) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_logs_and_trains_exactly_its_terms(method: str) -> None:
+    objective, student, teacher = make(method)
+    context = make_context(student, teacher)
+    total, logged = objective(context, student, teacher, 1.0)
+    total.backward()
+    terms = {"consistency", "region", "anatomical"}
+    assert terms & logged.keys() == set(TERMS[method])
+    expected = logged["supervised"]
+    for name in TERMS[method]:
+        expected = expected + objective.weights[name] * logged[name]
+    assert torch.equal(total.detach(), expected)
+    heads = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in student.heads.parameters()]
+    assert all(heads) if "secl" in method else not any(heads)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_ramp_zero_leaves_the_supervised_loss() -> None:
+    objective, student, teacher = make("secl")
+    total, logged = objective(make_context(student, teacher), student, teacher, 0.0)
+    assert torch.equal(total.detach(), logged["supervised"])
+
+
+def test_region_term_is_info_nce_over_cells_of_one_partition() -> None:
+    """Recomputed with Python loops from the definition: same partition comparable, same cell positive."""
+    objective, student, teacher = make("secl-region")
+    context = make_context(student, teacher)
+    group = [int(position * 2) for position in context.position.tolist()]
+    losses = []
+    for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
+        rows = []
+        for maps, model in ((ours, student), (theirs, teacher)):
+            half = maps.shape[2] // 2
+            cells = maps.reshape(*maps.shape[:2], 2, half, 2, half).mean((3, 5))  # [B, C, 2, 2]
+            projected = model.heads[tap](cells.flatten(2).transpose(1, 2).flatten(0, 1))
+            rows.append(torch.nn.functional.normalize(projected.double(), dim=1))
+        score = rows[0] @ rows[1].T / CONTRAST.temperature
+        for i in range(24):
+            same = [j for j in range(24) if group[j // 4] == group[i // 4]]
+            negative = torch.logsumexp(score[i, [j for j in same if j % 4 != i % 4]], 0)
+            positive = [torch.nn.functional.softplus(negative - score[i, j]) for j in same if j % 4 == i % 4]
+            losses.append(torch.stack(positive).mean())
+    _, logged = objective(context, student, teacher, 1.0)
+    assert logged["cells"].item() == 1.0
+    # float32 against float64 at temperature 0.1
+    assert abs(logged["region"].item() - torch.stack(losses).mean().item()) < 1e-3
+
+
+def test_without_truth_and_confidence_nothing_is_drawn() -> None:
+    objective, student, teacher = make("secl-anatomical", confidence=1.0, queue=0)
+    context = make_context(student, teacher)
+    context = replace(context, teacher=Output(context.teacher.logits * 0.0, context.teacher.features))
+    _, logged = objective(context, student, teacher, 1.0)
+    assert logged["coverage"].item() == 0.0
+    assert logged["anatomical"].item() > 0.0  # by the truth of the labelled images
+    _, logged = objective(replace(context, label=torch.full_like(context.label, -1)), student, teacher, 1.0)
+    assert logged["anatomical"].item() == 0.0
+
+
+def test_precision_counts_confident_foreground_against_truth() -> None:
+    objective, student, teacher = make("secl-anatomical")
+    context = make_context(student, teacher)
+    label = context.label
+    logits = torch.nn.functional.one_hot(label.clamp_min(0), 3).movedim(-1, 1) * 50.0
+    logits[0] = torch.tensor([0.0, 50.0, 0.0]).view(3, 1, 1)  # the first image is claimed as structure 1 everywhere
+    taught = torch.cat([logits, context.teacher.logits[2:]])
+    _, logged = objective(replace(context, teacher=Output(taught, context.teacher.features)), student, teacher, 1.0)
+    known = label >= 0
+    right = int((label[0] == 1).sum()) + int((label[1] > 0).sum())
+    claimed = int(known[0].sum()) + int((label[1] > 0).sum())
+    assert torch.equal(logged["precision"], torch.tensor(right) / torch.tensor(claimed))
+
+
+def test_queue_fills_with_teacher_rows_and_serves_as_keys() -> None:
+    objective, student, teacher = make("secl-anatomical")
+    assert len(objective.queues) == len(NETWORK.taps)
+    context = make_context(student, teacher)
+    _, first = objective(context, student, teacher, 1.0)
+    labels = objective.queues[0].key_labels
+    assert isinstance(labels, Tensor)
+    assert sorted(set(labels.tolist())) == [0, 1, 2]
+    _, second = objective(context, student, teacher, 1.0)
+    assert not torch.equal(first["anatomical"], second["anatomical"])
+    assert not make("secl-region")[0].queues
+    assert not make("secl-anatomical", queue=0)[0].queues
+
+
+def test_same_seed_and_step_give_the_same_loss_and_another_step_does_not() -> None:
+    losses = []
+    for step in (5, 5, 6):
+        objective, student, teacher = make("secl-anatomical")
+        losses.append(objective(make_context(student, teacher, step), student, teacher, 1.0)[1]["anatomical"])
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+
+
+def test_streams_steps_and_seeds_do_not_collide() -> None:
+    drawn = {stream_seed(seed, step, stream) for seed in range(3) for step in range(50) for stream in STREAMS}
+    assert len(drawn) == 3 * 50 * len(STREAMS)
+    assert all(0 <= value < 2**63 for value in drawn)

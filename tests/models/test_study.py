@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study repeats nothing that is finished, times labels-only fairly, and pairs its differences by seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from secl_models import study
+from secl_models.errors import InputError
+from secl_models.study import (
+    Job,
+    Row,
+    job_key,
+    read_rows,
+    row_key,
+    run_folder,
+    run_job,
+    run_study,
+    timed_jobs,
+    write_rows,
+)
+from secl_models.study_table import Spread, as_markdown, as_table, comparison, paired
+from tests.models.runs import TINY, TinyRun, tiny_run
+
+JOB = Job(Path("x/hippocampus"), "hippocampus", 4, "secl", 0)
+
+
+def _row(
+    method: str, seed: int, dice: float, *, budget: str = "steps", steps: int = 100, seconds: float = 60.0
+) -> Row:
+    return Row(
+        "hippocampus", 4, method, budget, seed, steps, seconds, "last", dice, 2.0, 1.0, 900.0, "cpu", "abc",
+        f"Anterior={dice + 1};Posterior={dice - 1}", "hippocampus",
+    )  # fmt: skip
+
+
+def test_rows_survive_the_file(tmp_path: Path) -> None:
+    rows = [_row("secl", 0, 78.125), _row("supervised", 1, float("nan"))]
+    write_rows(tmp_path / "study.csv", rows)
+    found = read_rows(tmp_path / "study.csv")
+    assert found[0] == rows[0]
+    assert str(found[1]) == str(rows[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["study.csv"]
+    assert read_rows(tmp_path / "none.csv") == []
+
+
+def test_another_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"other\.csv: a study with the columns data, labeled, method"):
+        read_rows(tmp_path / "other.csv")
+
+
+def test_labels_only_gets_as_many_steps_as_fit_the_seconds_of_its_own_seed() -> None:
+    jobs = [replace(JOB, method=method, seed=seed) for seed in (0, 1, 2) for method in ("supervised", "secl")]
+    rows = [
+        _row("supervised", 0, 70, seconds=50), _row("secl", 0, 72, seconds=120),
+        _row("supervised", 1, 70, seconds=40), _row("secl", 1, 72, seconds=130),
+        _row("supervised", 2, 70),
+    ]  # fmt: skip
+    timed = timed_jobs(jobs, rows)
+    assert [(job.method, job.budget, job.seed, job.steps) for job in timed] == [
+        ("supervised", "time", 0, 240),
+        ("supervised", "time", 1, 325),
+    ]
+    assert timed_jobs([replace(JOB, method="supervised")], rows) == []
+
+
+def test_a_row_stands_for_its_job_and_for_no_other() -> None:
+    assert job_key(JOB) == row_key(_row("secl", 0, 1.0))
+    others = [
+        replace(JOB, seed=1),
+        replace(JOB, labeled=3),
+        replace(JOB, method="supervised"),
+        replace(JOB, budget="time"),
+        replace(JOB, overrides=("train.steps=5",)),
+        replace(JOB, preset="default"),
+        replace(JOB, data=Path("acdc")),
+    ]
+    assert all(job_key(other) != job_key(JOB) for other in others)
+
+
+def test_finished_rows_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool:
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def submit(self, *arguments: object) -> None:
+            raise AssertionError(f"ran again: {arguments}")
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Pool)
+    jobs = [replace(JOB, method=method) for method in ("supervised", "secl")]
+    rows = [_row("supervised", 0, 70), _row("secl", 0, 71), _row("supervised", 0, 70.5, budget="time")]
+    write_rows(tmp_path / "study.csv", rows)
+    assert run_study(jobs, tmp_path, tmp_path / "study.csv") == rows
+    write_rows(tmp_path / "study.csv", rows[:2])
+    with pytest.raises(AssertionError, match="budget='time'"):
+        run_study(jobs, tmp_path, tmp_path / "study.csv")
+
+
+def test_a_job_makes_one_row_per_checkpoint(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    run: TinyRun = tiny_run(tmp_path_factory)
+    job = Job(run.data.root, "demo", 2, "secl", 3, overrides=TINY, single=True)
+    rows = run_job(job, run_folder(job, tmp_path), keep=False)
+    assert [row.checkpoint for row in rows] == ["last", "best"]
+    assert all(row_key(row) == job_key(job) for row in rows)
+    assert rows[0].steps == 6
+    assert 0 <= rows[0].dice <= 100
+    assert [part.partition("=")[0] for part in rows[0].structures.split(";")] == list(
+        run.data.classes.values()
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_differences_are_paired_by_seed() -> None:
+    rows = [_row("secl", seed, dice) for seed, dice in ((0, 72.0), (1, 75.0), (7, 90.0))]
+    baseline = [_row("supervised", seed, dice) for seed, dice in ((0, 70.0), (1, 71.0), (2, 99.0))]
+    difference = paired(rows, baseline)
+    assert difference == Spread(3.0, 2**0.5, 2)
+    assert difference.text(sign=True) == "+3.0 ± 1.4"
+    assert paired(rows[2:], baseline) is None
+
+
+def test_the_table_has_mean_spread_and_both_differences() -> None:
+    rows = [
+        *(_row("supervised", seed, 70.0 + seed) for seed in (0, 1)),
+        *(_row("secl", seed, 71.0 + seed, seconds=150) for seed in (0, 1)),
+        *(_row("supervised", seed, 71.5 + seed, budget="time", steps=250, seconds=150) for seed in (0, 1)),
+        replace(_row("secl", 0, 99.0), checkpoint="best"),
+    ]
+    supervised, secl, timed = comparison(rows)
+    assert supervised[2:8] == (
+        "supervised",
+        "2",
+        "Anterior 71.5 ± 0.7, Posterior 69.5 ± 0.7",
+        "70.5 ± 0.7",
+        "",
+        "",
+    )
+    assert secl[5:] == ("71.5 ± 0.7", "+1.0 ± 0.0", "-0.5 ± 0.0", "100", "2.5", "900")
+    assert timed[2] == "supervised, equal time"
+    assert timed[8] == "250"
+    assert as_table(rows).row_count == 1 + 3  # a title for the data set, then the methods
+    markdown = as_markdown(rows).splitlines()
+    assert len(markdown) == 5
+    assert len({line.count("|") for line in markdown}) == 1
+
+
+def test_no_job_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least one method and one seed"):
+        run_study([], tmp_path, tmp_path / "study.csv")
