@@ -13,9 +13,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from secl_models.config import AugmentConfig
 from secl_models.data.resident import IGNORED, Batch
 
-_SMALLEST_RANGE = (
-    1e-6  # of intensities: below it a patch counts as constant, and gamma must not divide by zero
-)
+_SMALLEST_RANGE = 1e-6  # of intensities: below it a patch counts as constant, and gamma must not divide by zero
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ def _move(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> tu
     return moved, label.squeeze(1).round().to(torch.int64) + IGNORED
 
 
-def random_affine(
-    count: int, patch: tuple[int, ...], config: AugmentConfig, generator: torch.Generator
-) -> Tensor:
+def random_affine(count: int, patch: tuple[int, ...], config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Draw the maps from output to input coordinates that `affine_grid` takes.
 
     Flips, then a rotation in the plane of the first two axes, then scale and shift; rotation acts on voxels,

@@ -56,13 +56,9 @@ app = typer.Typer(
 study_app = typer.Typer(help="Compare methods over seeds.", rich_markup_mode="markdown")
 app.add_typer(study_app, name="study")
 
-DataOption = Annotated[
-    Path, typer.Option("--data", help="Folder in Decathlon, nnU-Net or SSL4MIS layout, or a CSV.")
-]
+DataOption = Annotated[Path, typer.Option("--data", help="Folder in Decathlon, nnU-Net or SSL4MIS layout, or a CSV.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")
-]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="An option of the preset; may be repeated."),
@@ -115,9 +111,7 @@ def demo(
 def train(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    labeled: Annotated[
-        int | None, typer.Option(help="Patients whose labels are used; default: the preset's.")
-    ] = None,
+    labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used; default: the preset's.")] = None,
     method: Annotated[
         str, typer.Option(help="supervised, mean-teacher, secl-region, secl-anatomical or secl.")
     ] = "secl",
@@ -196,9 +190,7 @@ def evaluate(
     checkpoint: CheckpointOption,
     data: DataOption,
     split: Annotated[str, typer.Option(help="test, or val (the list that chose `best`).")] = "test",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for CSV, JSON and report; default: the run folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and report; default: the run folder.")] = None,
     baseline: Annotated[
         list[Path] | None, typer.Option(help="An evaluated run folder to show beside it; may be repeated.")
     ] = None,
@@ -217,18 +209,14 @@ def evaluate(
     if report:
         from secl_models.report import write_report
 
-        page = write_report(
-            [folder, *(baseline or [])], data_set, (out or folder) / "report.html", split=split
-        )
+        page = write_report([folder, *(baseline or [])], data_set, (out or folder) / "report.html", split=split)
         typer.echo(f"Report: {page}")
 
 
 @app.command(epilog="Example: `secl predict --checkpoint runs/x --input scan.nii.gz --out seg.nii.gz`")
 def predict(
     checkpoint: CheckpointOption,
-    source: Annotated[
-        Path, typer.Option("--input", help="An image (.nii.gz, .nii, .h5), or a folder of images.")
-    ],
+    source: Annotated[Path, typer.Option("--input", help="An image (.nii.gz, .nii, .h5), or a folder of images.")],
     out: Annotated[Path, typer.Option(help="Segmentation to write; a folder where --input is one.")],
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
@@ -254,9 +242,7 @@ def check(data: DataOption) -> None:
     errors = sum(fault.severity == ERROR for fault in faults)
     labels = sum(case.label is not None for case in data_set.cases)
     names = ", ".join(f"{value} {name}" for value, name in data_set.classes.items())
-    typer.echo(
-        f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}"
-    )
+    typer.echo(f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}")
     typer.echo(f"{errors} errors, {len(faults) - errors} warnings")
     if errors:
         raise typer.Exit(BAD_INPUT)
@@ -282,9 +268,7 @@ def study(
     methods: Annotated[str, typer.Option(help="The last is timed against.")] = "supervised,mean-teacher,secl",
     seeds: Annotated[str, typer.Option(help="Numbers between commas.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("study"),
-    csv: Annotated[
-        Path | None, typer.Option(help="Results, appended to; default: study.csv in --out.")
-    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Results, appended to; default: study.csv in --out.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each if several.")] = 1,
     set_: SetOption = None,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the run folders.")] = False,
@@ -315,9 +299,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InputError(
-            "--seeds", rule="whole numbers between commas", got=text, cure="write 0,1,2"
-        ) from error
+        raise InputError("--seeds", rule="whole numbers between commas", got=text, cure="write 0,1,2") from error
 
 
 def _methods(text: str) -> list[str]:

@@ -37,14 +37,10 @@ class DataConfig:
     size: tuple[int, ...] | None = (
         None  # every slice is resized to this grid (SSL4MIS protocol); None: `spacing` decides
     )
-    spacing: tuple[float, ...] | None = (
-        None  # mm; in-plane (2-D) or full (3-D) target spacing; None: the files' own
-    )
+    spacing: tuple[float, ...] | None = None  # mm; in-plane (2-D) or full (3-D) target spacing; None: the files' own
     patch: tuple[int, ...] = (128, 128)  # voxels of the resampled grid that one sample shows
     window: tuple[float, float] | None = None  # CT: clip to these Hounsfield units first
-    normalize: str = (
-        "auto"  # zero mean and unit variance over a volume, over each slice, or fixed by the window
-    )
+    normalize: str = "auto"  # zero mean and unit variance over a volume, over each slice, or fixed by the window
     foreground: float = 0.0  # share of labelled samples centred on a labelled voxel
 
     def __post_init__(self) -> None:
@@ -70,9 +66,7 @@ class DataConfig:
                 "write [-160, 240] for soft tissue in CT",
             )
         if self.normalize == "window" and self.window is None:
-            _refuse(
-                "data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]"
-            )
+            _refuse("data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]")
         _require_range("data.foreground", self.foreground, 0, 1)
 
 
@@ -110,9 +104,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if len(self.channels) < 2 or min(self.channels) < 1:
-            _refuse(
-                "network.channels", "two or more positive widths", self.channels, "write [16, 32, 64, 128]"
-            )
+            _refuse("network.channels", "two or more positive widths", self.channels, "write [16, 32, 64, 128]")
         levels = range(len(self.channels))
         if not self.taps or any(tap not in levels for tap in self.taps):
             rule = f"levels of network.channels, between 0 and {len(self.channels) - 1}"
@@ -284,9 +276,7 @@ def load_preset(name_or_path: str | Path) -> RunConfig:
         reason = " ".join(str(error).split())
         raise InputError(path, rule="readable yaml", got=reason, cure="correct the file there") from error
     if not isinstance(values, Mapping):
-        _refuse(
-            str(path), "a yaml mapping of options", type(values).__name__, "write lines such as `seed: 0`"
-        )
+        _refuse(str(path), "a yaml mapping of options", type(values).__name__, "write lines such as `seed: 0`")
     return from_dict({"preset": path.stem, **values})
 
 

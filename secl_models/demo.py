@@ -55,9 +55,7 @@ def run_demo(
     data = write_phantom(out / "phantom", seed=seed)
     config = replace(config or load_preset("demo"), seed=seed)
     place = out / "phantom"
-    console.print(
-        f"Phantom: {len(data.cases)} images in {place}, {config.labeled} labelled to train on.", markup=False
-    )
+    console.print(f"Phantom: {len(data.cases)} images in {place}, {config.labeled} labelled to train on.", markup=False)
     runs = {method: _run(method, config, data, out) for method in METHODS}
     scan = next(case.image[0] for case in data.cases if case.label is None)
     written = predict(out / METHODS[-1], scan, out / "segmentation")
@@ -74,9 +72,7 @@ def _clear(out: Path, overwrite: bool) -> None:
     held = [out / name for name in WRITTEN if (out / name).exists()]
     if out.is_file() or (held and not overwrite):
         got = "a file" if out.is_file() else f"a folder with {', '.join(path.name for path in held)}"
-        raise InputError(
-            out, rule="a new folder for the demo", got=got, cure="name another --out, or add --overwrite"
-        )
+        raise InputError(out, rule="a new folder for the demo", got=got, cure="name another --out, or add --overwrite")
     for path in held:
         if path.is_dir():
             shutil.rmtree(path)

@@ -119,11 +119,7 @@ def _memory() -> str:
 
 def _devices() -> list[Finding]:
     if not torch.cuda.is_available():
-        built = (
-            f"torch is built for CUDA {torch.version.cuda}"
-            if torch.version.cuda
-            else "torch is built for CPU only"
-        )
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for CPU only"
         cure = "not needed; for a GPU install a torch built for CUDA and NVIDIA's driver"
         return [Finding("CUDA", MISSING, f"no usable GPU; {built}", cure)]
     found = []

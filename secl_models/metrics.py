@@ -149,9 +149,7 @@ def _score(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it sets itself
         hd95 = compute_hausdorff_distance(ours, theirs, include_background=True, percentile=95, spacing=step)
-        assd = compute_average_surface_distance(
-            ours, theirs, include_background=True, symmetric=True, spacing=step
-        )
+        assd = compute_average_surface_distance(ours, theirs, include_background=True, symmetric=True, spacing=step)
     return StructureScore(name, dice.item(), hd95.item(), assd.item(), unit, BOTH)
 
 

@@ -72,9 +72,7 @@ def _convert_section(section: type[Section], values: Any, key: str, known: list[
     for name in values:
         if name not in hints:
             refuse_unknown(f"{prefix}{name}", known)
-    return section(
-        **{name: _convert(hints[name], value, prefix + name, known) for name, value in values.items()}
-    )
+    return section(**{name: _convert(hints[name], value, prefix + name, known) for name, value in values.items()})
 
 
 def _convert(hint: Any, value: Any, key: str, known: list[str]) -> Any:
@@ -98,8 +96,7 @@ def _convert_tuple(hints: tuple[Any, ...], value: Any, key: str) -> tuple[Any, .
         raise InputError(key, rule=rule, got=got, cure="write [1, 2], for example")
     kinds = hints[:1] * len(value) if endless else hints
     return tuple(
-        _convert_scalar(kind, entry, f"{key}[{i}]")
-        for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
+        _convert_scalar(kind, entry, f"{key}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
     )
 
 

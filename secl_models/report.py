@@ -87,9 +87,7 @@ def write_report(runs: Sequence[Path], data: DataSet, out: Path, *, split: str =
 
 
 def _render(context: Mapping[str, Any]) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**context)
 
 
@@ -142,8 +140,7 @@ def _scores(runs: Sequence[_Run], names: Sequence[str]) -> dict[str, Any]:
     """Rows of the table, grouped by structure; one row per run that was evaluated."""
     scored = [(run, {row.structure: row for row in run.evaluation.summary}) for run in runs if run.evaluation]
     groups = [
-        [_row(run, summary[name], names) for run, summary in scored if name in summary]
-        for name in (*names, MEAN)
+        [_row(run, summary[name], names) for run, summary in scored if name in summary] for name in (*names, MEAN)
     ]
     means = [summary[MEAN] for _, summary in scored]
     return {
@@ -218,9 +215,7 @@ def _facts(run: _Run, data: DataSet) -> list[tuple[str, str]]:
         "Data": f"{data.layout} layout, {len(data.cases)} cases, {', '.join(data.modality)}",
         "Method": run.method,
         "Parameters": f"{facts.get('parameters', 0):,}",
-        "Best validation Dice": "-"
-        if best is None
-        else f"{100 * best:.1f} % at step {facts.get('best_step')}",
+        "Best validation Dice": "-" if best is None else f"{100 * best:.1f} % at step {facts.get('best_step')}",
         "Machine": facts.get("machine"),
         "Commit": facts.get("commit") or "not in a checkout",
         "Versions": versions,
@@ -234,9 +229,7 @@ def _case_dice(case: CaseScores) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
-def _chosen_volumes(
-    evaluation: Evaluation, data: DataSet, run: Path, split: str
-) -> list[tuple[str, float, Volume]]:
+def _chosen_volumes(evaluation: Evaluation, data: DataSet, run: Path, split: str) -> list[tuple[str, float, Volume]]:
     """Rank, mean Dice and volume of the best, the median and the worst case."""
     cases = {case.name: case for case in evaluated_cases(run, data, split)}
     scored = [case for case in evaluation.cases if case.case in cases and not math.isnan(_case_dice(case))]
@@ -258,9 +251,7 @@ def _overlay(model: LoadedModel, rank: str, dice: float, volume: Volume) -> dict
 
 def _label(volume: Volume) -> npt.NDArray[np.int64]:
     if volume.label is None:
-        raise InputError(
-            volume.case.name, rule="a reported case has a label", got="none", cure="add its label"
-        )
+        raise InputError(volume.case.name, rule="a reported case has a label", got="none", cure="add its label")
     return volume.label
 
 

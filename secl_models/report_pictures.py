@@ -105,9 +105,7 @@ def patient_chart(cases: Sequence[CaseScores], names: Sequence[str]) -> str:
                 for score in case.scores
                 if score.structure == name and score.dice is not None
             ]
-            height = row + 0.12 * (
-                np.arange(len(dice)) % 5 - 2
-            )  # fixed jitter: dots of equal Dice stay apart
+            height = row + 0.12 * (np.arange(len(dice)) % 5 - 2)  # fixed jitter: dots of equal Dice stay apart
             axes.scatter(dice, height, s=22, color=colour(row + 1), alpha=0.7, linewidths=0)
             if dice:
                 axes.plot([np.mean(dice)] * 2, [row - 0.36, row + 0.36], color=_INK, linewidth=2)
@@ -207,8 +205,7 @@ def _window(mask: npt.NDArray[np.bool_], margin: float = 0.45, least: int = 32) 
     low, high = found.min(0), found.max(0) + 1
     side = max(least, int((high - low).max() * (1 + margin)))
     starts = [
-        int(np.clip((a + b - side) // 2, 0, max(0, n - side)))
-        for a, b, n in zip(low, high, mask.shape, strict=True)
+        int(np.clip((a + b - side) // 2, 0, max(0, n - side))) for a, b, n in zip(low, high, mask.shape, strict=True)
     ]
     first, second = (slice(start, min(n, start + side)) for start, n in zip(starts, mask.shape, strict=True))
     return first, second

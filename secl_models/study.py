@@ -246,9 +246,7 @@ def run_job(job: Job, out: Path, keep: bool) -> list[Row]:
     data = read_data_set(job.data)
     config = override(load_preset(job.preset), job.overrides)
     steps = job.steps or config.train.steps
-    options = replace(
-        config.train, method=job.method, steps=steps, threads=1 if job.single else config.train.threads
-    )
+    options = replace(config.train, method=job.method, steps=steps, threads=1 if job.single else config.train.threads)
     config = replace(config, labeled=job.labeled, seed=job.seed, train=options)
     split = make_split(data, job.labeled, job.seed)
     summary = train(config, data, split, out, overwrite=True, progress=False)

@@ -32,9 +32,7 @@ class Spread:
         """Of values, or None where there are none."""
         if not values:
             return None
-        return cls(
-            statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
-        )
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, *, sign: bool = False) -> str:
         """Such as `78.1 ± 0.4`, with a sign where it is a difference."""
@@ -142,9 +140,7 @@ def as_table(rows: Sequence[Row], checkpoint: str = "last") -> Table:
         A rich table.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = (
-        f"{checkpoint} checkpoint, mean ± SD over seeds; vs: Dice points to labels-only, paired by seed"
-    )
+    table.caption = f"{checkpoint} checkpoint, mean ± SD over seeds; vs: Dice points to labels-only, paired by seed"
     names = ("method", "seeds", "Dice %", "vs equal\nsteps", "vs equal\ntime", "steps", "min", "MiB")
     for name in names:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")

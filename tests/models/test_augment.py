@@ -15,9 +15,7 @@ from secl_models.config import AugmentConfig
 from secl_models.data.resident import Batch
 
 STILL = AugmentConfig(rotate=0, scale=0, shift=0, contrast=0, brightness=0, noise=0, gamma=0)
-ROUNDING = (
-    1e-3  # grey values of unit range: grid_sample in float32 reads a few 1e-5 of a voxel off the centre
-)
+ROUNDING = 1e-3  # grey values of unit range: grid_sample in float32 reads a few 1e-5 of a voxel off the centre
 
 
 def batch_of(image: Tensor, label: Tensor | None = None) -> Batch:

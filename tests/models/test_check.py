@@ -12,8 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from secl_models.data.cases import Case, DataSet
 from secl_models.data.check import check_data_set
-from secl_models.data.layouts import Case, DataSet, read_data_set
+from secl_models.data.layouts import read_data_set
 from secl_models.data.phantom import write_phantom
 from secl_models.data.splits import make_split
 

@@ -73,9 +73,7 @@ def test_from_data_to_report(run: TinyRun, tmp_path: Path) -> None:
     assert status == 0
     assert f"secl evaluate --checkpoint {out} --data {run.data.root}" in text
     assert f"secl predict --checkpoint {out} --input scan.nii.gz --out seg.nii.gz" in text
-    status, text, _ = _call(
-        "evaluate", "--checkpoint", out, "--data", run.data.root, "--baseline", run.folder
-    )
+    status, text, _ = _call("evaluate", "--checkpoint", out, "--data", run.data.root, "--baseline", run.folder)
     assert status == 0
     assert (out / "report.html").is_file()
     assert (out / "evaluation_test_best.csv").is_file()
@@ -141,9 +139,7 @@ def test_label_of_another_shape(run: TinyRun, tmp_path: Path) -> None:
     file, label, _ = _label(data)
     _rewrite(file, label[:-1])
     answer = _train(data, tmp_path / "run")
-    _refused(
-        answer, str(file), "the shape is that of", "resample the label to the image", out=tmp_path / "run"
-    )
+    _refused(answer, str(file), "the shape is that of", "resample the label to the image", out=tmp_path / "run")
 
 
 def test_label_with_another_affine(run: TinyRun, tmp_path: Path) -> None:
@@ -226,9 +222,7 @@ def test_a_truncated_and_a_missing_checkpoint(run: TinyRun, tmp_path: Path) -> N
     (tmp_path / "last.pt").write_bytes((run.folder / "last.pt").read_bytes()[:1000])
     scan = run.data.cases[0].image[0]
     for checkpoint, rule in ((tmp_path, "a whole checkpoint"), (tmp_path / "no", "an existing checkpoint")):
-        answer = _call(
-            "predict", "--checkpoint", checkpoint, "--input", scan, "--out", tmp_path / "seg.nii.gz"
-        )
+        answer = _call("predict", "--checkpoint", checkpoint, "--input", scan, "--out", tmp_path / "seg.nii.gz")
         _refused(answer, rule, out=tmp_path / "seg.nii.gz")
 
 
@@ -249,9 +243,7 @@ def test_an_existing_segmentation(run: TinyRun, tmp_path: Path) -> None:
 def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
     (tmp_path / "secl").mkdir()
     (tmp_path / "mine.txt").touch()
-    _refused(
-        _call("demo", "--out", tmp_path), "a new folder for the demo; got a folder with secl", "--overwrite"
-    )
+    _refused(_call("demo", "--out", tmp_path), "a new folder for the demo; got a folder with secl", "--overwrite")
 
 
 def test_an_interrupted_training_says_how_to_go_on(

@@ -66,9 +66,7 @@ def test_no_flip_where_it_swaps_structures() -> None:
     assert load_preset("acdc").augment.flip == ()
 
 
-@pytest.mark.parametrize(
-    "config", [RunConfig(), EVERYTHING, *map(load_preset, ["acdc", "default", "sarcoma_ct"])]
-)
+@pytest.mark.parametrize("config", [RunConfig(), EVERYTHING, *map(load_preset, ["acdc", "default", "sarcoma_ct"])])
 def test_dictionaries_and_files_give_back_exactly_what_went_in(config: RunConfig, tmp_path: Path) -> None:
     assert from_dict(to_dict(config)) == config
     assert from_dict(yaml.safe_load(to_yaml(config))) == config
@@ -203,9 +201,7 @@ def test_bad_values_are_refused_by_name(values: dict[str, Any], message: str) ->
 
 
 def test_an_unknown_preset_lists_the_presets() -> None:
-    with pytest.raises(
-        InputError, match="preset hipocampus: one of acdc, default, demo, hippocampus, sarcoma_ct"
-    ):
+    with pytest.raises(InputError, match="preset hipocampus: one of acdc, default, demo, hippocampus, sarcoma_ct"):
         load_preset("hipocampus")
 
 

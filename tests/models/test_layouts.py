@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from secl_models.data.layouts import DataSet, read_data_set
+from secl_models.data.cases import DataSet
+from secl_models.data.layouts import read_data_set
 from secl_models.errors import InputError
 
 

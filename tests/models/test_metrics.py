@@ -41,9 +41,7 @@ def _independent(
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.3, 3.0), None])
-def test_matches_an_independent_computation_on_real_masks(
-    real_data: Path, spacing: tuple[float, ...] | None
-) -> None:
+def test_matches_an_independent_computation_on_real_masks(real_data: Path, spacing: tuple[float, ...] | None) -> None:
     files = sorted((real_data / "hippocampus" / "labelsTr").glob("*.nii.gz"))[:3]
     for file in files:
         truth = np.asarray(nib.Nifti1Image.from_filename(file).dataobj).astype(np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
-from secl_models.data.layouts import DataSet
+from secl_models.data.cases import DataSet
 from secl_models.data.phantom import write_phantom
 from secl_models.data.splits import make_split
 from secl_models.data.volumes import Volume, load_volume

@@ -81,9 +81,7 @@ def test_existing_output_is_kept_without_overwrite(run: TinyRun, scan: Path, tmp
     assert out.read_bytes() != b"precious"
 
 
-def test_one_existing_file_stops_a_whole_folder_before_it_begins(
-    run: TinyRun, scan: Path, tmp_path: Path
-) -> None:
+def test_one_existing_file_stops_a_whole_folder_before_it_begins(run: TinyRun, scan: Path, tmp_path: Path) -> None:
     (tmp_path / scan.name).write_bytes(b"precious")
     with pytest.raises(InputError, match="add --overwrite"):
         predict(run.folder, scan.parent, tmp_path)
@@ -92,9 +90,7 @@ def test_one_existing_file_stops_a_whole_folder_before_it_begins(
 
 def test_another_number_of_channels_is_refused(run: TinyRun, tmp_path: Path) -> None:
     _oblique(tmp_path / "two.nii.gz", (32, 32, 4, 2))
-    with pytest.raises(
-        InputError, match=r"two\.nii\.gz: the network takes 1 image channel\(s\); got 2 channel"
-    ):
+    with pytest.raises(InputError, match=r"two\.nii\.gz: the network takes 1 image channel\(s\); got 2 channel"):
         predict(run.folder, tmp_path / "two.nii.gz", tmp_path / "seg.nii.gz")
     assert not (tmp_path / "seg.nii.gz").exists()
 

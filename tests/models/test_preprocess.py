@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from secl_models.config import DataConfig, NetworkConfig, RunConfig
-from secl_models.data.layouts import Case, DataSet, read_data_set
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.layouts import read_data_set
 from secl_models.data.preprocess import Preprocess, resolve
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.errors import InputError
@@ -52,9 +53,9 @@ def centre_of_mass(values: torch.Tensor) -> npt.NDArray[np.float64]:
 
 def test_each_channel_of_a_volume_is_standardised_on_its_own() -> None:
     rng = np.random.default_rng(0)
-    image = rng.normal(size=(2, 20, 21, 22)).astype(np.float32) * np.array([3e5, 1.0]).reshape(
-        2, 1, 1, 1
-    ).astype(np.float32)
+    image = rng.normal(size=(2, 20, 21, 22)).astype(np.float32) * np.array([3e5, 1.0]).reshape(2, 1, 1, 1).astype(
+        np.float32
+    )
     out = preprocess_of().image(volume_of(image + 1e5))
     assert out.dtype == torch.float32
     assert out.mean((1, 2, 3)).abs().max() < ROUNDING
@@ -76,9 +77,7 @@ def test_slice_normalisation_treats_a_volume_as_its_single_slices() -> None:
     preprocess = preprocess_of(normalize="slice")
     whole = preprocess.image(volume_of(image))
     for index in range(3):
-        assert torch.equal(
-            whole[..., index], preprocess.image(volume_of(np.ascontiguousarray(image[..., index])))
-        )
+        assert torch.equal(whole[..., index], preprocess.image(volume_of(np.ascontiguousarray(image[..., index]))))
 
 
 def test_a_constant_image_becomes_zero_and_not_nan() -> None:
@@ -96,9 +95,7 @@ def test_a_window_is_the_same_map_for_every_scan() -> None:
     assert abs(float(out[3]) - 3**0.5) < ROUNDING  # uniform, unit variance: ends at the root of 3
 
 
-@pytest.mark.parametrize(
-    ("dims", "size", "grid"), [(2, (17, 40), (17, 40, 6)), (3, (17, 40, 9), (17, 40, 9))]
-)
+@pytest.mark.parametrize(("dims", "size", "grid"), [(2, (17, 40), (17, 40, 6)), (3, (17, 40, 9), (17, 40, 9))])
 def test_a_fixed_size_leaves_the_slices_alone_only_in_two_dimensions(
     dims: int, size: tuple[int, ...], grid: tuple[int, ...]
 ) -> None:
@@ -187,9 +184,7 @@ def test_a_native_grid_is_not_touched() -> None:
     assert preprocess_of().restore(probabilities, (8, 9, 4)) is probabilities
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"spacing": (1.0, 2.0)}, {"window": (-1.0, 2.0), "normalize": "window"}]
-)
+@pytest.mark.parametrize("options", [{}, {"spacing": (1.0, 2.0)}, {"window": (-1.0, 2.0), "normalize": "window"}])
 def test_a_checkpoint_keeps_it_exactly(options: dict[str, object]) -> None:
     preprocess = preprocess_of(**options)
     assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from secl_models.config import ContrastConfig, DataConfig, NetworkConfig, RunConfig, load_preset
-from secl_models.data.layouts import Case, read_data_set
+from secl_models.data.cases import Case
+from secl_models.data.layouts import read_data_set
 from secl_models.data.preprocess import resolve
 from secl_models.data.resident import Batch, ResidentData, partition
 from secl_models.data.sampling import Partners, centred_starts, epoch_sequence, random_starts
@@ -26,14 +27,10 @@ ROOT_12 = 12**0.5
 WINDOW = (-1e6, 1e6)
 
 
-def config_of(
-    dims: int = 2, patch: tuple[int, ...] = (8, 8), foreground: float = 0.0, seed: int = 0
-) -> RunConfig:
+def config_of(dims: int = 2, patch: tuple[int, ...] = (8, 8), foreground: float = 0.0, seed: int = 0) -> RunConfig:
     data = DataConfig(dims=dims, patch=patch, normalize="window", window=WINDOW, foreground=foreground)
     contrast = ContrastConfig(grid=(2,) * dims)
-    return RunConfig(
-        seed=seed, data=data, network=NetworkConfig(channels=(8, 16), taps=(1,)), contrast=contrast
-    )
+    return RunConfig(seed=seed, data=data, network=NetworkConfig(channels=(8, 16), taps=(1,)), contrast=contrast)
 
 
 def stored(image: torch.Tensor) -> torch.Tensor:
@@ -43,9 +40,7 @@ def stored(image: torch.Tensor) -> torch.Tensor:
 
 def volume_of(name: str, image: np.ndarray, label: np.ndarray | None = None) -> Volume:
     case = Case(name, name.split("_")[0], (Path(f"{name}.h5"),), None, None)
-    return Volume(
-        case, image.astype(np.float32), None if label is None else label.astype(np.int64), np.eye(4), None
-    )
+    return Volume(case, image.astype(np.float32), None if label is None else label.astype(np.int64), np.eye(4), None)
 
 
 def numbered(name: str, shape: tuple[int, ...], first: int, *, with_label: bool = True) -> Volume:
@@ -56,8 +51,7 @@ def numbered(name: str, shape: tuple[int, ...], first: int, *, with_label: bool 
 
 def same(first: Batch, second: Batch) -> bool:
     return all(
-        torch.equal(getattr(first, name), getattr(second, name))
-        for name in ("image", "label", "position", "case")
+        torch.equal(getattr(first, name), getattr(second, name)) for name in ("image", "label", "position", "case")
     )
 
 
@@ -171,8 +165,7 @@ def test_files_of_one_slice_are_put_back_into_their_scans() -> None:
     volumes = [volume_of(name, np.full((1, 8, 8), i + 1), np.zeros((8, 8))) for i, name in enumerate(names)]
     batch, _ = ResidentData(volumes, [], config_of(), "cpu").batch(0, 6, 0)
     found = {
-        names[v - 1]: (float(p), int(c))
-        for v, p, c in zip(slices_of(batch), batch.position, batch.case, strict=True)
+        names[v - 1]: (float(p), int(c)) for v, p, c in zip(slices_of(batch), batch.position, batch.case, strict=True)
     }
     third = float(torch.tensor(1 / 6, dtype=torch.float32))
     assert found["patient002_frame01_slice_9"] == (third, 0)
@@ -225,17 +218,13 @@ def test_labels_of_unlabelled_cases_are_never_handed_out(mixed: ResidentData) ->
 def test_the_share_of_centred_samples_is_exact_and_each_class_is_as_likely(share: float) -> None:
     label = np.zeros((64, 64, 6), np.int64)
     label[5:25, 10:30, 2], label[60, 60, 2] = 1, 2  # class 2 is one voxel, in a corner
-    data = ResidentData(
-        [volume_of("a", label[None], label)], [], config_of(patch=(16, 16), foreground=share), "cpu"
-    )
+    data = ResidentData([volume_of("a", label[None], label)], [], config_of(patch=(16, 16), foreground=share), "cpu")
     samples = [label for step in range(200) for label in data.batch(step, 4, 0)[0].label]
     with_two = sum(bool((label == 2).any()) for label in samples)
     with_one = sum(bool(label[8, 8] == 1) for label in samples)
     if share:
         centred = share * 800
-        assert (
-            0.4 * centred < with_two < 0.6 * centred + 0.05 * 800
-        )  # binomial, 5 standard deviations at the least
+        assert 0.4 * centred < with_two < 0.6 * centred + 0.05 * 800  # binomial, 5 standard deviations at the least
         assert 0.4 * centred < with_one < 0.6 * centred + 0.05 * 800
     else:
         assert with_two < 40
@@ -264,9 +253,7 @@ def test_three_dimensional_patches_know_their_height_and_partners_follow() -> No
 
 def test_a_volume_thinner_than_the_patch_is_padded_in_three_dimensions() -> None:
     config = config_of(dims=3, patch=(8, 8, 8))
-    data = ResidentData(
-        [numbered("a", (8, 8, 4), 1)], [numbered(n, (8, 8, 4), 1) for n in "bc"], config, "cpu"
-    )
+    data = ResidentData([numbered("a", (8, 8, 4), 1)], [numbered(n, (8, 8, 4), 1) for n in "bc"], config, "cpu")
     first, second = data.batch(0, 1, 2)
     assert (first.label >= 0).sum() == 8 * 8 * 4
     assert bool((first.label[..., 2:6] >= 0).all())
@@ -275,14 +262,8 @@ def test_a_volume_thinner_than_the_patch_is_padded_in_three_dimensions() -> None
 
 def test_channels_stay_apart() -> None:
     image = np.stack([np.full((8, 8, 2), 3), np.full((8, 8, 2), 900)])
-    batch, _ = ResidentData([volume_of("a", image, np.zeros((8, 8, 2)))], [], config_of(), "cpu").batch(
-        0, 2, 0
-    )
-    assert (
-        stored(batch.image).amax((0, 2, 3)).tolist()
-        == stored(batch.image).amin((0, 2, 3)).tolist()
-        == [3, 900]
-    )
+    batch, _ = ResidentData([volume_of("a", image, np.zeros((8, 8, 2)))], [], config_of(), "cpu").batch(0, 2, 0)
+    assert stored(batch.image).amax((0, 2, 3)).tolist() == stored(batch.image).amin((0, 2, 3)).tolist() == [3, 900]
 
 
 def test_bad_data_are_named() -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secl_models.data.layouts import Case, DataSet, read_data_set
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import PARTS, Split, load_split, make_split, save_split
 from secl_models.errors import InputError
 

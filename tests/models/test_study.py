@@ -28,9 +28,7 @@ from tests.models.runs import TINY, TinyRun, tiny_run
 JOB = Job(Path("x/hippocampus"), "hippocampus", 4, "secl", 0)
 
 
-def _row(
-    method: str, seed: int, dice: float, *, budget: str = "steps", steps: int = 100, seconds: float = 60.0
-) -> Row:
+def _row(method: str, seed: int, dice: float, *, budget: str = "steps", steps: int = 100, seconds: float = 60.0) -> Row:
     return Row(
         "hippocampus", 4, method, budget, seed, steps, seconds, "last", dice, 2.0, 1.0, 900.0, "cpu", "abc",
         f"Anterior={dice + 1};Posterior={dice - 1}", "hippocampus",
@@ -110,9 +108,7 @@ def test_a_job_makes_one_row_per_checkpoint(tmp_path_factory: pytest.TempPathFac
     assert all(row_key(row) == job_key(job) for row in rows)
     assert rows[0].steps == 6
     assert 0 <= rows[0].dice <= 100
-    assert [part.partition("=")[0] for part in rows[0].structures.split(";")] == list(
-        run.data.classes.values()
-    )
+    assert [part.partition("=")[0] for part in rows[0].structures.split(";")] == list(run.data.classes.values())
     assert list(tmp_path.iterdir()) == []
 
 

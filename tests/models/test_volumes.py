@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from secl_models.data import volumes
-from secl_models.data.layouts import Case, DataSet, read_data_set
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.layouts import read_data_set
 from secl_models.data.volumes import examine_case, load_volume, save_segmentation, write_atomic
 from secl_models.errors import InputError
 
