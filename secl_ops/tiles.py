@@ -19,40 +19,67 @@ class Tile(NamedTuple):
     stages: int
 
 
-PURPOSES = ("scan", "value", "positive", "both")
-WIDEST = 4096
+WIDEST = 1 << 30
+COPY_ROWS, COPY_COLUMNS = 16, 64  # of kernels that only move memory; 32 rows spill where duplicate pixels are summed
 
+# (widest row served, tile) by purpose. "scan": the log-sum-exp alone; "value": with the softmax mean of the keys;
+# "positive": the pass over the positives; "gradient": the pass from the saved state.
+# Every row keeps kernels of that purpose free of spills on sm_80, sm_90 and sm_100, with groups and exclusions, and
+# within shared memory (99 KiB on the smallest GPUs served); tests/test_triton_compile.py holds it there.
 _HALF: dict[str, tuple[tuple[int, Tile], ...]] = {
     "scan": (
-        (64, Tile(128, 64, 64, 64, 8, 3)),
+        (64, Tile(128, 64, 64, 64, 8, 3)),  # 128 keys in flight spill under "all": each thread holds a label per key
         (128, Tile(128, 64, 128, 128, 8, 3)),
-        (256, Tile(64, 64, 256, 256, 4, 2)),
-        (WIDEST, Tile(64, 64, 128, 128, 4, 2)),
+        (256, Tile(64, 64, 256, 256, 4, 2)),  # 128 rows of 256 would take 64 KiB before any key
+        (WIDEST, Tile(64, 64, 128, 128, 8, 2)),  # in chunks: a whole row of 512 no longer fits
     ),
     "value": (
         (64, Tile(128, 64, 64, 64, 8, 3)),
-        (128, Tile(128, 64, 128, 128, 8, 2)),
-        (256, Tile(64, 64, 256, 256, 8, 2)),
-        (WIDEST, Tile(64, 64, 128, 256, 8, 2)),
+        (128, Tile(128, 64, 128, 128, 8, 2)),  # 250 registers on sm_80: the output takes 64, a third stage 16 KiB
+        (256, Tile(64, 64, 256, 256, 8, 2)),  # 8 warps halve the output's 128 registers a thread
+        (WIDEST, Tile(64, 64, 128, 256, 8, 2)),  # 256 output columns a program; wider rows repeat the similarities
     ),
     "positive": (
-        (64, Tile(128, 64, 64, 64, 8, 2)),
-        (128, Tile(128, 32, 128, 128, 8, 2)),
+        (64, Tile(128, 32, 64, 64, 8, 2)),  # softplus and sigmoid need the registers that 64 keys would take
+        (128, Tile(64, 32, 128, 128, 4, 2)),  # 128 rows spill 8 bytes on sm_80
         (256, Tile(64, 32, 256, 256, 8, 2)),
         (WIDEST, Tile(64, 32, 128, 256, 8, 2)),
     ),
-    "both": (
-        (64, Tile(128, 32, 64, 64, 8, 3)),
+    "gradient": (
+        (64, Tile(128, 32, 64, 64, 8, 3)),  # streamed anchors bring 6 numbers each: 64 of them spill on sm_100
         (128, Tile(128, 32, 128, 128, 8, 2)),
         (256, Tile(64, 32, 256, 256, 8, 2)),
-        (WIDEST, Tile(64, 32, 128, 256, 8, 2)),
+        (WIDEST, Tile(64, 32, 64, 256, 8, 2)),  # chunks of 128 spill 8 bytes on sm_80 in self-contrast
     ),
 }
+# fp16 rows meet fp32-ranged weights in tf32, which doubles their registers: half as many output columns.
+_FP16: dict[str, tuple[tuple[int, Tile], ...]] = {
+    "scan": _HALF["scan"],
+    "value": (
+        (64, Tile(128, 64, 64, 64, 8, 3)),
+        (128, Tile(128, 64, 128, 128, 8, 2)),
+        (256, Tile(64, 64, 256, 128, 8, 2)),
+        (WIDEST, Tile(64, 64, 128, 128, 8, 2)),
+    ),
+    "positive": (
+        (64, Tile(128, 32, 64, 64, 8, 2)),
+        (128, Tile(64, 32, 128, 128, 8, 2)),
+        (256, Tile(64, 32, 256, 128, 8, 2)),
+        (WIDEST, Tile(64, 32, 128, 128, 8, 2)),
+    ),
+    "gradient": (
+        (64, Tile(128, 32, 64, 64, 8, 3)),
+        (128, Tile(128, 32, 128, 128, 8, 2)),
+        (256, Tile(64, 32, 256, 128, 8, 2)),
+        (WIDEST, Tile(64, 32, 64, 128, 8, 2)),
+    ),
+}
+# fp32 products run on the FMA units, which hold whole operand rows in registers: short chunks, few rows.
 _FULL: dict[str, tuple[tuple[int, Tile], ...]] = {
     "scan": ((WIDEST, Tile(64, 64, 32, 32, 8, 2)),),
-    "value": ((64, Tile(64, 32, 32, 64, 8, 2)), (WIDEST, Tile(64, 32, 32, 128, 8, 2))),
-    "positive": ((64, Tile(64, 32, 32, 64, 8, 2)), (WIDEST, Tile(64, 32, 32, 128, 8, 2))),
-    "both": ((64, Tile(64, 32, 32, 64, 8, 2)), (WIDEST, Tile(64, 32, 32, 128, 8, 2))),
+    "value": ((WIDEST, Tile(32, 32, 32, 128, 8, 2)),),  # 64 rows spill 500 bytes
+    "positive": ((WIDEST, Tile(32, 32, 32, 128, 8, 2)),),
+    "gradient": ((WIDEST, Tile(32, 32, 32, 128, 8, 2)),),
 }
 
 
@@ -68,7 +95,7 @@ def pick(width: int, dtype: torch.dtype, purpose: str) -> Tile:
         >>> pick(24, torch.bfloat16, "scan").block_d
         32
     """
-    table = (_FULL if dtype == torch.float32 else _HALF)[purpose]
-    tile = next((tile for widest, tile in table if width <= widest), table[-1][1])
+    table = {torch.float32: _FULL, torch.float16: _FP16}.get(dtype, _HALF)[purpose]
+    tile = next(tile for widest, tile in table if width <= widest)
     padded = max(16, next_power_of_two(width))  # a tensor-core product is at least 16 deep
     return tile._replace(block_d=min(tile.block_d, padded), block_out=min(tile.block_out, padded))

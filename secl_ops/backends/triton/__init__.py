@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton backend: which calls it takes, and its operations, which import Triton when first used.
+
+With `TRITON_INTERPRET=1` in the environment before Triton is imported, the same kernels run on CPU tensors: a test
+of their meaning, thousands of times too slow for anything else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+from functools import cache
+from typing import Any
+
+import torch
+
+OPERATIONS = ("unit_rows", "unit_rows_backward", "contrast_forward", "contrast_backward", "gather", "gather_backward")
+OLDEST = (3, 6)
+OLDEST_CARD = (8, 0)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
+    """Reasons why Triton cannot run `operation` on this device type and dtype; none means it can.
+
+    Example:
+        >>> objections("cuda", torch.int32, "sample_pixels")
+        ['sampling has no Triton kernel; the reference samples on the GPU without synchronising']
+    """
+    if operation == "sample_pixels":
+        return ["sampling has no Triton kernel; the reference samples on the GPU without synchronising"]
+    found = _installation()
+    if dtype == torch.float64:
+        found = [*found, "fp64 is served by the reference backend"]
+    elif dtype not in DTYPES:
+        found = [*found, f"it takes fp16, bf16 and fp32, not {str(dtype).removeprefix('torch.')}"]
+    return [*found, *_device(device, installed=not _installation())]
+
+
+@cache
+def _installation() -> list[str]:
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ["Triton is not installed; pip install triton"]
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return [f"Triton {version} is older than {'.'.join(map(str, OLDEST))}; pip install --upgrade triton"]
+    return []
+
+
+def _device(device: str, *, installed: bool) -> list[str]:
+    interpreted = installed and "TRITON_INTERPRET" in os.environ and _interpreted()
+    if device == "cpu":
+        cure = "set TRITON_INTERPRET=1 before Triton is imported to interpret its kernels on the CPU"
+        return [] if interpreted else [f"Triton compiles for GPUs only; {cure}"]
+    if device != "cuda":
+        return [f"it runs on CUDA devices, not on {device}"]
+    if interpreted:
+        return ["TRITON_INTERPRET interprets kernels on CPU tensors; unset it to compile for the GPU"]
+    return _graphics_card()
+
+
+@cache
+def _interpreted() -> bool:
+    """Whether Triton was imported to interpret; it reads the environment only then."""
+    primitives = importlib.import_module(f"{__name__}.primitives")
+    return bool(primitives.INTERPRETED.value)
+
+
+@cache
+def _graphics_card() -> list[str]:
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return ["torch sees no CUDA device"]
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_CARD:
+        found, least = (".".join(map(str, version)) for version in (capability, OLDEST_CARD))
+        return [f"compute capability {found} is below {least}"]
+    return []
+
+
+def __getattr__(name: str) -> Any:
+    if name in OPERATIONS:
+        return getattr(importlib.import_module(f"{__name__}.launch"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

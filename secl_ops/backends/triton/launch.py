@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations of `backends/reference` on Triton kernels: outputs allocated, tiles picked, grids launched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from secl_ops import tiles
+from secl_ops.backends.reference import ContrastState
+from secl_ops.backends.triton import contrast, pixels, rows
+from secl_ops.spec import Flag, Pairs
+
+LOG2E = 1.4426950408889634
+BOUNDED_SCALE = 40.0  # exp(-2 * 40) is a normal fp32 number: a fixed maximum loses no pair of unit rows
+PIXEL_AXES = 3
+
+
+def _on(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _cells(count: int, block: int) -> int:
+    return -(-count // block)
+
+
+def _tile_options(tile: tiles.Tile) -> dict[str, int]:
+    return {
+        "BLOCK_N": tile.block_n,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_D": tile.block_d,
+        "BLOCK_OUT": tile.block_out,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+def _launch(kernel: Any, tile: tiles.Tile, count: int, columns: int, *arguments: object, **options: object) -> None:
+    grid = (_cells(count, tile.block_n), _cells(columns, tile.block_out))
+    kernel[grid](*arguments, **options, **_tile_options(tile))
+
+
+def _dense(pairs: Pairs) -> Pairs:
+    """The pair tensors as the kernels index them: contiguous, groups on both sides or none."""
+    grouped = pairs.anchor_groups is not None and pairs.key_groups is not None
+    tensors = (value if value is None else value.contiguous() for value in pairs[:5])
+    labels, key_labels, groups, key_groups, exclude = tensors
+    if labels is None or key_labels is None:
+        raise TypeError("anchor_labels and key_labels must be tensors; got None")
+    return pairs._replace(
+        anchor_labels=labels,
+        key_labels=key_labels,
+        anchor_groups=groups if grouped else None,
+        key_groups=key_groups if grouped else None,
+        exclude=exclude,
+    )
+
+
+def contrast_forward(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag) -> ContrastState:
+    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula."""
+    anchors, keys, pairs = anchors.contiguous(), keys.contiguous(), _dense(pairs)
+    count, width = anchors.shape
+    value = Flag.ANCHOR_GRADIENT in flags
+    loss, lse, pull = (anchors.new_empty(count, dtype=torch.float32) for _ in range(3))
+    positives = anchors.new_empty(count, dtype=torch.int32)
+    grad = anchors.new_empty((count if value else 0, width), dtype=torch.float32)
+    state = ContrastState(loss, lse, pull, positives, grad)
+    sides = (anchors, keys, *pairs[:5])
+    sizes = (count, keys.shape[0], pairs.positive_start, pairs.negative_stop, float(scale) * LOG2E)
+    options = {"WIDTH": width, "NEGATIVES": Flag.NEGATIVES in flags, "SELF": Flag.SELF in flags, "VALUE": value}
+    columns = width if value else 1
+    bounded = Flag.UNIT in flags and scale <= BOUNDED_SCALE
+    with _on(anchors):
+        tile = tiles.pick(width, anchors.dtype, "value" if value else "scan")
+        scan = (*sides, lse, grad, *sizes, float(scale) * LOG2E)
+        _launch(contrast.denominator_kernel, tile, count, columns, *scan, BOUNDED=bounded, **options)
+        tile = tiles.pick(width, anchors.dtype, "positive")
+        _launch(contrast.positive_kernel, tile, count, columns, *sides, *state, *sizes, float(scale), **options)
+    return state
+
+
+def contrast_backward(
+    grad_loss: Tensor,
+    anchors: Tensor,
+    keys: Tensor,
+    pairs: Pairs,
+    state: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    flags: Flag,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for.
+
+    Under SELF the first is the gradient of the shared rows in both roles, and the second is empty.
+    """
+    pairs = _dense(pairs)
+    saved = (grad_loss.float().contiguous(), *(value.contiguous() for value in state))
+    anchor_side = _Side(anchors.contiguous(), pairs.anchor_labels, pairs.anchor_groups)
+    key_side = _Side(keys.contiguous(), pairs.key_labels, pairs.key_groups)
+    shared = Flag.SELF in flags
+    grad_anchors, grad_keys = (anchors.new_empty((0, anchors.shape[1]), dtype=torch.float32) for _ in range(2))
+    if shared or Flag.ANCHOR_GRADIENT in flags:
+        grad_anchors = _gradient(anchor_side, key_side, pairs, saved, scale, flags, anchors=True, keys=shared)
+    if not shared and Flag.KEY_GRADIENT in flags:
+        grad_keys = _gradient(key_side, anchor_side, pairs, saved, scale, flags, anchors=False, keys=True)
+    return grad_anchors, grad_keys
+
+
+class _Side(NamedTuple):
+    rows: Tensor
+    labels: Tensor
+    groups: Tensor | None
+
+
+def _gradient(
+    side: _Side, other: _Side, pairs: Pairs, saved: tuple[Tensor, ...], scale: float, flags: Flag, *,
+    anchors: bool, keys: bool,
+) -> Tensor:  # fmt: skip
+    """Gradient of one side's rows in their roles, the other side streaming past."""
+    count, width = side.rows.shape
+    result = side.rows.new_empty((count, width), dtype=torch.float32)
+    with _on(result):
+        _launch(
+            contrast.gradient_kernel, tiles.pick(width, side.rows.dtype, "gradient"), count, width,
+            side.rows, other.rows, side.labels, other.labels, side.groups, other.groups, pairs.exclude, *saved, result,
+            count, other.rows.shape[0], pairs.positive_start, pairs.negative_stop, float(scale) * LOG2E, float(scale),
+            WIDTH=width, NEGATIVES=Flag.NEGATIVES in flags, SELF=Flag.SELF in flags,
+            ROWS_ARE_ANCHORS=anchors, ROWS_ARE_KEYS=keys,
+        )  # fmt: skip
+    return result
+
+
+def _copy_width(width: int) -> int:
+    return min(tiles.COPY_COLUMNS, max(16, tiles.next_power_of_two(width)))
+
+
+def unit_rows(rows_: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
+    count, width = rows_.shape
+    unit = rows_.new_empty((count, width))
+    inverse = rows_.new_empty(count, dtype=torch.float32)
+    if count:
+        with _on(rows_):
+            rows.unit_rows_kernel[(_cells(count, tiles.COPY_ROWS),)](
+                rows_, labels.contiguous(), unit, inverse, count, *rows_.stride(),
+                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=_copy_width(width),
+            )  # fmt: skip
+    return unit, inverse
+
+
+def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+    """(g - u <u, g>) / norm for each row, in the dtype of `unit`."""
+    count, width = unit.shape
+    unit = unit.contiguous()
+    result = torch.empty_like(unit)
+    if count:
+        with _on(unit):
+            rows.unit_rows_backward_kernel[(_cells(count, tiles.COPY_ROWS),)](
+                grad, unit, inverse.contiguous(), result, count, *grad.stride(),
+                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=_copy_width(width),
+            )  # fmt: skip
+    return result
+
+
+def _map_layout(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """Spatial sizes and the strides of image, channel and the three spatial axes of a map [B, D, *spatial]."""
+    missing = PIXEL_AXES - (len(size) - 2)
+    spatial = (1,) * missing + tuple(size[2:])
+    strides = (0,) * missing + tuple(stride[2:])
+    return (*spatial, stride[0], stride[1], *strides)
+
+
+def _move_pixels(kernel: Any, tensors: Sequence[Tensor], features: Tensor, count: int) -> None:
+    width = features.shape[1]
+    block = _copy_width(width)
+    pixels_ = features.numel() // width
+    with _on(features):
+        kernel[(_cells(count, tiles.COPY_ROWS), _cells(width, block))](
+            *tensors, count, pixels_, *_map_layout(features.shape, features.stride()),
+            WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=block,
+        )  # fmt: skip
+
+
+def gather(features: Tensor, index: Tensor) -> Tensor:
+    """Rows [n, D] of a map [B, D, *spatial] at index [n] into B * prod(spatial); index -1 gives zeros."""
+    count = index.shape[0]
+    result = features.new_empty((count, features.shape[1]))
+    if features.numel() == 0:
+        return result.zero_()
+    if count:
+        _move_pixels(pixels.gather_kernel, (features, index.contiguous(), result), features, count)
+    return result
+
+
+def gather_backward(grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Gradient of the map [B, D, *spatial] of this size and stride; a pixel drawn twice gets the sum."""
+    result = grad.new_empty_strided(list(size), list(stride)).zero_()
+    count = index.shape[0]
+    if result.numel() and count:
+        ordered, order = torch.sort(index, stable=True)
+        _move_pixels(pixels.gather_backward_kernel, (grad.contiguous(), ordered, order, result), result, count)
+    return result

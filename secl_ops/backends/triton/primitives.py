@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mathematics of the Triton kernels, stated once: row tiles, products, pair rules, log-sum-exp, coefficients.
+
+Logits are in base 2 here: `scale2 = scale * log2(e)`, so that `exp(s) = exp2(scale2 * <a, k>)`.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# Triton's decorator and its block values have no static types.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_rows(p_rows, o_row, m_row, o_column, WIDTH: tl.constexpr):
+    """Tile of a contiguous [n, WIDTH] matrix; rows outside the mask are not read and come as zeros."""
+    m_tile = m_row[:, None] & (o_column < WIDTH)[None, :]
+    return tl.load(p_rows + o_row.to(tl.int64)[:, None] * WIDTH + o_column[None, :], mask=m_tile, other=0.0)
+
+
+INTERPRETED = tl.constexpr(isinstance(load_rows, InterpretedFunction))
+
+
+@triton.jit
+def product(b_left, b_right, b_sum):
+    """`b_sum + b_left @ b_right` in fp32: bf16 and fp16 on tensor cores, fp32 exactly."""
+    if INTERPRETED:  # the interpreter multiplies the bits of bf16 numbers
+        b_left = b_left.to(tl.float32)
+        b_right = b_right.to(tl.float32)
+    return tl.dot(b_left, b_right, b_sum, input_precision="ieee")
+
+
+@triton.jit
+def value_product(b_weight, b_rows, b_sum):
+    """`b_sum + b_weight @ b_rows`, the weights rounded as far as the rows are.
+
+    fp16 cannot hold probabilities (they underflow at temperatures below 0.1): tf32 holds fp16 rows exactly and
+    the weights with fp16's precision and fp32's range.
+    """
+    if b_rows.dtype == tl.float16:
+        b_sum = tl.dot(b_weight, b_rows.to(tl.float32), b_sum, input_precision="tf32")
+    else:
+        b_sum = product(b_weight.to(b_rows.dtype), b_rows, b_sum)
+    return b_sum
+
+
+@triton.jit
+def dot_rows(b_row, p_row, o_row, m_row, p_column, o_column, m_column,
+             WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """`<row, column>` of every pair [BN, BM], and the column tile [BM, BLOCK_D]: the last chunk of several."""
+    b_dot = tl.zeros([o_row.shape[0], o_column.shape[0]], tl.float32)
+    o_chunk = tl.arange(0, BLOCK_D)
+    if BLOCK_D >= WIDTH:
+        b_column = load_rows(p_column, o_column, m_column, o_chunk, WIDTH)
+        b_dot = product(b_row, tl.trans(b_column), b_dot)  # [BN, D] @ [D, BM] -> [BN, BM]
+    else:
+        b_column = tl.zeros([o_column.shape[0], BLOCK_D], p_column.dtype.element_ty)
+        for start in range(0, WIDTH, BLOCK_D):
+            b_part = load_rows(p_row, o_row, m_row, start + o_chunk, WIDTH)
+            b_column = load_rows(p_column, o_column, m_column, start + o_chunk, WIDTH)
+            b_dot = product(b_part, tl.trans(b_column), b_dot)  # [BN, BD] @ [BD, BM] -> [BN, BM]
+    return b_dot, b_column
+
+
+@triton.jit
+def load_side(p_labels, p_groups, o_row, length):
+    """Label and group of each row; past the end the label is -1: ignored."""
+    m_row = o_row < length
+    b_label = tl.load(p_labels + o_row, mask=m_row, other=-1)
+    b_group = b_label if p_groups is None else tl.load(p_groups + o_row, mask=m_row, other=0)
+    return b_label, b_group
+
+
+@triton.jit
+def load_exclude(p_exclude, o_anchor, length):
+    """The key each anchor must not see, -1 for none."""
+    if p_exclude is None:
+        b_exclude = tl.full(o_anchor.shape, -1, tl.int32)
+    else:
+        b_wide = tl.load(p_exclude + o_anchor, mask=o_anchor < length, other=-1)
+        b_exclude = tl.where((b_wide < 0) | (b_wide > 2147483647), -1, b_wide).to(tl.int32)
+    return b_exclude
+
+
+@triton.jit
+def pair_masks(o_anchor, b_anchor_label, b_anchor_group, b_exclude, o_key, b_key_label, b_key_group,
+               positive_start, negative_stop,
+               SELF: tl.constexpr, GROUPS: tl.constexpr, EXCLUDE: tl.constexpr):  # fmt: skip
+    """Positive and negative pairs; the caller's axes decide which side lies along the rows."""
+    m_pair = (b_anchor_label >= 0) & (b_key_label >= 0)
+    if SELF:
+        m_pair = m_pair & (o_anchor != o_key)
+    if EXCLUDE:
+        m_pair = m_pair & (b_exclude != o_key)
+    if GROUPS:
+        m_pair = m_pair & (b_anchor_group == b_key_group)
+    m_same = b_anchor_label == b_key_label
+    m_positive = m_pair & m_same & (o_key >= positive_start)
+    m_negative = m_pair & (b_anchor_label != b_key_label) & (o_key < negative_stop)
+    return m_positive, m_negative
+
+
+@triton.jit
+def finite_or_zero(b_top):
+    """A maximum that can be subtracted: an empty or an infinite row keeps its logits as they are."""
+    return tl.where(tl.abs(b_top) == float("inf"), 0.0, b_top)
+
+
+@triton.jit
+def merge_logits(b_logit, b_top, b_sum, BOUNDED: tl.constexpr):
+    """One tile into a running log-sum-exp: the new maximum and sum, the factor on what was summed, the tile's terms.
+
+    With BOUNDED the maximum is a bound known beforehand and stays.
+    """
+    if BOUNDED:
+        b_term = tl.exp2(b_logit - b_top[:, None])
+        b_shrink = tl.full(b_top.shape, 1.0, tl.float32)
+        b_next = b_top
+    else:
+        b_next = tl.maximum(b_top, tl.max(b_logit, 1))
+        b_shift = finite_or_zero(b_next)
+        b_term = tl.exp2(b_logit - b_shift[:, None])
+        b_shrink = tl.exp2(tl.where(b_top == float("-inf"), b_top, finite_or_zero(b_top) - b_shift))
+    return b_next, b_sum * b_shrink + tl.sum(b_term, 1), b_shrink, b_term
+
+
+@triton.jit
+def sigmoid2(b_logit):
+    """`1 / (1 + 2^-x)`."""
+    return 1.0 / (1.0 + tl.exp2(-b_logit))
+
+
+@triton.jit
+def softplus2(b_logit):
+    """`ln(1 + 2^x)`, relative precision kept where it is small."""
+    b_tail = tl.exp2(-tl.abs(b_logit))
+    b_series = b_tail * (1.0 - b_tail * (1.0 / 2 - b_tail * (1.0 / 3 - b_tail * (1.0 / 4 - b_tail * (1.0 / 5)))))
+    b_log = tl.where(b_tail < 0.03125, b_series, tl.log2(1.0 + b_tail) * LN2)
+    return tl.where(b_logit != b_logit, b_logit, tl.maximum(b_logit, 0.0) * LN2 + b_log)
+
+
+@triton.jit
+def pair_coefficients(b_logit, m_positive, m_negative, b_lse, b_push, b_attract, NEGATIVES: tl.constexpr):
+    """`d loss / d s` of each pair; push is the anchor's pull times its factor, attract its factor / count."""
+    b_gap = b_logit - b_lse
+    if NEGATIVES:
+        m_inside = m_negative
+        b_pulled = b_attract * sigmoid2(-b_gap)
+    else:
+        m_inside = m_positive | m_negative
+        b_pulled = tl.broadcast_to(b_attract, b_logit.shape)
+    return tl.where(m_inside, b_push * tl.exp2(b_gap), 0.0) - tl.where(m_positive, b_pulled, 0.0)
+
+
+@triton.jit
+def load_anchor_state(p_weight, p_lse, p_pull, p_count, o_anchor, length, scale):
+    """Base-2 log-sum-exp, push and attract of `pair_coefficients`, and whether the anchor has a positive."""
+    m_row = o_anchor < length
+    b_count = tl.load(p_count + o_anchor, mask=m_row, other=0)
+    m_valid = b_count > 0
+    b_factor = scale * tl.load(p_weight + o_anchor, mask=m_row, other=0.0)
+    b_lse = tl.load(p_lse + o_anchor, mask=m_row, other=0.0) * LOG2E
+    b_push = b_factor * tl.load(p_pull + o_anchor, mask=m_row, other=0.0)
+    return b_lse, b_push, b_factor / tl.maximum(b_count, 1).to(tl.float32), m_valid
