@@ -51,6 +51,7 @@ class RunSummary:
     seed: int
     steps: int
     seconds: float  # of training steps alone, without loading and validation, over all resumptions
+    processor_seconds: float  # the same in processor time of all threads
     total_seconds: float  # of this call, everything included
     best_dice: float | None  # on the validation cases, in [0, 1]; None without such cases
     best_step: int | None

@@ -65,6 +65,7 @@ class Row:
     seed: int
     steps: int
     seconds: float  # of training steps alone
+    processor_seconds: float  # of the same steps, all threads
     checkpoint: str
     dice: float
     hd95: float
@@ -170,6 +171,8 @@ def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
 
     steps = round(steps of labels-only * seconds of the method / seconds of labels-only)
 
+    Runs of one thread are compared in processor seconds, which other programs on the machine do not stretch.
+
     Args:
         jobs: All jobs of budget `steps`.
         rows: Finished rows.
@@ -186,7 +189,8 @@ def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
         baseline = found.get(job_key(replace(job, method=BASELINE)))
         rival = found.get(job_key(job))
         if baseline is not None and rival is not None:
-            steps = max(1, round(baseline.steps * rival.seconds / baseline.seconds))
+            ours, theirs = (row.processor_seconds if job.single else row.seconds for row in (rival, baseline))
+            steps = max(1, round(baseline.steps * ours / theirs))
             timed.append(replace(job, method=BASELINE, budget=TIME, steps=steps))
     return timed
 
@@ -260,6 +264,7 @@ def run_job(job: Job, out: Path, keep: bool) -> list[Row]:
                 *job_key(job)[:5],
                 steps=summary.steps,
                 seconds=round(summary.seconds, 2),
+                processor_seconds=round(summary.processor_seconds, 2),
                 checkpoint=result.checkpoint,
                 dice=_round(100 * total.dice[0]),
                 hd95=_round(total.hd95[0]),

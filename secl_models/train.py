@@ -60,6 +60,7 @@ class _Run:
     objective: Objective
     step: int = 0  # optimiser steps done
     seconds: float = 0.0  # spent in them
+    processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
     best: dict[str, float] = field(default_factory=dict)  # dice and step
     last_dice: float | None = None
     pending: list[Tensor] = field(default_factory=list)  # losses not looked at yet
@@ -130,7 +131,7 @@ def _loop(run: _Run, out: Path, history: History, console: Console) -> None:
     with _bar(console) as bar:
         task = bar.add_task(options.method, total=options.steps, completed=run.step, shown="")
         while run.step < options.steps:
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             ramp = _ramp(run)
             logged = _step(run, ramp)
             done = run.step = run.step + 1
@@ -139,6 +140,7 @@ def _loop(run: _Run, out: Path, history: History, console: Console) -> None:
             if look or done % options.checkpoint_every == 0:
                 _require_finite(run, out)
             run.seconds += time.perf_counter() - start
+            run.processor_seconds += time.process_time() - processor
             if look:
                 values = {name: float(value) for name, value in logged.items()} | _pace(run, ramp)
                 if run.validation and (last or done % options.validate_every == 0):
@@ -295,6 +297,7 @@ def _state(run: _Run) -> dict[str, Any]:
         "format": checkpoint.FORMAT,
         "step": run.step,
         "seconds": run.seconds,
+        "processor_seconds": run.processor_seconds,
         "student": run.student.state_dict(),
         "teacher": run.teacher.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -324,6 +327,7 @@ def _restore(run: _Run, path: Path) -> None:
     run.optimizer.load_state_dict(state["optimizer"])
     run.objective.load_state_dict(state["objective"])
     run.step, run.seconds = int(state["step"]), float(state["seconds"])
+    run.processor_seconds = float(state["processor_seconds"])
     run.best, run.last_dice = dict(state["best"]), state["last_dice"]
     run.looked = (run.step, run.seconds)
 
@@ -381,6 +385,7 @@ def _summary(run: _Run, out: Path, total: float, notes: tuple[str, ...]) -> RunS
         seed=run.config.seed,
         steps=run.step,
         seconds=run.seconds,
+        processor_seconds=run.processor_seconds,
         total_seconds=total,
         best_dice=run.best.get("dice"),
         best_step=None if best_step is None else int(best_step),

@@ -30,7 +30,7 @@ JOB = Job(Path("x/hippocampus"), "hippocampus", 4, "secl", 0)
 
 def _row(method: str, seed: int, dice: float, *, budget: str = "steps", steps: int = 100, seconds: float = 60.0) -> Row:
     return Row(
-        "hippocampus", 4, method, budget, seed, steps, seconds, "last", dice, 2.0, 1.0, 900.0, "cpu", "abc",
+        "hippocampus", 4, method, budget, seed, steps, seconds, 2 * seconds, "last", dice, 2.0, 1.0, 900.0, "cpu", "abc",
         f"Anterior={dice + 1};Posterior={dice - 1}", "hippocampus",
     )  # fmt: skip
 
@@ -64,6 +64,13 @@ def test_labels_only_gets_as_many_steps_as_fit_the_seconds_of_its_own_seed() -> 
         ("supervised", "time", 1, 325),
     ]
     assert timed_jobs([replace(JOB, method="supervised")], rows) == []
+
+
+def test_runs_side_by_side_are_timed_by_the_processor() -> None:
+    jobs = [replace(JOB, method=method, single=True) for method in ("supervised", "secl")]
+    slowed = replace(_row("supervised", 0, 70, seconds=90), processor_seconds=50.0)  # by other programs
+    rows = [slowed, replace(_row("secl", 0, 72, seconds=130), processor_seconds=120.0)]
+    assert timed_jobs(jobs, rows)[0].steps == 240
 
 
 def test_a_row_stands_for_its_job_and_for_no_other() -> None:
