@@ -31,7 +31,7 @@ NEEDED = (
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16")
 CURES = {
     "native": "install g++ and make, then build again without SECL_BUILD=none (`make setup` in a checkout)",
-    "triton": "`pip install 'secl[triton]'` on Linux with an NVIDIA GPU",
+    "triton": "not needed on a CPU; on Linux with an NVIDIA GPU: `pip install triton`",
     "reference": "install torch again: plain torch always serves",
 }
 
@@ -150,7 +150,7 @@ def _packages() -> list[Finding]:
     missing = [name for name, number in found.items() if number is None]
     findings = [Finding("packages", OK, present)] if present else []
     if missing:
-        findings.append(Finding("packages", MISSING, ", ".join(missing), "`pip install 'secl[train]'`"))
+        findings.append(Finding("packages", MISSING, ", ".join(missing), "`pip install '.[train]'` in the source folder"))
     return findings
 
 

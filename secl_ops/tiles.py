@@ -59,13 +59,12 @@ _FP16: dict[str, tuple[tuple[int, Tile], ...]] = {
         (64, Tile(128, 64, 64, 64, 8, 3)),
         (128, Tile(128, 64, 128, 128, 8, 2)),
         (256, Tile(64, 64, 256, 128, 8, 2)),
-        (WIDEST, Tile(64, 64, 128, 128, 8, 2)),
+        (WIDEST, Tile(64, 32, 128, 128, 8, 2)),
     ),
     "positive": (
         (64, Tile(128, 32, 64, 64, 8, 2)),
         (128, Tile(64, 32, 128, 128, 8, 2)),
-        (256, Tile(64, 32, 256, 128, 8, 2)),
-        (WIDEST, Tile(64, 32, 128, 128, 8, 2)),
+        (WIDEST, Tile(64, 16, 128, 128, 8, 2)),  # 32 keys spill 8 bytes on sm_80
     ),
     "gradient": (
         (64, Tile(128, 32, 64, 64, 8, 3)),
@@ -77,9 +76,9 @@ _FP16: dict[str, tuple[tuple[int, Tile], ...]] = {
 # fp32 products run on the FMA units, which hold whole operand rows in registers: short chunks, few rows.
 _FULL: dict[str, tuple[tuple[int, Tile], ...]] = {
     "scan": ((WIDEST, Tile(64, 64, 32, 32, 8, 2)),),
-    "value": ((WIDEST, Tile(32, 32, 32, 128, 8, 2)),),  # 64 rows spill 500 bytes
-    "positive": ((WIDEST, Tile(32, 32, 32, 128, 8, 2)),),
-    "gradient": ((WIDEST, Tile(32, 32, 32, 128, 8, 2)),),
+    "value": ((64, Tile(32, 32, 16, 64, 8, 2)), (WIDEST, Tile(32, 32, 32, 128, 8, 2))),  # 64 rows spill 500 bytes
+    "positive": ((WIDEST, Tile(16, 32, 16, 128, 4, 2)),),  # 32 rows spill 16 bytes on sm_100
+    "gradient": ((64, Tile(32, 16, 16, 64, 8, 2)), (WIDEST, Tile(32, 32, 32, 128, 8, 2))),
 }
 
 

@@ -29,9 +29,10 @@ JOB = Job(Path("x/hippocampus"), "hippocampus", 4, "secl", 0)
 
 
 def _row(method: str, seed: int, dice: float, *, budget: str = "steps", steps: int = 100, seconds: float = 60.0) -> Row:
+    structures = f"Anterior={dice + 1};Posterior={dice - 1}"
     return Row(
-        "hippocampus", 4, method, budget, seed, steps, seconds, 2 * seconds, "last", dice, 2.0, 1.0, 900.0, "cpu", "abc",
-        f"Anterior={dice + 1};Posterior={dice - 1}", "hippocampus",
+        "hippocampus", 4, method, budget, seed, steps, seconds, 2 * seconds, "last", dice, 2.0, 1.0, 900.0,
+        "cpu", "abc", structures, "hippocampus",
     )  # fmt: skip
 
 
