@@ -150,7 +150,8 @@ def _packages() -> list[Finding]:
     missing = [name for name, number in found.items() if number is None]
     findings = [Finding("packages", OK, present)] if present else []
     if missing:
-        findings.append(Finding("packages", MISSING, ", ".join(missing), "`pip install '.[train]'` in the source folder"))
+        cure = "`pip install '.[train]'` in the source folder"
+        findings.append(Finding("packages", MISSING, ", ".join(missing), cure))
     return findings
 
 
