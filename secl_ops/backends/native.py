@@ -69,9 +69,7 @@ def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
     """(g - u <u, g>) / norm for each row, in the dtype of `unit`."""
-    found: Tensor = _operations().unit_rows_backward(
-        grad.float().contiguous(), unit.contiguous(), inverse.contiguous()
-    )
+    found: Tensor = _operations().unit_rows_backward(grad.float().contiguous(), unit.contiguous(), inverse.contiguous())
     return found
 
 

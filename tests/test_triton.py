@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is special to Triton: refusals, tiles of every shape, row masks, numbers that other arithmetic loses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from secl_ops import tiles
+from secl_ops.backends import reference, triton
+from secl_ops.spec import Flag, Pairs
+from tests.budget import assert_within_budget
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SMALL = tiles.Tile(16, 16, 16, 16, 4, 2)
+
+
+@pytest.fixture
+def runs() -> None:
+    """Skip where no Triton kernel can run."""
+    reasons = triton.objections(DEVICE, torch.float32, "info_nce")
+    if reasons:
+        pytest.skip("; ".join(reasons))
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def integers(low: int, high: int, size: int, seed: int = 0) -> Tensor:
+    return torch.randint(low, high, (size,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def every_rule(anchors: int, keys: int, *, shared: bool = False) -> Pairs:
+    """Pairs with ignored rows, groups, exclusions, prototypes and keys that are no negatives."""
+    labels, groups = integers(-1, 3, anchors, 1).int(), integers(0, 2, anchors, 2).int()
+    key_labels = labels if shared else integers(-1, 3, keys, 3).int()
+    key_groups = groups if shared else integers(0, 2, keys, 4).int()
+    return Pairs(labels, key_labels, groups, key_groups, integers(-1, keys, anchors, 5), keys // 4, keys - keys // 3)
+
+
+def check(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag) -> None:
+    """Hold forward and backward against the reference in fp64, beside the reference in the rows' dtype."""
+    weights = draw(anchors.shape[0], seed=6)
+    found = {}
+    for name, module, wide in (("triton", triton, False), ("plain", reference, False), ("truth", reference, True)):
+        a, k = (rows.double() if wide else rows for rows in (anchors, keys))
+        state = module.contrast_forward(a, k, pairs, scale, flags | Flag.ANCHOR_GRADIENT)
+        both = flags | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT
+        gradients = module.contrast_backward(weights.to(state.loss.dtype), a, k, pairs, state[1:4], scale, both)
+        found[name] = [*state, *gradients]
+    peak = scale * float(anchors.float().norm(dim=1).max() * keys.float().norm(dim=1).max())
+    rounding = torch.finfo(anchors.dtype).eps / torch.finfo(torch.float32).eps  # the weights take the rows' dtype
+    for number, (actual, plain, truth) in enumerate(zip(*found.values(), strict=True)):
+        amplification = max(4 * peak, rounding if truth.ndim == 2 else 1.0)
+        shown = f"output {number}"
+        finite = truth.double().nan_to_num(neginf=0.0)
+        assert torch.equal(actual.isneginf(), truth.isneginf()), shown
+        assert_within_budget(
+            shown, actual.float().nan_to_num(neginf=0.0), finite, plain.float().nan_to_num(neginf=0.0),
+            amplification=amplification, magnitude=peak,
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES, Flag.SELF, Flag.SELF | Flag.NEGATIVES], ids=str)
+@pytest.mark.parametrize("width", [16, 40], ids=["one chunk", "ragged chunks"])
+def test_tiles_of_every_shape(width: int, flags: Flag, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "pick", lambda *_: SMALL)
+    anchors = draw(37, width)
+    keys = anchors if Flag.SELF in flags else draw(45, width, seed=9)
+    check(anchors, keys, every_rule(37, keys.shape[0], shared=Flag.SELF in flags), 0.5, flags)
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 3, 130, 300])
+def test_widths_beside_the_table(width: int, dtype: torch.dtype) -> None:
+    anchors, keys = (torch.nn.functional.normalize(draw(rows, width, seed=rows), dim=1) for rows in (21, 70))
+    check(anchors.to(dtype), keys.to(dtype), every_rule(21, 70), 10.0, Flag.NEGATIVES | Flag.UNIT)
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
+def test_the_running_maximum_agrees_with_the_fixed_one(flags: Flag) -> None:
+    anchors, keys = (torch.nn.functional.normalize(draw(rows, 8, seed=rows), dim=1) for rows in (20, 150))
+    pairs = every_rule(20, 150)
+    fixed = triton.contrast_forward(anchors, keys, pairs, 30.0, flags | Flag.UNIT)
+    running = triton.contrast_forward(anchors, keys, pairs, 30.0, flags)
+    rough = reference.contrast_forward(anchors, keys, pairs, 30.0, flags)
+    valid = rough.count > 0
+    assert_within_budget("loss", fixed.loss[valid], running.loss[valid].double(), rough.loss[valid], amplification=30.0)
+
+
+@pytest.mark.usefixtures("runs")
+def test_far_keys_keep_their_weight_at_a_low_temperature() -> None:
+    near, far = (torch.nn.functional.normalize(1 + 0.1 * draw(rows, 8, seed=rows), dim=1) for rows in (20, 50))
+    check(near, -far, every_rule(20, 50), 100.0, Flag.UNIT)  # exp(-2 * 100) is no fp32 number: the maximum must run
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_flat_probabilities_do_not_underflow(dtype: torch.dtype) -> None:
+    anchors, keys = (torch.nn.functional.normalize(draw(rows, 130, seed=rows), dim=1) for rows in (20, 50))
+    check(anchors.to(dtype), keys.to(dtype), every_rule(20, 50), 30.0, Flag.UNIT)  # every term is near exp(-30)
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
+def test_an_anchor_without_a_positive_passes_no_nan_to_the_keys(flags: Flag) -> None:
+    anchors, keys = draw(9, 16), draw(12, 16, seed=1)
+    keys[3, 4] = torch.nan
+    ones, twos = (torch.full((size,), size % 2, dtype=torch.int32, device=DEVICE) for size in (9, 12))
+    pairs = Pairs(ones, twos, None, None, None, 0, 12)
+    state = triton.contrast_forward(anchors, keys, pairs, 1.0, flags)
+    assert torch.equal(state.loss, torch.zeros_like(state.loss))
+    weights = torch.ones(9, device=DEVICE)
+    _, found = triton.contrast_backward(weights, anchors, keys, pairs, state[1:4], 1.0, flags | Flag.KEY_GRADIENT)
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+@pytest.mark.usefixtures("runs")
+def test_nothing_is_read_outside_the_rows() -> None:
+    buffers = [torch.full((rows + 40, 24), torch.nan, device=DEVICE) for rows in (19, 35)]
+    anchors, keys = buffers[0][20:39], buffers[1][20:55]
+    anchors.copy_(draw(19, 24, seed=1))
+    keys.copy_(draw(35, 24, seed=2))
+    pairs = every_rule(19, 35)
+    inside = triton.contrast_forward(anchors, keys, pairs, 0.3, Flag.ANCHOR_GRADIENT)
+    alone = triton.contrast_forward(anchors.clone(), keys.clone(), pairs, 0.3, Flag.ANCHOR_GRADIENT)
+    assert all(map(torch.equal, inside, alone))
+    assert inside.loss.isfinite().all()
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_tiny_loss_keeps_its_digits() -> None:
+    anchors, keys = torch.tensor([[1.0]], device=DEVICE), torch.tensor([[1.0], [-1.0]], device=DEVICE)
+    labels = torch.tensor([3], dtype=torch.int32, device=DEVICE)
+    pairs = Pairs(labels, torch.tensor([3, 4], dtype=torch.int32, device=DEVICE), None, None, None, 0, 2)
+    loss = triton.contrast_forward(anchors, keys, pairs, 15.0, Flag.NEGATIVES | Flag.UNIT).loss
+    truth = torch.tensor([-30.0], dtype=torch.float64, device=DEVICE).exp().log1p()
+    assert_within_budget("loss", loss, truth, truth.float(), amplification=30.0)
+
+
+@pytest.mark.usefixtures("runs")
+def test_many_drawings_of_one_pixel_are_summed_in_order() -> None:
+    index = torch.cat([torch.full((70,), 11), torch.arange(30), torch.full((9,), -1)]).to(DEVICE)
+    index = index[integers(0, 2**30, 109).argsort()]
+    grad = integers(-8, 8, 109 * 70).reshape(109, 70).float()
+    expected = reference.gather_backward(grad, index, [2, 70, 3, 5], [1050, 15, 5, 1])
+    found = triton.gather_backward(grad, index, [2, 70, 3, 5], [1050, 15, 5, 1])
+    assert torch.equal(found, expected)  # whole numbers: any order gives the same sum
+
+
+@pytest.mark.usefixtures("runs")
+def test_an_index_outside_the_map_is_not_read() -> None:
+    features = draw(1, 3, 4)
+    rows = triton.gather(features, torch.tensor([4, -7, 2**40, 3], device=DEVICE))
+    assert torch.equal(rows[:3], torch.zeros(3, 3, device=DEVICE))
+    assert torch.equal(rows[3], features[0, :, 3])
+
+
+@pytest.mark.usefixtures("runs")
+def test_unit_rows_of_any_stride() -> None:
+    rows = draw(90, 41).T  # [41, 90]
+    labels = integers(-1, 2, 41).int()
+    rows[labels < 0] = torch.nan
+    rows[int((labels >= 0).nonzero()[0])] = 0.0
+    unit, inverse = triton.unit_rows(rows, labels)
+    truth = reference.unit_rows(rows.double(), labels)
+    rough = reference.unit_rows(rows, labels)
+    grad = draw(90, 41, seed=3).T
+    backward = triton.unit_rows_backward(grad, unit, inverse)
+    true_backward = reference.unit_rows_backward(grad.double(), *truth)
+    rough_backward = reference.unit_rows_backward(grad, *rough)
+    for name, actual, exact, plain in (
+        ("unit", unit, truth[0], rough[0]), ("inverse", inverse, truth[1], rough[1]),
+        ("backward", backward, true_backward, rough_backward),
+    ):  # fmt: skip
+        assert_within_budget(name, actual, exact, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("purpose", ["scan", "value", "positive", "gradient"])
+def test_every_tile_can_be_multiplied(purpose: str, dtype: torch.dtype) -> None:
+    for width in (1, 16, 17, 64, 65, 128, 129, 256, 257, 100_000):
+        tile = tiles.pick(width, dtype, purpose)
+        assert min(tile[:4]) >= 16
+        assert all(value & (value - 1) == 0 for value in tile[:5])
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any("fp64 is served by the reference" in reason for reason in triton.objections("cpu", torch.float64, "x"))
+    assert any("not int32" in reason for reason in triton.objections("cpu", torch.int32, "gather_pixels"))
+    assert "sampling has no Triton kernel" in triton.objections("cuda", torch.int64, "sample_pixels")[0]
+    assert triton.objections("mps", torch.float32, "info_nce") == ["it runs on CUDA devices, not on mps"]
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "compiles for GPUs only" in triton.objections("cpu", torch.float32, "info_nce")[0]
+
+
+def test_an_interpreting_process_and_an_old_card_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton, "_interpreted", lambda: True)
+    assert "unset it" in triton.objections("cuda", torch.float32, "info_nce")[0]
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    triton._graphics_card.cache_clear()
+    assert triton.objections("cuda", torch.float32, "info_nce") == ["compute capability 7.5 is below 8.0"]
+    triton._graphics_card.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, "Triton is not installed; pip install triton"), ("3.5.1", "Triton 3.5.1 is older than 3.6")],
+)
+def test_without_a_usable_triton_the_package_still_imports(version: str | None, message: str) -> None:
+    program = f"""
+import importlib.metadata, sys
+true = importlib.metadata.version
+def version(name):
+    if name != "triton":
+        return true(name)
+    if {version!r} is None:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return {version!r}
+importlib.metadata.version = version
+import secl_ops
+from secl_ops.backends import triton
+print(secl_ops.backends()["triton"], "triton" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert message in done.stdout
+    assert done.stdout.strip().endswith("False"), "asking for objections must not import an unusable Triton"
