@@ -43,16 +43,17 @@ class Contrast(torch.autograd.Function):
         options: ContrastOptions,
     ) -> tuple[Tensor, Tensor]:
         unit, inverse = _unit(anchors, pairs.anchor_labels, options)
-        rows, shrink = _fold(unit, temperature, options.share)
+        shrink = _shrink(unit, temperature, options.share)
+        rows = _folded(unit, shrink)
         key_unit, key_inverse = (None, None) if keys is None else _unit(keys, pairs.key_labels, options)
         flags = options.flags
         if Flag.SELF in flags:  # the gradient of shared rows needs every row's log-sum-exp first
             flags &= ~Flag.ANCHOR_GRADIENT
-        loss, *state = ops.contrast(
-            rows, rows if key_unit is None else key_unit, *pairs, options.scale, int(flags), options.backend
-        )
+        key_rows = rows if key_unit is None else key_unit.to(rows.dtype)
+        loss, *state = ops.contrast(rows, key_rows, *pairs, options.scale, int(flags), options.backend)
         ctx.save_for_backward(unit, inverse, key_unit, key_inverse, temperature, shrink, *pairs[:5], *state)
         ctx.options, ctx.range = options, (pairs.positive_start, pairs.negative_stop)
+        ctx.columnwise = _columnwise(anchors), keys is not None and _columnwise(keys)
         count = state[2]
         ctx.mark_non_differentiable(count)
         return loss, count
@@ -62,27 +63,34 @@ class Contrast(torch.autograd.Function):
         unit, inverse, key_unit, key_inverse, temperature, shrink, *rest = ctx.saved_tensors
         tensors, (lse, pull, count, grad_rows) = rest[:5], rest[5:]
         options = ctx.options
-        rows = unit if shrink is None else (unit * shrink).to(unit.dtype)
+        shared = Flag.SELF in options.flags
+        valid = count > 0
+        rows = _folded(unit, shrink)
         grad_keys = None
         if options.flags & (Flag.SELF | Flag.KEY_GRADIENT):
-            flags = options.flags if Flag.SELF in options.flags else options.flags & ~Flag.ANCHOR_GRADIENT
-            shared, grad_keys = ops.contrast_backward(
-                grad_loss, rows, rows if key_unit is None else key_unit, *tensors, *ctx.range, lse, pull, count,
-                options.scale, int(flags), options.backend,
+            if not shared:  # an anchor that does not count is not read: a NaN in it must not reach the keys
+                tensors[0] = torch.where(valid, tensors[0], -1)
+            flags = options.flags if shared else options.flags & ~Flag.ANCHOR_GRADIENT
+            grad_both, grad_keys = ops.contrast_backward(
+                grad_loss, rows, rows if key_unit is None else key_unit.to(rows.dtype), *tensors, *ctx.range,
+                lse, pull, count, options.scale, int(flags), options.backend,
             )  # fmt: skip
-        if Flag.SELF in options.flags:
-            grad_rows = shared
+        if shared:
+            grad_rows = grad_both.masked_fill(~valid.any(), 0.0)
         elif Flag.ANCHOR_GRADIENT in options.flags:
-            grad_rows = grad_rows * grad_loss[:, None]
+            grad_rows = (grad_rows * grad_loss[:, None]).masked_fill(~valid[:, None], 0.0)
         grad_temperature = None
         if ctx.needs_input_grad[2]:
-            grad_temperature = _temperature_gradient(grad_rows, rows, temperature, options.share)
+            grad_temperature = _temperature_gradient(grad_rows, rows, valid, temperature, options)
         grad_anchors = None
         if ctx.needs_input_grad[0]:
             grad_rows = grad_rows if shrink is None else grad_rows * shrink
-            grad_anchors = _through_norm(grad_rows, unit, inverse, options)
-        if grad_keys is not None:
-            grad_keys = _through_norm(grad_keys, key_unit, key_inverse, options) if ctx.needs_input_grad[1] else None
+            counted = valid.any() if shared else valid[:, None]
+            grad_anchors = _through_norm(grad_rows, unit, inverse, counted, ctx.columnwise[0], options)
+        if ctx.needs_input_grad[1] and grad_keys is not None:
+            grad_keys = _through_norm(grad_keys, key_unit, key_inverse, valid.any(), ctx.columnwise[1], options)
+        else:
+            grad_keys = None
         return _once(grad_anchors), _once(grad_keys), _once(grad_temperature), None, None
 
 
@@ -93,24 +101,43 @@ def _unit(rows: Tensor, labels: Tensor, options: ContrastOptions) -> tuple[Tenso
     return unit, inverse
 
 
-def _fold(unit: Tensor, temperature: Tensor | None, share: float) -> tuple[Tensor, Tensor | None]:
+def _shrink(unit: Tensor, temperature: Tensor | None, share: float) -> Tensor | None:
     if temperature is None:
-        return unit, None
+        return None
     wide = torch.float64 if unit.dtype == torch.float64 else torch.float32
-    shrink = temperature.detach().reshape(1, 1).to(wide) ** -share
-    return (unit * shrink).to(unit.dtype), shrink
+    return temperature.detach().reshape(1, 1).to(wide) ** -share
 
 
-def _temperature_gradient(grad_rows: Tensor, rows: Tensor, temperature: Tensor, share: float) -> Tensor:
-    total = -share * (grad_rows * rows).sum() / temperature.detach().to(grad_rows.dtype)
+def _folded(unit: Tensor, shrink: Tensor | None) -> Tensor:
+    """Rows times the folded temperature; fp16 rows become fp32, whose range the product may need."""
+    if shrink is None:
+        return unit
+    rows = unit * shrink
+    return rows if unit.dtype == torch.float16 else rows.to(unit.dtype)
+
+
+def _temperature_gradient(
+    grad_rows: Tensor, rows: Tensor, valid: Tensor, temperature: Tensor, options: ContrastOptions
+) -> Tensor:
+    read = rows if Flag.SELF in options.flags else rows.masked_fill(~valid[:, None], 0.0)
+    total = -options.share * (grad_rows * read).sum() / temperature.detach().to(grad_rows.dtype)
     return total.reshape(temperature.shape).to(temperature.dtype)
 
 
-def _through_norm(grad: Tensor, rows: Tensor, inverse: Tensor | None, options: ContrastOptions) -> Tensor:
+def _through_norm(
+    grad: Tensor, rows: Tensor, inverse: Tensor | None, counted: Tensor, columnwise: bool, options: ContrastOptions
+) -> Tensor:
+    """Gradient of the raw rows, in their layout; 0 where nothing counted, whatever stands in the row."""
     if inverse is None:
-        return grad.to(rows.dtype)
-    found: Tensor = ops.unit_rows_backward(grad, rows, inverse, options.backend)
-    return found
+        found: Tensor = grad.to(rows.dtype)
+    else:
+        found = ops.unit_rows_backward(grad, rows, inverse, options.backend)
+    found = found.masked_fill(~counted, 0.0)
+    return found.t().contiguous().t() if columnwise else found
+
+
+def _columnwise(rows: Tensor) -> bool:
+    return 0 < rows.stride(0) < rows.stride(1)
 
 
 class _Refusal(torch.autograd.Function):

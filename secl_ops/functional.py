@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def info_nce(
         positives: Rows [P, D], for example class means, that are then the only positives; keys of the anchor's own
             label are neither positive nor negative.
         positive_labels: Integers [P]; required with `positives`.
-        anchor_groups: Integers [N]; only keys of the same group are compared.
+        anchor_groups: Integers [N], int32 in value; only keys of the same group are compared.
         key_groups: Integers [M]; required with `keys` and `anchor_groups`.
         exclude: One key number per anchor [N] that it must not see; -1 for none.
         reduction: "mean" over the anchors that have a positive (weighted by `weights`), "sum" or "none".
@@ -255,23 +256,24 @@ def pool_regions(features: Tensor, grid: Sequence[int]) -> Tensor:
     spec.check_map("features", features)
     spec.check_grid(grid, features)
     pooled = features if features.dtype == torch.float64 else features.float()
-    with torch.autocast(features.device.type, enabled=False):
-        for axis, cells in enumerate(grid, start=2):
-            pooled = torch.tensordot(pooled, _cell_means(features.shape[axis], cells, pooled), dims=([2], [0]))
+    for axis, cells in enumerate(grid, start=2):
+        pooled = torch.stack(
+            [part.mean(dim=axis) for part in torch.split(pooled, _cell_sizes(axis, cells, features), axis)], axis
+        )
     return pooled.flatten(2).transpose(1, 2).to(features.dtype)
 
 
-def _cell_means(size: int, cells: int, like: Tensor) -> Tensor:
-    """Matrix [size, cells] whose product takes the mean of each cell; a product, unlike pooling, is deterministic."""
-    cell = torch.arange(size, device=like.device) * cells // size
-    member = (cell[:, None] == torch.arange(cells, device=like.device)[None, :]).to(like.dtype)
-    return member / member.sum(dim=0)
+def _cell_sizes(axis: int, cells: int, features: Tensor) -> list[int]:
+    """Pixels of each cell along an axis; adaptive pooling has no deterministic gradient, means of parts have."""
+    size = features.shape[axis]
+    starts = [-(-cell * size // cells) for cell in range(cells + 1)]
+    return [stop - start for start, stop in itertools.pairwise(starts)]
 
 
 def class_means(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Average the rows of each class, for prototypes.
 
-    mean_c = sum of rows with label c / count_c; a class without a row gives zeros.
+    mean_c = sum of rows with label c / count_c; a class without a row gives zeros, one with a NaN or infinity NaN.
 
     Args:
         rows: Rows [n, D].
@@ -293,10 +295,12 @@ def class_means(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor,
     spec.check_rows("rows", rows)
     spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
     spec.check_positive_int("num_classes", num_classes)
-    inside = (labels >= 0) & (labels < num_classes)
-    wide = (rows if rows.dtype == torch.float64 else rows.float()).masked_fill(~inside[:, None], 0.0)
-    member = labels[None, :] == torch.arange(num_classes, device=rows.device)[:, None]  # [C, n]
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    member = labels.long()[None, :] == torch.arange(num_classes, device=rows.device)[:, None]  # [C, n]
     count = member.sum(dim=1)
+    # Products with 0 would carry a NaN into every class: only finite numbers are multiplied.
+    finite, member = wide.isfinite(), member.to(wide.dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        means = (member.to(wide.dtype) @ wide) / count.clamp(min=1)[:, None].to(wide.dtype)
-    return means.to(rows.dtype), count
+        means = (member @ wide.masked_fill(~finite, 0.0)) / count.clamp(min=1)[:, None].to(wide.dtype)
+        spoiled = member @ (~finite).to(wide.dtype) > 0
+    return means.masked_fill(spoiled, torch.nan).to(rows.dtype), count

@@ -73,6 +73,10 @@ class ContrastInput(NamedTuple):
             labels = getattr(self, name)
             if labels is not None:
                 spec.check_label_range(name, labels)
+        for name in ("anchor_groups", "key_groups"):
+            groups = getattr(self, name)
+            if groups is not None:
+                spec.check_group_range(name, groups)
         if self.exclude is not None and self.keys is not None:
             spec.check_exclude_range(self.exclude, self.keys.shape[0])
         if self.weights is not None and bool((self.weights < 0).any()):
@@ -87,12 +91,15 @@ class ContrastInput(NamedTuple):
         keys, key_labels, exclude = self.anchors, labels, self.exclude
         key_groups = groups if self.key_groups is None else self.key_groups.to(torch.int32)
         if self.keys is not None and self.key_labels is not None:
-            keys, key_labels = self.keys, self.key_labels.to(torch.int32)
+            # A copy: labels that are a view of a queue may be overwritten before the backward pass reads them.
+            keys, key_labels = self.keys, self.key_labels.to(torch.int32, copy=True)
         else:
             exclude = torch.arange(self.anchors.shape[0], device=self.anchors.device)
         exclude = None if exclude is None else exclude.to(torch.int64)
         count, start = keys.shape[0], 0
         if self.positives is not None and self.positive_labels is not None:
+            if exclude is not None:
+                exclude = exclude.masked_fill(exclude >= count, -1)  # it names a key, never a prototype
             keys = torch.cat([keys, self.positives])
             key_labels, start = torch.cat([key_labels, self.positive_labels.to(torch.int32)]), count
         return keys, Pairs(labels, key_labels, groups, key_groups, exclude, start, count), flags

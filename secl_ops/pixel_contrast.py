@@ -13,6 +13,7 @@ from secl_ops.functional import gather_pixels, info_nce, sample_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.spec import ContrastSpec, SampleSpec
 
+SEED_STRIDE = 0x9E3779B97F4A7C15
 KEY_DRAW = 0x5ECC  # the teacher's pixels are drawn apart from the student's
 
 
@@ -63,7 +64,7 @@ def pixel_contrast(
         denominator: See `info_nce`.
         normalize: See `info_nce`.
         reduction: See `info_nce`; "none" gives one loss per drawn place.
-        backend: See `info_nce`.
+        backend: See `info_nce`; under "triton", which has no sampler, "auto" draws the pixels.
         validate: See `info_nce`.
 
     Returns:
@@ -84,6 +85,8 @@ def pixel_contrast(
     """
     ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
     options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+    spec.check_map("features", features)
+    _check_queue(queue, num_classes, features)
     if key_features is None and (key_labels is not None or key_eligible is not None):
         raise ValueError("key_labels and key_eligible go with key_features; pass key_features as well")
     anchors, anchor_labels = _draw_rows("features", features, "labels", labels, eligible, scores, options, seed)
@@ -131,14 +134,35 @@ def _draw_rows(
             f"{tuple(features.shape)}; got {tuple(labels.shape)}"
         )
     spec.check_device(labels_name, labels, features, map_name)
+    if labels.numel() == 0 < features.numel():
+        raise ValueError(f"{labels_name} must not be empty where {map_name} is not; got shape {tuple(labels.shape)}")
+    if eligible is not None:
+        spec.check_like_labels("eligible", eligible, labels, torch.bool)
+    if scores is not None:
+        spec.check_like_labels("scores", scores, labels, None)
     size = features.shape[2:]
     found = sample_pixels(
         _nearest(labels, size), options.per_class, num_classes=options.num_classes,
         ignore_index=options.ignore_index, eligible=None if eligible is None else _nearest(eligible, size),
         scores=None if scores is None else _nearest(scores, size), strategy=options.strategy, seed=seed,
-        backend=options.backend,
+        backend="auto" if options.backend == "triton" else options.backend,
     )  # fmt: skip
     return gather_pixels(features, found.index, backend=options.backend), found.label
+
+
+def _check_queue(queue: object, num_classes: int, features: Tensor | None = None) -> None:
+    if queue is None:
+        return
+    if not isinstance(queue, ClassQueue):
+        raise TypeError(f"queue must be a ClassQueue; got {type(queue).__name__}")
+    if queue.num_classes != num_classes:
+        raise ValueError(f"queue must hold num_classes={num_classes} classes; it was made for {queue.num_classes}")
+    if features is not None:
+        if queue.dim != features.shape[1]:
+            raise ValueError(
+                f"queue must be as wide as features, {features.shape[1]}; it was made with dim={queue.dim}"
+            )
+        spec.check_device("queue", queue.rows, features, "features")
 
 
 def _nearest(values: Tensor, size: torch.Size) -> Tensor:
@@ -168,6 +192,7 @@ class PixelContrastLoss(nn.Module):
         normalize: Divide each row by its norm.
         reduction: "mean", "sum" or "none".
         backend: "auto", "reference", "native" or "triton".
+        validate: Also check values, which waits for the device.
         seed: Start of the sequence of draws.
 
     Raises:
@@ -196,16 +221,22 @@ class PixelContrastLoss(nn.Module):
         normalize: bool = True,
         reduction: str = "mean",
         backend: str = "auto",
+        validate: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        ContrastSpec(temperature, denominator, normalize, reduction, backend)
+        ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
         SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+        _check_queue(queue, num_classes)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an int; got {type(seed).__name__}")
         self.per_class, self.num_classes, self.ignore_index = per_class, num_classes, ignore_index
         self.strategy, self.denominator, self.normalize = strategy, denominator, normalize
         self.reduction, self.backend, self.queue = reduction, backend, queue
-        self.temperature = temperature
-        self.register_buffer("draws", torch.tensor([seed % 2**30 << 32], dtype=torch.int64))
+        self.temperature, self.validate = temperature, validate
+        # An odd factor keeps different seeds apart, and far from each other's sequences.
+        first = (seed * SEED_STRIDE + 2**63) % 2**64 - 2**63
+        self.register_buffer("draws", torch.tensor([first], dtype=torch.int64))
 
     def extra_repr(self) -> str:
         """The options, for `print(module)`."""
@@ -230,5 +261,5 @@ class PixelContrastLoss(nn.Module):
             features, labels, key_features, key_labels, per_class=self.per_class, num_classes=self.num_classes,
             seed=seed, ignore_index=self.ignore_index, eligible=eligible, key_eligible=key_eligible, scores=scores,
             strategy=self.strategy, queue=self.queue, temperature=self.temperature, denominator=self.denominator,
-            normalize=self.normalize, reduction=self.reduction, backend=self.backend,
+            normalize=self.normalize, reduction=self.reduction, backend=self.backend, validate=self.validate,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 DENOMINATORS = ("negatives", "all")
 REDUCTIONS = ("mean", "sum", "none")
 STRATEGIES = ("uniform", "stratified", "hard")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BACKENDS = ("auto", "reference", "native", "triton")
 
 
@@ -121,6 +122,8 @@ class SampleSpec:
         check_positive_int("num_classes", self.num_classes)
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int; got {type(self.ignore_index).__name__}")
+        if not -(2**63) <= self.ignore_index < 2**63:
+            raise ValueError(f"ignore_index must be an int64; got {self.ignore_index}")
         check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("backend", self.backend, BACKENDS)
 
@@ -131,13 +134,20 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
 
 
+def check_floating(name: str, values: Tensor) -> None:
+    """Refuse a dtype that the operations do not compute in."""
+    if values.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be floating (fp16, bf16, fp32, fp64); got {values.dtype}; cast it, for example with .float()"
+        )
+
+
 def check_rows(name: str, rows: Tensor, *, like: Tensor | None = None, like_name: str = "") -> None:
     """Refuse rows that are not floating [n, D], or that differ from `like` in width, dtype or device."""
     check_tensor(name, rows)
     if rows.ndim != 2:
         raise ValueError(f"{name} must have two dimensions [rows, width]; got shape {tuple(rows.shape)}")
-    if not rows.is_floating_point():
-        raise TypeError(f"{name} must be floating; got {rows.dtype}; cast it, for example with .float()")
+    check_floating(name, rows)
     if rows.shape[1] < 1:
         raise ValueError(f"{name} must be at least one wide; got shape {tuple(rows.shape)}")
     if like is None:
@@ -194,8 +204,7 @@ def check_map(name: str, features: Tensor) -> None:
         raise ValueError(
             f"{name} must have shape [B, D, *spatial] with 1 to 3 spatial axes; got {tuple(features.shape)}"
         )
-    if not features.is_floating_point():
-        raise TypeError(f"{name} must be floating; got {features.dtype}; cast it, for example with .float()")
+    check_floating(name, features)
 
 
 def check_label_map(name: str, labels: Tensor) -> None:
@@ -220,6 +229,8 @@ def check_like_labels(name: str, value: Tensor, labels: Tensor, dtype: torch.dty
 def check_grid(grid: Sequence[int], features: Tensor) -> None:
     """Refuse a grid that does not fit the map."""
     spatial = tuple(features.shape[2:])
+    if not isinstance(grid, Sequence):
+        raise TypeError(f"grid must be a sequence, one number per spatial axis; got {type(grid).__name__}")
     if len(grid) != len(spatial):
         raise ValueError(f"grid must have one number per spatial axis of features, {len(spatial)}; got {tuple(grid)}")
     for cells, size in zip(grid, spatial, strict=True):
@@ -235,7 +246,7 @@ def check_index(index: Tensor, features: Tensor, *, validate: bool) -> None:
         raise TypeError(f"index must be int64 of shape [n]; got {index.dtype} of shape {tuple(index.shape)}")
     check_device("index", index, features, "features")
     if validate and index.numel():
-        pixels = features.shape[0] * features[0, 0].numel()
+        pixels = features.shape[0] * math.prod(features.shape[2:])
         low, high = int(index.min()), int(index.max())
         if low < -1 or high >= pixels:
             raise ValueError(f"index must lie in -1..{pixels - 1} (B * prod(spatial) - 1); got {low}..{high}")
@@ -247,6 +258,14 @@ def check_exclude_range(exclude: Tensor, keys: int) -> None:
         low, high = int(exclude.min()), int(exclude.max())
         if low < -1 or high >= keys:
             raise ValueError(f"exclude must lie in -1..{keys - 1}; got {low}..{high}")
+
+
+def check_group_range(name: str, groups: Tensor) -> None:
+    """Refuse groups that are no int32; synchronises."""
+    if groups.numel():
+        low, high = int(groups.min()), int(groups.max())
+        if low < -(2**31) or high > 2**31 - 1:
+            raise ValueError(f"{name} must lie in -2147483648..2147483647; got {low}..{high}")
 
 
 def check_label_range(name: str, labels: Tensor) -> None:

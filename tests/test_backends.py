@@ -132,6 +132,7 @@ def test_permuted_input_and_gradient_layout(backend: str, device: str) -> None:
     expected, gradients = run(separate(19, 23, 8), backend, device)
     assert torch.equal(loss.detach().cpu(), expected)
     assert torch.equal(gradient.cpu(), gradients[0])
+    assert gradient.stride() == leaf.stride()
 
 
 def test_temperature_tensor(backend: str, device: str) -> None:
@@ -145,6 +146,70 @@ def test_temperature_tensor(backend: str, device: str) -> None:
         for number, (actual, truth) in enumerate(zip(*results, strict=True)):
             rough = truth.float()
             assert_within_budget(f"output {number}", actual.cpu(), truth, rough, amplification=16 / 0.3)
+
+
+def test_fp16_rows_and_a_temperature_tensor_do_not_overflow(backend: str, device: str) -> None:
+    anchors, keys = (torch.eye(4) * 6000).half().to(device), (torch.eye(4) * 0.02).half().to(device)
+    labels = torch.tensor([0, 0, 1, 1], device=device)
+    losses = [
+        secl_ops.info_nce(
+            anchors, keys, anchor_labels=labels, key_labels=labels, normalize=False, temperature=temperature,
+            backend=backend,
+        ).cpu()
+        for temperature in (0.05, torch.tensor([0.05], device=device))
+    ]  # fmt: skip
+    assert_within_budget("tensor", losses[1], losses[0].double(), losses[0], amplification=2400 * 4)
+
+
+@pytest.mark.parametrize("denominator", ["negatives", "all"])
+def test_nan_in_an_anchor_without_a_positive_stays_there(denominator: str, backend: str, device: str) -> None:
+    call = replace(separate(30, 41, 12, ignored=0.0), denominator=denominator)
+    labels = call.anchor_labels.clone()
+    labels[4] = 99
+    call = replace(call, anchor_labels=labels)
+    anchors = call.anchors.clone()
+    anchors[4] = torch.nan
+    clean, dirty = run(call, backend, device), run(replace(call, anchors=anchors), backend, device)
+    assert torch.equal(clean[0], dirty[0])
+    assert not dirty[1][0][4].any()
+    assert all(gradient.isfinite().all() for gradient in dirty[1])
+
+
+def test_nan_where_nothing_counts_leaves_zero_gradients(backend: str, device: str) -> None:
+    call = CASES["no positive"]()
+    keys = call.keys.clone()
+    keys[3] = torch.nan
+    loss, gradients = run(replace(call, keys=keys), backend, device)
+    assert loss == 0
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("factor", [2.0**83, 2.0**-83])
+def test_rows_of_extreme_norm_are_rows(factor: float, backend: str, device: str) -> None:
+    call = separate(19, 23, 8)
+    extreme = run(replace(call, anchors=call.anchors * factor), backend, device)
+    usual, truth = run(call, backend, device), plain(call.to(torch.float64))[0]
+    assert_within_budget("loss", extreme[0], truth, usual[0], amplification=40)
+    assert extreme[1][0].abs().max() > 0
+
+
+def test_exclude_never_names_a_prototype(backend: str, device: str) -> None:
+    call = CASES["prototypes"]()
+    excluding = replace(call, exclude=torch.full((33,), 42))  # the second prototype, were it a key
+    assert torch.equal(run(call, backend, device)[0], run(excluding, backend, device)[0])
+
+
+def test_a_queue_may_take_rows_before_the_backward_pass(backend: str, device: str) -> None:
+    queue = secl_ops.ClassQueue(3, 4, 8).to(device)
+    call = on(separate(10, 12, 8, classes=3, ignored=0.0), device)
+    queue.enqueue(call.keys, call.key_labels)
+    leaf = call.anchors.clone().requires_grad_()
+    loss = secl_ops.info_nce(
+        leaf, queue.keys, anchor_labels=call.anchor_labels, key_labels=queue.key_labels, backend=backend
+    )
+    queue.enqueue(call.keys, call.key_labels)
+    loss.backward()
+    assert leaf.grad.isfinite().all()
 
 
 def test_second_derivative_is_refused(backend: str, device: str) -> None:
@@ -176,6 +241,13 @@ def test_gather_reads_and_its_gradient_writes(layout: str, dtype: torch.dtype, b
     dense = torch.zeros_like(flat).index_put_((index[index >= 0],), weight[index >= 0], accumulate=True)
     assert torch.equal(gradient, dense.reshape(2, 5, 7, 6).permute(0, 3, 1, 2))
     assert gradient.stride() == features.stride()
+
+
+def test_a_pixel_drawn_often_is_summed_in_fp32(backend: str, device: str) -> None:
+    features = torch.zeros(1, 2, 3, 3, dtype=torch.bfloat16, device=device, requires_grad=True)
+    rows = secl_ops.gather_pixels(features, torch.zeros(1000, dtype=torch.int64, device=device), backend=backend)
+    (gradient,) = torch.autograd.grad(rows.sum(), features)
+    assert gradient[0, 0, 0, 0] == 1000
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 11), (2, 3, 4, 3, 5)], ids=["1-D", "3-D"])

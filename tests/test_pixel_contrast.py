@@ -139,6 +139,20 @@ def test_pool_regions_takes_the_mean_of_each_cell(shape: tuple[int, ...], grid: 
     assert torch.autograd.gradcheck(lambda x: secl_ops.pool_regions(x, grid), maps.requires_grad_())
 
 
+def test_a_nan_stays_in_its_cell_and_its_class() -> None:
+    pooled = secl_ops.pool_regions(torch.tensor([[[1.0, torch.nan, 2.0]]]), (3,))
+    assert pooled.flatten().isnan().tolist() == [False, True, False]
+    means, _ = secl_ops.class_means(torch.tensor([[1.0], [torch.nan]]), torch.tensor([0, 1], dtype=torch.uint8), 257)
+    assert means.flatten().isnan().nonzero().tolist() == [[1]]
+
+
+def test_module_seeds_and_a_named_triton_backend() -> None:
+    draws = {int(secl_ops.PixelContrastLoss(2, 2, seed=seed).draws) for seed in (0, 1, -1, 2**30, 2**40)}
+    assert len(draws) == 5
+    if not secl_ops.backends()["triton"]:
+        secl_ops.pixel_contrast(features(0), labels(0), per_class=2, num_classes=3, seed=0, backend="triton")
+
+
 def test_class_means_leave_out_what_is_ignored() -> None:
     rows, classes = features(0, (20, 5)), torch.arange(20) % 5 - 1
     rows[classes == -1] = torch.nan

@@ -103,6 +103,17 @@ def test_reference_ignores_autocast() -> None:
         assert torch.equal(reference(call), expected)
 
 
+def test_reference_ignores_a_lowered_matmul_precision() -> None:
+    call = separate(133, 147, 64)
+    expected, before = reference(call), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(reference(call), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_key_order_does_not_matter() -> None:
     call = separate(15, 22, 8).to(torch.float64)
     order = torch.randperm(22, generator=torch.Generator().manual_seed(0))

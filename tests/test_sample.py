@@ -125,6 +125,14 @@ def test_ignored_and_ineligible_pixels_are_never_drawn(sampler: str) -> None:
     assert len(drawn) == int((eligible & (labels >= 0)).sum())
 
 
+def test_narrow_label_dtypes_do_not_wrap(sampler: str) -> None:
+    labels = torch.tensor([[[0, 1, -1, -1]]], dtype=torch.int8)
+    sample = secl_ops.sample_pixels(labels, 2, num_classes=256, ignore_index=9, seed=0, backend=sampler)
+    assert sample.label[sample.index >= 0].tolist() == [0, 1]
+    sample = secl_ops.sample_pixels(labels.abs().byte(), 4, num_classes=300, seed=0, backend=sampler)
+    assert sorted(sample.label[sample.index >= 0].tolist()) == [0, 1, 1, 1]
+
+
 def test_hard_takes_the_lowest_scores_for_half_of_the_budget() -> None:
     labels = torch.zeros(1, 10, 10, dtype=torch.int64)
     scores = torch.randperm(100, generator=torch.Generator().manual_seed(0)).view(1, 10, 10).float()

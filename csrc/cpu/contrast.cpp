@@ -257,12 +257,12 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
   check_vector("count", count, anchors.size(0), ScalarType::Int);
   set_terms(p, grad_loss.const_data_ptr<float>(), lse.const_data_ptr<float>(), pull.const_data_ptr<float>(),
             count.const_data_ptr<int32_t>());
-  const Tensor none = zeros({0, p.depth}, ScalarType::Float);
-  if (rule.self) return {gradient(p, anchors, p.anchors, anchors, p.anchors, true, true), none};
+  const auto none = [&] { return zeros({0, p.depth}, ScalarType::Float); };  // two outputs never share a tensor
+  if (rule.self) return {gradient(p, anchors, p.anchors, anchors, p.anchors, true, true), none()};
   reserve_terms(p.separate_keys);
   const bool to_anchors = (flags & kAnchorGradient) != 0, to_keys = (flags & kKeyGradient) != 0;
-  return {to_anchors ? gradient(p, anchors, p.anchors, keys, p.separate_keys, true, false) : none,
-          to_keys ? gradient(p, keys, p.separate_keys, anchors, p.anchors, false, true) : none};
+  return {to_anchors ? gradient(p, anchors, p.anchors, keys, p.separate_keys, true, false) : none(),
+          to_keys ? gradient(p, keys, p.separate_keys, anchors, p.anchors, false, true) : none()};
 }
 
 Tensor probe(const Tensor& x, std::string function) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Normalisation of rows and its gradient; the work of one row is one thread's.
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "../checks.h"
 #include "operations.h"
@@ -25,7 +27,8 @@ void normalize(const RowReader& reader, const int32_t* labels, int64_t begin, in
       std::fill(wide.begin(), wide.end(), 0.0f);
     }
     const double factor = square == 0 ? 0.0 : 1.0 / std::sqrt(square);
-    inverse[row] = static_cast<float>(factor);
+    // The inverse of a subnormal norm is no float; std::min in this order lets a NaN through.
+    inverse[row] = static_cast<float>(std::min(factor, double{std::numeric_limits<float>::max()}));
     for (int64_t d = 0; d < depth; ++d)
       unit[row * depth + d] = static_cast<T>(static_cast<float>(wide[d] * factor));
   }

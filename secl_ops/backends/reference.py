@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,14 +43,17 @@ def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
 
 @contextmanager
 def _exact() -> Iterator[None]:
-    """Neither autocast nor TF32 may touch the truth: explicit casts stop neither."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """Neither autocast nor a lowered matmul precision (TF32, bf16) may touch the truth: casts stop neither."""
+    matmuls: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [matmul.fp32_precision for matmul in matmuls]
+    for matmul in matmuls:
+        matmul.fp32_precision = "ieee"
     try:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        for matmul, precision in zip(matmuls, before, strict=True):
+            matmul.fp32_precision = precision
 
 
 def _wide(rows: Tensor) -> Tensor:
@@ -133,18 +136,18 @@ def contrast_backward(
         similarity = scale * (a @ k.T)
         coefficients = _coefficients(similarity, pair_masks(pairs, flags), state, flags)
         coefficients = coefficients * (scale * grad_loss.to(a.dtype)[:, None])
-        none = a.new_empty((0, a.shape[1]))
         if Flag.SELF in flags:
-            return (coefficients + coefficients.T) @ k, none
-        grad_anchors = coefficients @ k if Flag.ANCHOR_GRADIENT in flags else none
-        return grad_anchors, coefficients.T @ a if Flag.KEY_GRADIENT in flags else none
+            return (coefficients + coefficients.T) @ k, a.new_empty((0, a.shape[1]))
+        grad_anchors = coefficients @ k if Flag.ANCHOR_GRADIENT in flags else a.new_empty((0, a.shape[1]))
+        return grad_anchors, coefficients.T @ a if Flag.KEY_GRADIENT in flags else a.new_empty((0, a.shape[1]))
 
 
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
     wide = _read(rows, labels)
-    norm = torch.linalg.vector_norm(wide, dim=1)
-    inverse = torch.where(norm == 0, norm, 1 / norm)
+    # In fp64 no square overflows or vanishes; the inverse of a subnormal norm is no fp32 number.
+    norm = torch.linalg.vector_norm(wide, dim=1, dtype=torch.float64)
+    inverse = torch.where(norm == 0, norm, 1 / norm).clamp(max=torch.finfo(wide.dtype).max).to(wide.dtype)
     return (wide * inverse[:, None]).to(rows.dtype), inverse
 
 
@@ -174,12 +177,12 @@ def gather(features: Tensor, index: Tensor) -> Tensor:
 
 def gather_backward(grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Gradient of the map [B, D, *spatial] of this size and stride; a pixel drawn twice gets the sum."""
-    result = grad.new_empty_strided(size, stride).zero_()
-    if result.numel():
-        pixels = result.movedim(1, -1)
-        rows = grad.masked_fill((index < 0)[:, None], 0.0)
+    rows = _wide(grad).masked_fill((index < 0)[:, None], 0.0)
+    total = rows.new_empty_strided(size, stride).zero_()
+    if total.numel():
+        pixels = total.movedim(1, -1)
         pixels.index_put_(_coordinates(index, pixels.shape[:-1]), rows, accumulate=True)
-    return result
+    return total.to(grad.dtype)
 
 
 def _mix(value: Tensor) -> Tensor:
@@ -258,7 +261,7 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
     images, pixels = labels.shape[0], labels[0].numel() if labels.shape[0] else 0
-    flat = labels.reshape(images, pixels)
+    flat = labels.long().reshape(images, pixels)  # a narrow dtype would wrap the class numbers it is compared with
     usable = flat != ignore_index
     if eligible is not None:
         usable &= eligible.reshape(images, pixels)

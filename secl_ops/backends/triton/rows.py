@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LARGEST = tl.constexpr(3.4028234663852886e38)
+
 
 @triton.jit(do_not_specialize=("n_rows",))
 def unit_rows_kernel(
@@ -21,16 +23,23 @@ def unit_rows_kernel(
     o_column = tl.arange(0, BLOCK_D)
     m_row = o_row < n_rows
     m_read = tl.load(p_labels + o_row, mask=m_row, other=-1) >= 0
-    b_square = tl.zeros([BLOCK_N], tl.float32)
+    b_top = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
         o_part = (start + o_column).to(tl.int64)
         m_part = m_read[:, None] & (o_part < WIDTH)[None, :]
         p_part = p_rows + o_row[:, None] * row_stride + o_part[None, :] * column_stride
-        b_part = tl.load(p_part, mask=m_part, other=0.0).to(tl.float32)
+        b_top = tl.maximum(b_top, tl.max(tl.abs(tl.load(p_part, mask=m_part, other=0.0).to(tl.float32)), 1))
+    m_zero = b_top == 0.0
+    b_top = tl.where(m_zero, 1.0, b_top)
+    b_square = tl.zeros([BLOCK_N], tl.float32)  # of the row over its largest number: no square overflows or vanishes
+    for start in range(0, WIDTH, BLOCK_D):
+        o_part = (start + o_column).to(tl.int64)
+        m_part = m_read[:, None] & (o_part < WIDTH)[None, :]
+        p_part = p_rows + o_row[:, None] * row_stride + o_part[None, :] * column_stride
+        b_part = tl.load(p_part, mask=m_part, other=0.0).to(tl.float32) / b_top[:, None]
         b_square += tl.sum(b_part * b_part, 1)
-    b_norm = tl.sqrt_rn(b_square)
-    m_zero = b_norm == 0.0
-    b_inverse = tl.where(m_zero, 0.0, tl.div_rn(tl.full([BLOCK_N], 1.0, tl.float32), tl.where(m_zero, 1.0, b_norm)))
+    b_inverse = tl.div_rn(tl.full([BLOCK_N], 1.0, tl.float32), tl.sqrt_rn(tl.where(m_zero, 1.0, b_square)) * b_top)
+    b_inverse = tl.where(m_zero, 0.0, tl.where(b_inverse == float("inf"), LARGEST, b_inverse))
     tl.store(p_inverse + o_row, b_inverse, mask=m_row)
     for start in range(0, WIDTH, BLOCK_D):
         o_part = (start + o_column).to(tl.int64)
