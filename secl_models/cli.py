@@ -39,6 +39,12 @@ class _Group(TyperGroup):
         except InputError as error:
             _say(f"secl: {error}")
             raise typer.Exit(BAD_INPUT) from error
+        except ModuleNotFoundError as error:
+            _say(f"secl: {ctx.invoked_subcommand} needs {error.name}; see `secl doctor` for how to get it.")
+            raise typer.Exit(BAD_INPUT) from error
+        except OSError as error:
+            _say(f"secl: {error.filename or ctx.invoked_subcommand}: {error.strerror or error}")
+            raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
             _say(f"\nStopped. {_how_to_go_on(ctx.invoked_subcommand)}")
             raise typer.Exit(INTERRUPTED) from error
@@ -82,6 +88,8 @@ def _how_to_go_on(command: str | None) -> str:
         return f"Go on from the last checkpoint: {again} --resume"
     if command == "study":
         return f"Finished rows are kept; go on with the others: {again}"
+    if command in ("demo", "predict"):
+        return f"What was finished stays; begin again: {again} --overwrite"
     return f"Nothing half-written is left; begin again: {again}"
 
 
@@ -98,7 +106,7 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
 @app.command(epilog="Example: `secl demo --out demo_run`")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo_run"),
-    seed: Annotated[int, typer.Option(help="Draws phantom, labels and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws phantom, labels and training.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Make a small phantom, train labels-only and SECL on it, evaluate, predict, and write a report."""
@@ -113,29 +121,36 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used; default: the preset's.")] = None,
     method: Annotated[
-        str, typer.Option(help="supervised, mean-teacher, secl-region, secl-anatomical or secl.")
-    ] = "secl",
+        str | None,
+        typer.Option(
+            help="supervised, mean-teacher, secl-region, secl-anatomical or secl; default: the preset's, secl."
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Name or yaml file; default: the data folder's, else `default`.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default: the preset's, 0.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the preset's.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps that a kill can lose at most.")] = None,
-    device: DeviceOption = "auto",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default: the preset's, auto.")] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train on a data set of which few patients are labelled."""
-    given = {"labeled": labeled, "train.steps": steps, "train.checkpoint_every": checkpoint_every}
+    given = {
+        "labeled": labeled, "seed": seed, "train.method": method, "train.steps": steps, "train.device": device,
+        "train.checkpoint_every": checkpoint_every,
+    }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in given.items() if value is not None]
-    fixed = [f"train.method={method}", f"seed={seed}", f"train.device={device}"]
-    config = _configure(preset, data, [*(set_ or []), *fixed, *chosen])
+    config = _configure(preset, data, [*(set_ or []), *chosen])
     data_set, split = _data_and_split(data, config)
-    _refuse_faults(data_set, split)
 
+    from secl_models.records import refuse_held
     from secl_models.train import train as run
 
+    refuse_held(out, resume, overwrite)
+    _refuse_faults(data_set, split)
     summary = run(config, data_set, split, out, resume=resume, overwrite=overwrite)
     best = "" if summary.best_dice is None else f", best validation Dice {100 * summary.best_dice:.1f} %"
     typer.echo(f"Trained {summary.steps} steps in {summary.seconds:.0f} s{best}. Everything is in {out}.")
@@ -151,7 +166,7 @@ def _configure(preset: str | None, data: Path, assignments: Sequence[str]) -> Ru
 
     if preset is None:
         name = data.resolve().name
-        preset = name if name in preset_names() else "default"
+        preset = name if name in preset_names() and name != "demo" else "default"
         _say(f"Preset: {preset} (choose another with --preset).")
     config = override(load_preset(preset), assignments)
     choose_device(config.train.device)
@@ -209,7 +224,8 @@ def evaluate(
     if report:
         from secl_models.report import write_report
 
-        page = write_report([folder, *(baseline or [])], data_set, (out or folder) / "report.html", split=split)
+        page = (out or folder) / ("report.html" if split == "test" else f"report_{split}.html")
+        write_report([folder, *(baseline or [])], data_set, page, split=split, scores=out)
         typer.echo(f"Report: {page}")
 
 

@@ -24,9 +24,12 @@ NEEDED = (
     "lightning-fabric",
     "nibabel",
     "scikit-image",
+    "scipy",
     "h5py",
     "matplotlib",
     "tensorboard",
+    "pyyaml",
+    "jinja2",
 )
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16")
 CURES = {

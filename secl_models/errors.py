@@ -24,3 +24,11 @@ class InputError(ValueError):
     def __init__(self, what: object, *, rule: str, got: object, cure: str) -> None:
         self.what, self.rule, self.got, self.cure = str(what), rule, str(got), cure
         super().__init__(f"{self.what}: {rule}; got {self.got}. Cure: {cure}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let the message survive the way from a worker process."""
+        return _rebuild, (self.what, self.rule, self.got, self.cure)
+
+
+def _rebuild(what: str, rule: str, got: str, cure: str) -> InputError:
+    return InputError(what, rule=rule, got=got, cure=cure)

@@ -125,6 +125,10 @@ def score_case(
     step = spacing if spacing is not None else (1.0,) * truth.ndim
     diagonal = math.sqrt(sum((size * mm) ** 2 for size, mm in zip(truth.shape, step, strict=True)))
     unit = "mm" if spacing is not None else "voxel"
+    # An image of one slice has no surface across it: its distances are those of the plane.
+    flat = [axis for axis, size in enumerate(truth.shape) if size == 1][: max(truth.ndim - 2, 0)]
+    prediction, truth = (np.squeeze(image, axis=tuple(flat)) for image in (prediction, truth))
+    step = tuple(mm for axis, mm in enumerate(step) if axis not in flat)
     return [
         _score(name, prediction == index, truth == index, step, diagonal, unit)
         for index, name in enumerate(structure_names(classes), start=1)

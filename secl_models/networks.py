@@ -124,13 +124,6 @@ class ContrastModel(nn.Module):
 def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> SegmentationNetwork:
     levels = len(config.channels)
     strides = [1] + [2] * (levels - 1)
-    if levels < 3:
-        raise InputError(
-            "network.channels",
-            rule="at least three levels",
-            got=config.channels,
-            cure="add widths, such as [16,32,64]",
-        )
     module = DynUNet(
         dims,
         channels_in,

@@ -152,7 +152,7 @@ def _require_channels(case: Case, model: LoadedModel) -> None:
             case.image[0],
             rule=f"the network takes {model.channels} image channel(s)",
             got=f"{found} channel(s)",
-            cure="give the channels that the network was trained on, in the same order",
+            cure="give the training's channels in its order: one 4-D file, or a folder of CASE_0000, CASE_0001, ...",
         )
 
 

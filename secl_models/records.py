@@ -21,6 +21,7 @@ from secl_models.data.volumes import write_atomic
 from secl_models.errors import InputError
 
 HISTORY, SUMMARY, CONFIG, SPLIT = "history.csv", "summary.json", "config.yaml", "split.json"
+RUN_FILES = (checkpoint.LAST, checkpoint.BEST, HISTORY, SUMMARY, CONFIG, SPLIT)
 COLUMNS = (
     "step",
     "seconds",
@@ -69,8 +70,8 @@ def write_summary(path: Path, summary: RunSummary) -> None:
     write_atomic(path, (json.dumps(asdict(summary), indent=2) + "\n").encode())
 
 
-def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Make the run folder, or clear it of an earlier run.
+def refuse_held(out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds a run which was not asked for.
 
     Args:
         out: Run folder.
@@ -80,17 +81,9 @@ def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
     Raises:
         InputError: The folder holds a run and neither was asked for, or it is a file.
     """
-    names = (
-        checkpoint.LAST,
-        checkpoint.BEST,
-        HISTORY,
-        SUMMARY,
-        CONFIG,
-        SPLIT,
-    )
-    held = [name for name in names if (out / name).exists()]
     if out.exists() and not out.is_dir():
         raise InputError(out, rule="a folder for the run", got="a file", cure="name another --out")
+    held = [name for name in RUN_FILES if (out / name).exists()]
     if held and not resume and not overwrite:
         raise InputError(
             out,
@@ -98,11 +91,16 @@ def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
             got=f"a folder with {', '.join(held)}",
             cure="add --resume to go on, --overwrite to begin anew, or name another --out",
         )
-    if held and overwrite and not resume:
-        for name in held:
-            (out / name).unlink()
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+
+
+def make_folder(out: Path, *, clear: bool) -> None:
+    """Make the run folder and, to `clear` it, remove all that an earlier run and its evaluation left there."""
     out.mkdir(parents=True, exist_ok=True)
+    if clear:
+        for pattern in (*RUN_FILES, "evaluation_*", "report.html", ".*.partial"):
+            for file in out.glob(pattern):
+                file.unlink()
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
 
 class History:

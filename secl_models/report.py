@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ class _Run:
         return str(self.facts.get("method", self.folder.name))
 
 
-def write_report(runs: Sequence[Path], data: DataSet, out: Path, *, split: str = "test") -> Path:
+def write_report(
+    runs: Sequence[Path], data: DataSet, out: Path, *, split: str = "test", scores: Path | None = None
+) -> Path:
     """Write the report of a run, with other runs as baselines.
 
     Args:
@@ -54,6 +56,7 @@ def write_report(runs: Sequence[Path], data: DataSet, out: Path, *, split: str =
         data: The data set that the runs were trained on.
         out: The HTML file.
         split: `test` or `val`; runs that were not evaluated on it have no scores in the table.
+        scores: Folder with the first run's evaluation, where that is not its own.
 
     Returns:
         `out`.
@@ -62,6 +65,8 @@ def write_report(runs: Sequence[Path], data: DataSet, out: Path, *, split: str =
         InputError: The first folder holds no finished run.
     """
     found = [_read_run(folder, split) for folder in runs]
+    if scores is not None:
+        found[0] = replace(found[0], evaluation=load_evaluation(scores, split))
     main = found[0]
     if not main.facts:
         cure = "let `secl train` finish, or go on with --resume"

@@ -12,14 +12,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 
 from secl_models import checkpoint, records
@@ -34,11 +26,13 @@ from secl_models.device import choose_device, machine, peak_memory_mib
 from secl_models.errors import InputError
 from secl_models.networks import ContrastModel, Output, build_network
 from secl_models.objective import TERMS, Objective, StepContext, stream_seed, supervised_loss
+from secl_models.progress import shown, training_bar, training_name
 from secl_models.ramps import poly_lr, sigmoid_ramp, warm_start_steps
 from secl_models.records import History, RunSummary
 from secl_models.teacher import Teacher
 from secl_models.validate import Validation, validate
 
+PARTS = ("labeled", "unlabeled", "val", "test")
 LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
 
 
@@ -58,6 +52,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
     teacher: Teacher
     objective: Objective
+    cases: dict[str, list[str]] = field(default_factory=dict)  # names in each part of the split
     step: int = 0  # optimiser steps done
     seconds: float = 0.0  # spent in them
     processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
@@ -101,7 +96,7 @@ def train(
     """
     begin = time.perf_counter()
     device = choose_device(config.train.device)
-    records.open_folder(out, resume, overwrite)
+    records.refuse_held(out, resume, overwrite)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     console = Console(stderr=True, quiet=not progress)
@@ -109,8 +104,10 @@ def train(
     config = resolve(config, data_set, labeled)
     unlabeled = _load(split.unlabeled if TERMS[config.train.method] else (), data_set)
     run = _set_up(config, data_set, labeled, unlabeled, _load(split.val, data_set), device)
+    run.cases = {name: [case.name for case in getattr(split, name)] for name in PARTS}
     if resume and (out / checkpoint.LAST).is_file():
         _restore(run, out / checkpoint.LAST)
+    records.make_folder(out, clear=overwrite and not resume)
     save_config(out / records.CONFIG, config)
     save_split(out / records.SPLIT, split)
     notes = _notes(run, config)
@@ -128,8 +125,8 @@ def train(
 
 def _loop(run: _Run, out: Path, history: History, console: Console) -> None:
     options = run.config.train
-    with _bar(console) as bar:
-        task = bar.add_task(options.method, total=options.steps, completed=run.step, shown="")
+    with training_bar(console) as bar:
+        task = bar.add_task(training_name(options.method), total=options.steps, completed=run.step, shown="")
         while run.step < options.steps:
             start, processor = time.perf_counter(), time.process_time()
             ramp = _ramp(run)
@@ -146,7 +143,8 @@ def _loop(run: _Run, out: Path, history: History, console: Console) -> None:
                 if run.validation and (last or done % options.validate_every == 0):
                     values |= _validate(run, out)
                 history.add(done, values)
-                bar.update(task, completed=done, shown=_shown(run, values))
+                pace = values["images_per_second"], values["memory_mib"]
+                bar.update(task, completed=done, shown=shown(values["loss"], run.last_dice, *pace))
             if last or done % options.checkpoint_every == 0:
                 history.write()
                 checkpoint.save(out / checkpoint.LAST, _state(run))
@@ -307,6 +305,7 @@ def _state(run: _Run) -> dict[str, Any]:
         "config": to_dict(run.config),
         "preprocess": run.preprocess.to_dict(),
         "classes": run.classes,
+        "cases": run.cases,
         "channels": run.data.channels,
     }
 
@@ -321,6 +320,13 @@ def _restore(run: _Run, path: Path) -> None:
             rule="the configuration that the run was started with",
             got=f"other values of {differing}",
             cure="resume with the options stored in config.yaml, or name another --out",
+        )
+    if (state["classes"], state["cases"]) != (run.classes, run.cases):
+        raise InputError(
+            path,
+            rule="the structures and cases that the run was started with",
+            got="another data set, or cases added, removed or split otherwise",
+            cure="restore the data folder, or name another --out",
         )
     checkpoint.load_weights(run.student, state["student"], path)
     run.teacher.load_state_dict(state["teacher"])
@@ -345,18 +351,6 @@ def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = ""
     return ", ".join(name for name in names if name)
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
-        console=console,
-    )
-
-
 def _pace(run: _Run, ramp: float) -> dict[str, float]:
     """Seconds so far, memory, and images per second since the last look."""
     options = run.config.train
@@ -368,12 +362,6 @@ def _pace(run: _Run, ramp: float) -> dict[str, float]:
         "memory_mib": peak_memory_mib(run.device),
         "images_per_second": rate,
     }
-
-
-def _shown(run: _Run, values: dict[str, float]) -> str:
-    dice = f"Dice {100 * run.last_dice:.1f}" if run.last_dice is not None else "Dice -"
-    pace = f"{values['images_per_second']:.0f} images/s  {values['memory_mib']:.0f} MiB"
-    return f"loss {values['loss']:.3f}  {dice}  {pace}"
 
 
 def _summary(run: _Run, out: Path, total: float, notes: tuple[str, ...]) -> RunSummary:

@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "secl_models.errors": 20,
     "secl_models.plain": 21,
     "secl_models.ramps": 21,
+    "secl_models.progress": 21,
     "secl_models.device": 21,
     "secl_models.metrics": 21,
     "secl_models.config": 22,

@@ -18,6 +18,7 @@ from secl_models.data.volumes import H5_SUFFIX, NIFTI_SUFFIXES, count_channels, 
 from secl_models.errors import InputError
 
 SPLITS = ("train", "val", "test")
+RESERVED = "mean"  # the row of a table that is no structure
 CSV_COLUMNS = ("image", "label", "patient", "split")
 CARDIAC = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}  # ACDC, the set of the SSL4MIS lists
 DECATHLON_PARTS = ("dataset.json", "imagesTr", "labelsTr")
@@ -81,7 +82,9 @@ def _read_decathlon(root: Path) -> DataSet:
         stem = file_stem(path)
         name = _without_channel(stem, path) if per_channel else stem
         groups.setdefault((path.parent.name, name), []).append(path)
-    cases = tuple(Case(name, name, tuple(files), labels.get(name), None) for (_, name), files in groups.items())
+    cases = tuple(
+        Case(name, _patient(name), tuple(files), labels.get(name), None) for (_, name), files in groups.items()
+    )
     _require_cases(cases, root / "imagesTr")
     _require_listed(info, cases, labels, root)
     about = root / "dataset.json"
@@ -145,6 +148,9 @@ def _classes_of(info: dict[str, Any], path: Path) -> dict[int, str]:
     classes.pop(0, None)
     if not classes or min(classes) < 0 or len(classes) < len({name for value, name in pairs if int(value)}):
         raise InputError(path, rule="structures have different values above 0", got=labels, cure="correct `labels`")
+    if len(set(classes.values())) < len(classes) or RESERVED in classes.values():
+        rule = f"structures have different names, none of them `{RESERVED}`"
+        raise InputError(path, rule=rule, got=labels, cure="rename one")
     return classes
 
 

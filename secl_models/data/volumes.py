@@ -29,7 +29,7 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 H5_SUFFIX = ".h5"
 # Share of the smallest voxel side: two headers of one scan differ by rounding, a shifted label by far more.
 GRID_TOLERANCE = 0.05
-MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+MILLIMETRES = {1: 1000.0, 3: 0.001}  # NIfTI unit codes of metre and micron; all others are read as mm
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
 
 FloatArray = npt.NDArray[np.float64]
@@ -207,17 +207,10 @@ def _nifti_like(array: npt.NDArray[Any], source: Path) -> Any:
     header = template.header.copy()
     header.extensions.clear()  # may hold the patient's name
     header.set_data_dtype(array.dtype)
-    for name in (
-        "scl_slope",
-        "scl_inter",
-        "cal_max",
-        "cal_min",
-        "intent_code",
-        "descrip",
-        "aux_file",
-        "db_name",
-    ):
-        header[name] = header.default_structarr()[name]
+    blank = header.default_structarr()
+    for name in ("scl_slope", "scl_inter", "cal_max", "cal_min", "intent_code", "descrip", "aux_file", "db_name"):
+        if name in blank.dtype.names:  # NIfTI-2 has no db_name
+            header[name] = blank[name]
     return type(template)(array, None, header)  # affine None: nibabel leaves the stored form fields alone
 
 
@@ -271,7 +264,7 @@ def _read_file(path: Path, key: str) -> _Stored:
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
         raise InputError(path, rule="the affine is invertible", got=affine.tolist(), cure="write the header anew")
-    scale = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    scale = MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)  # the lowest three bits: space
     sides = _voxel_sides(affine)[: array.ndim - 1]
     return _Stored(array, affine, tuple(float(side) * scale for side in sides))
 
