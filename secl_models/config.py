@@ -103,8 +103,8 @@ class NetworkConfig:
     projection: int = 128  # D, width of a contrasted row
 
     def __post_init__(self) -> None:
-        if len(self.channels) < 3 or min(self.channels) < 1:
-            _refuse("network.channels", "three or more positive widths", self.channels, "write [16, 32, 64, 128]")
+        if len(self.channels) < 2 or min(self.channels) < 1:
+            _refuse("network.channels", "two or more positive widths", self.channels, "write [16, 32, 64, 128]")
         levels = range(len(self.channels))
         if not self.taps or any(tap not in levels for tap in self.taps):
             rule = f"levels of network.channels, between 0 and {len(self.channels) - 1}"

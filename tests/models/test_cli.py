@@ -299,7 +299,7 @@ def test_study_runs_in_processes_and_prints_the_table(run: TinyRun, tmp_path: Pa
 
 
 def test_study_table_of_a_file(tmp_path: Path) -> None:
-    row = Row("d", 4, "secl", "steps", 0, 9, 6.0, "last", 71.5, 2.0, 1.0, 9.0, "cpu", "", "a=71.5", "demo")
+    row = Row("d", 4, "secl", "steps", 0, 9, 6.0, 5.0, "last", 71.5, 2.0, 1.0, 9.0, "cpu", "", "a=71.5", "demo")
     write_rows(tmp_path / "study.csv", [row])
     status, text, _ = _call("study", "table", tmp_path / "study.csv", "--markdown")
     assert status == 0
@@ -314,3 +314,19 @@ def test_the_module_is_the_command() -> None:
 
 def test_summary_is_json_that_the_report_reads(run: TinyRun) -> None:
     assert json.loads((run.folder / "summary.json").read_text())["steps"] == 6
+
+
+def test_an_option_that_is_set_is_not_overridden_by_a_default(tmp_path: Path) -> None:
+    arguments = ("--set", "train.method=wrong", "--data", tmp_path, "--out", tmp_path / "r", "--preset", "demo")
+    status, _, error = _call("train", *arguments)
+    assert status == 2
+    assert "train.method" in error
+    assert "wrong" in error
+
+
+def test_a_path_through_a_file_is_one_message(run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    status, _, error = _call("demo", "--out", tmp_path / "file" / "sub")
+    assert status == 2
+    assert "file" in error
+    assert "Traceback" not in error

@@ -248,3 +248,20 @@ def test_real_ssl4mis_set(real_data: Path) -> None:
     assert data.classes == {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
     assert [sum(case.split == split for case in data.cases) for split in ("train", "val", "test")] == [1312, 20, 40]
     assert len({case.patient for case in data.cases}) == 100
+
+
+def test_frames_of_one_patient_are_one_patient(tmp_path: Path) -> None:
+    frames = [f"patient{number:03d}_frame{frame:02d}" for number in (1, 2) for frame in (1, 12)]
+    labels = [f"{name}.nii.gz" for name in frames]
+    images = [f"imagesTr/{name}" for name in labels]
+    root = write_decathlon(tmp_path / "d", {"labels": {"1": "a"}, "modality": {"0": "MRI"}}, images, labels)
+    assert {case.patient for case in read_data_set(root).cases} == {"patient001", "patient002"}
+
+
+@pytest.mark.parametrize("labels", [{"1": "tumour", "2": "tumour"}, {"1": "mean"}])
+def test_structure_names_tell_the_structures_apart(tmp_path: Path, labels: dict[str, str]) -> None:
+    root = write_decathlon(
+        tmp_path / "d", {"labels": labels, "modality": {"0": "CT"}}, ["imagesTr/a.nii.gz"], ["a.nii.gz"]
+    )
+    with pytest.raises(InputError, match="structures have different names, none of them `mean`"):
+        read_data_set(root)

@@ -113,3 +113,11 @@ def test_no_scored_patient_gives_nan_and_the_count() -> None:
     assert (a.absent, a.patients) == (1, 0)
     assert math.isnan(a.dice[0])
     assert math.isnan(mean.dice[0])
+
+
+def test_a_single_slice_is_measured_in_its_plane() -> None:
+    truth, prediction = np.zeros((40, 40), np.int64), np.zeros((40, 40), np.int64)
+    truth[5:25, 5:25], prediction[8:28, 5:25] = 1, 1
+    (plane,) = score_case(prediction, truth, {1: "a"}, (1.0, 2.0))
+    (slab,) = score_case(prediction[..., None], truth[..., None], {1: "a"}, (1.0, 2.0, 8.0))
+    assert (slab.dice, slab.hd95, slab.assd) == (plane.dice, plane.hd95, plane.assd)

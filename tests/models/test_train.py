@@ -203,6 +203,37 @@ def test_resuming_a_finished_run_changes_nothing(toy: tuple[DataSet, Split], tmp
         assert getattr(again, name) == getattr(first, name), name
 
 
+def test_resuming_on_other_cases_is_refused(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
+    data, split = toy
+    config = set_train(CONFIG, steps=2)
+    run(config, toy, tmp_path / "r")
+    fewer = data, replace(split, unlabeled=split.unlabeled[1:])
+    with pytest.raises(InputError, match="the structures and cases that the run was started with"):
+        run(config, fewer, tmp_path / "r", resume=True)
+
+
+def test_a_refusal_leaves_the_earlier_run_and_no_new_folder(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
+    config = set_train(CONFIG, steps=2)
+    run(config, toy, tmp_path / "r")
+    kept = sorted(path.name for path in (tmp_path / "r").iterdir())
+    unusable = replace(config, network=replace(config.network, name="no.such:network"))
+    for folder in ("r", "new"):
+        with pytest.raises(InputError):
+            run(unusable, toy, tmp_path / folder, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == kept
+    assert not (tmp_path / "new").exists()
+
+
+def test_overwriting_removes_what_was_said_about_the_earlier_run(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
+    config = set_train(CONFIG, steps=2)
+    run(config, toy, tmp_path / "r")
+    for name in ("evaluation_test_last.csv", "report.html", ".last.pt.1.partial"):
+        (tmp_path / "r" / name).touch()
+    run(config, toy, tmp_path / "r", overwrite=True)
+    left = {path.name for path in (tmp_path / "r").iterdir()}
+    assert not left & {"evaluation_test_last.csv", "report.html", ".last.pt.1.partial"}
+
+
 def test_resume_without_a_checkpoint_begins(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
     assert run(set_train(CONFIG, steps=1), toy, tmp_path / "new", resume=True).steps == 1
 

@@ -302,3 +302,13 @@ def test_real_headers_survive_a_round_trip(real_data: Path, tmp_path: Path, name
     for field in ("srow_x", "srow_y", "srow_z", "qform_code", "sform_code", "pixdim"):
         assert image.header[field].tobytes() == saved.header[field].tobytes(), field  # type: ignore[index]
     assert np.array_equal(np.asarray(saved.dataobj), np.asarray(truth.dataobj))  # type: ignore[attr-defined]
+
+
+def test_nifti_2_and_unknown_units(tmp_path: Path) -> None:
+    image: Any = nib.Nifti2Image(ramp().astype(np.float32), OBLIQUE)
+    image.header["xyzt_units"] = 5
+    nib.save(image, tmp_path / "two.nii.gz")
+    volume = load(tmp_path / "two.nii.gz")
+    save_segmentation(tmp_path / "seg.nii.gz", np.zeros((5, 6, 4), np.int64), like=volume, classes={1: "a"})
+    saved: Any = nib.load(tmp_path / "seg.nii.gz")
+    assert np.array_equal(saved.affine, image.affine)
