@@ -58,7 +58,8 @@ def machine(device: torch.device) -> str:
             line.split(":", 1)[1] for line in information.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = names[0].strip() if names else cpu
-    return f"{cpu}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def peak_memory_mib(device: torch.device) -> float:
