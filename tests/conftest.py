@@ -22,6 +22,12 @@ else:
     os.environ["TRITON_INTERPRET"] = "1"  # read once, when Triton is first imported
 
 
+def pytest_sessionstart() -> None:
+    """The GPU lane is the same tests on another device: without one it must not pass."""
+    if "cuda" in REQUIRED and not torch.cuda.is_available():
+        raise pytest.UsageError("SECL_REQUIRE=cuda, and torch sees no CUDA device")
+
+
 def skip_or_fail(lane: str, reason: str) -> None:
     """Skip a test whose lane cannot run here, or fail it where SECL_REQUIRE names the lane."""
     if lane in REQUIRED:
@@ -63,11 +69,3 @@ def backend(request: pytest.FixtureRequest) -> str:
 def device(backend: str) -> str:
     """Where this backend's tensors live in the tests."""
     return "cuda" if backend != "native" and torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture
-def cuda() -> str:
-    """The CUDA device, or a skip that SECL_REQUIRE=cuda forbids."""
-    if not torch.cuda.is_available():
-        skip_or_fail("cuda", "no CUDA device")
-    return "cuda"
