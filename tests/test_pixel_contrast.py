@@ -117,6 +117,19 @@ def test_queue_wraps_overflows_and_keeps_the_newest() -> None:
     assert queue.keys.shape == (6, 1)
 
 
+def test_more_rows_than_a_class_holds_write_each_place_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = []
+    copy = Tensor.index_copy_
+
+    def recorded(self: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+        targets.append(index)
+        return copy(self, dim, index, source)
+
+    monkeypatch.setattr(Tensor, "index_copy_", recorded)
+    secl_ops.ClassQueue(1, 2, 1).enqueue(torch.arange(5.0)[:, None], torch.zeros(5, dtype=torch.int64))
+    assert sorted(targets[0].tolist()) == [0, 1, 2, 2, 2]  # 2: the place for what is left out
+
+
 def test_queue_state_goes_on() -> None:
     first, second = secl_ops.ClassQueue(2, 3, 4), secl_ops.ClassQueue(2, 3, 4)
     first.enqueue(torch.ones(2, 4), torch.tensor([0, 1]))
