@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What crosses the seam between an operation and its kernels: the flags, one side's rows, and the job of one
-// block of rows against all columns. Plain pointers, so that a kernel's translation unit needs no library
-// code.
+// block of rows against a run of columns. Plain pointers, so that a kernel's translation unit needs no
+// library code.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ enum Flag : int64_t {
 };
 
 // The rows that are not ignored, sorted by (group, label, index) so that equal labels lie together. Every
-// array is padded far enough for a whole strip to be read; padding is never positive nor negative.
+// array is padded far enough for a whole tile to be read; padding is never positive nor negative.
 struct Side {
   int64_t count;
   const int32_t* label;    // [padded]
@@ -27,7 +27,7 @@ struct Side {
   const int32_t* repel;    // [padded] -1 where the row may be a negative key, else 0
   const int32_t* skip_a;   // [padded] position on the other side that this anchor must not see, or -1
   const int32_t* skip_b;   // [padded] a second one
-  float* lse;              // [padded] of the anchor, base 2
+  const float* lse;        // [padded] of the anchor, base 2
   const float* push;       // [padded] factor of exp(s - lse) in the anchor's gradient
   const float* draw;       // [padded] factor of the attraction in the anchor's gradient
   const float* weight;     // [padded] push * 2^(maximum - lse)
@@ -41,26 +41,36 @@ struct Span {
   bool all_attract, all_repel;  // false where padding is among them
 };
 
-// One block of rows, which stay, against all columns, which stream past.
+// Rows as [depth / lanes, capacity, lanes]: both products of a tile read and write them in order.
+struct Slab {
+  float* data = nullptr;
+  int64_t step = 0;  // from one vector of a row to its next: capacity * lanes
+};
+
+// One block of rows, which stay, against the columns first_column .. first_column + column_tiles * columns,
+// which stream past. "self": rows and columns are one side, and only pairs of ascending positions count,
+// each for both of its rows.
 struct Sweep {
   Side rows, columns;
-  const Span* row_spans;     // one per `Kernels::rows` rows
-  const Span* column_spans;  // one per `Kernels::strip` columns
-  const float* strips;       // [columns / strip, depth, strip] packed for the similarity
-  const float* values;       // [stride / strip, values_rows, strip] packed for the value product
-  int64_t depth, stride, values_rows;
-  float to_log2;                 // scale * log2(e)
-  float maximum;                 // bound of the similarity in base 2, where `bounded`
-  bool bounded;                  // exp2(s - maximum) can neither overflow nor vanish
-  bool negatives_only;           // the denominator holds negatives only
-  int64_t first = 0;             // position of the block's first row; a multiple of `Kernels::rows`
-  int64_t tiles = 0;             // number of row tiles in the block
-  const float* block = nullptr;  // [tiles, depth, rows] the block's rows
-  float* panel = nullptr;        // [tiles * rows, panel] scratch: the similarity, then its coefficients
-  float* output =
-      nullptr;  // [tiles * rows, stride] sum of coefficient times column, added to; null: not wanted
-  double* total = nullptr;  // [tiles * rows] result: sum of exp2(s - peak), or sum of softplus
-  double* other = nullptr;  // [tiles * rows] result: peak, or sum of sigmoid
+  const Span* row_spans;     // one per tile of rows
+  const Span* column_spans;  // one per tile of columns
+  int64_t depth, chunks;     // width of a row, in numbers and in vectors
+  float to_log2;             // scale * log2(e)
+  float maximum;             // bound of the similarity in base 2, where `bounded`
+  bool bounded;              // exp2(s - maximum) can neither overflow nor vanish
+  bool negatives_only;       // the denominator holds negatives only
+  int64_t first_row = 0, row_tiles = 0;
+  int64_t first_column = 0, column_tiles = 0;
+  const float* tiles = nullptr;   // [row_tiles, depth, tile] the block's rows, transposed
+  Slab row_values;                // the block's rows; for "self" products alone
+  Slab values;                    // the columns' rows
+  float* coefficients = nullptr;  // [panel, block] scratch: the similarity, then what multiplies the values
+  Slab output;                    // sum of coefficient times column, added to; null: not wanted
+  Slab column_output;             // of "self": the same for the columns
+  double* total = nullptr;        // [rows] added to: sum of exp2(s - peak), or sum of softplus
+  double* other = nullptr;        // [rows] added to: peak, or sum of sigmoid
+  double* column_total = nullptr;  // of "self": the same for the columns
+  double* column_other = nullptr;
 };
 
 }  // namespace secl

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call of the loss cut into blocks: rows stay, all columns stream past, and one worker owns each block,
-// so that the result does not depend on the number of threads.
+// One call of the loss cut into blocks of rows and panels of columns, and the sweep of one side past another.
+// No matrix of pairs and no packed copy of a side exists: a worker packs what it is about to read.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "sides.h"
+#include "turns.h"
 
 namespace secl::cpu {
 
@@ -21,86 +22,64 @@ struct Problem {
   PairRule rule;
   double scale;
   int64_t flags, depth;
-  int64_t stride = 0;    // depth, padded to whole vectors
-  bool bounded = false;  // see Sweep
+  bool bounded = false;   // see Sweep
+  double maximum = 0;     // likewise
   SortedSide anchors = {}, separate_keys = {};
 
   SortedSide& keys() { return rule.self ? anchors : separate_keys; }
+  int64_t chunks() const { return round_up(depth, kernel.lanes) / kernel.lanes; }
+  // Numbers in a slab of this many rows.
+  int64_t slab(int64_t rows) const { return chunks() * rows * kernel.lanes; }
 };
 
-// Columns packed twice: strips for the similarity, rows for the value product.
-struct Columns {
-  std::vector<Span> spans;
-  int64_t rows;  // padded to whole strips
-  Buffer strips, values;
-};
-
+// An anchor that `skipped` marks is read in no role.
 Problem make_problem(const Tensor& anchors,        // [N, D]
                      const Tensor& keys,           // [M, D]
                      const Tensor& anchor_labels,  // [N] int32
                      const Tensor& key_labels,     // [M] int32
                      const Maybe& anchor_groups,   // [N] int32
                      const Maybe& key_groups,      // [M] int32
-                     const PairRule& rule, double scale, int64_t flags);
+                     const PairRule& rule, double scale, int64_t flags,
+                     const std::vector<bool>& skipped = {});
 
-Columns pack_columns(const Problem& problem, const RowReader& reader, const SortedSide& side, bool values);
-
-// One worker's memory: a block of rows, a panel of coefficients, sums of values, and the block's results.
-struct Workspace {
-  Buffer block, panel, output, attraction, row;
-  std::vector<double> total, other, lse, loss, pull, positive_sum;
-  std::vector<double> class_sum;  // [D] of the positive keys of class `summed`
-  std::optional<int64_t> summed;
-
-  explicit Workspace(const Problem& p)
-      : block(p.kernel.max_tiles * p.kernel.rows * p.depth),
-        panel(p.kernel.max_tiles * p.kernel.rows * p.kernel.panel),
-        output(p.kernel.max_tiles * p.kernel.rows * p.stride),
-        attraction(p.kernel.max_tiles * p.kernel.rows * p.stride),
-        row(p.stride),
-        total(p.kernel.max_tiles * p.kernel.rows),
-        other(total.size()),
-        lse(total.size()),
-        loss(total.size()),
-        pull(total.size()),
-        positive_sum(p.depth),
-        class_sum(p.depth) {}
+// One side in the role of the rows that stay or of the columns that stream.
+struct Role {
+  RowReader reader;
+  SortedSide& side;
 };
 
-// Streams `columns` past every block of `rows`; body(workspace, sweep) does the work of one block.
-template <class Body>
-void for_blocks(Problem& p, const RowReader& reader, SortedSide& rows, SortedSide& column_side,
-                const Columns& columns, const Body& body) {
-  const std::vector<Span> spans = make_spans(rows, p.kernel.rows);
-  const int64_t tiles = static_cast<int64_t>(spans.size());
-  const int64_t workers = torch::stable::get_num_threads();
-  // Few rows: smaller blocks keep every worker busy, and every row's arithmetic is the same in any block.
-  const int64_t per_block = std::clamp<int64_t>(tiles / (4 * workers), 1, p.kernel.max_tiles);
-  std::vector<Workspace> workspaces;
-  for (int64_t worker = 0; worker < workers; ++worker) workspaces.emplace_back(p);
-  Sweep shared{.rows = rows.view(),
-               .columns = column_side.view(),
-               .row_spans = spans.data(),
-               .column_spans = columns.spans.data(),
-               .strips = columns.strips.get(),
-               .values = columns.values.get(),
-               .depth = p.depth,
-               .stride = p.stride,
-               .values_rows = columns.rows,
-               .to_log2 = static_cast<float>(p.scale * M_LOG2E),
-               .maximum = static_cast<float>(p.scale * M_LOG2E),
-               .bounded = p.bounded,
-               .negatives_only = (p.flags & kNegatives) != 0};
-  for_each((tiles + per_block - 1) / per_block, workers, [&](int64_t worker, int64_t block) {
-    Workspace& w = workspaces[worker];
-    Sweep sweep = shared;
-    sweep.first = block * per_block * p.kernel.rows;
-    sweep.tiles = std::min(per_block, tiles - block * per_block);
-    sweep.block = w.block.get();
-    sweep.panel = w.panel.get();
-    pack_tiles(reader, rows, sweep.first, sweep.tiles, p.kernel.rows, w.block.get(), w.row.get());
-    body(w, sweep);
-  });
+// Sums that one chain of tasks adds to, block after block; [chains, kBlock] each.
+struct Sums {
+  std::vector<double> total, other;
+  Buffer output;            // [chains] slabs of a block
+  bool has_output = false;
+};
+
+// The blocks of a side and how many chains share the columns of each: few blocks alone would leave threads
+// idle.
+struct Chains {
+  int64_t blocks, splits;
+
+  Chains(int64_t rows, int64_t columns);
+  int64_t of(int64_t block, int64_t chunk) const { return block * splits + chunk % splits; }
+  Sums make_sums(const Problem& p, bool output, double other = 0) const;
+  // Adds up the chains of each block, in order: its sums are then those of its first chain.
+  void join(const Problem& p, Sums& sums, bool peaks) const;
+};
+
+enum class Operation { kLogSumExp, kPositives, kAnchorGradient, kKeyGradient, kSelfGradient };
+
+// Sums over all pairs of a row and a column that the operation concerns.
+void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const Chains& chains,
+                 Operation operation, Sums& sums);
+
+// The fields of a sweep that are the same for all blocks.
+Sweep shared_sweep(const Problem& p, const SortedSide& rows, const SortedSide& columns,
+                   const std::vector<Span>& row_spans, const std::vector<Span>& column_spans);
+
+// The sums of one row of a block.
+inline float slab_value(const Problem& p, Slab slab, int64_t row, int64_t d) {
+  return slab.data[d / p.kernel.lanes * slab.step + row * p.kernel.lanes + d % p.kernel.lanes];
 }
 
 }  // namespace secl::cpu

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The contrastive loss on the CPU: the forward pass and the two backward passes over blocks of rows.
+// The contrastive loss on the CPU: the forward pass and the two backward passes.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -10,22 +9,25 @@
 #include "../checks.h"
 #include "blocks.h"
 #include "operations.h"
+#include "self_sweep.h"
 
 namespace secl::cpu {
 namespace {
 
+constexpr double kLargestWeight = 0x1p100;  // times exp2 of a bounded similarity it still is a float
+
 // Positive keys of one anchor: a run of positions, less those it must not see.
 struct Positives {
-  int64_t begin, end, count;
+  Range run;
+  int64_t count;
   int64_t skips[2];
 
-  Positives(const SortedSide& anchors, const SortedSide& keys, int64_t row, int64_t positive_start) {
-    std::tie(begin, end) = keys.positives(anchors.key[row], positive_start);
+  Positives(const SortedSide& anchors, const SortedSide& keys, int64_t row, int64_t positive_start)
+      : run(keys.positives(anchors.key[row], positive_start)), count(run.last - run.first) {
     skips[0] = anchors.skip_a[row];
     skips[1] = anchors.skip_b[row] == skips[0] ? -1 : anchors.skip_b[row];
-    count = end - begin;
     for (int64_t& skip : skips) {
-      if (skip < begin || skip >= end) skip = -1;
+      if (skip < run.first || skip >= run.last) skip = -1;
       count -= skip >= 0;
     }
   }
@@ -37,179 +39,231 @@ Tensor zeros(std::initializer_list<int64_t> size, ScalarType type) {
   return torch::stable::zero_(found);
 }
 
-// Sums packed keys in double precision: the sum of a class less one of its keys must not lose what is left.
-struct KeySums {
-  const Problem& p;
-  const Columns& columns;
-
-  void add(int64_t begin, int64_t end, double sign, double* sum /* [D] */) const {
-    const int64_t strip = p.kernel.strip;
-    for (int64_t low = begin; low < end;) {
-      const int64_t high = std::min(end, low / strip * strip + strip);
-      const float* packed = columns.strips.get() + low / strip * strip * p.depth;
-      for (int64_t d = 0; d < p.depth; ++d) {
-        double part = 0;
-        for (int64_t lane = low % strip; lane < low % strip + high - low; ++lane)
-          part += packed[d * strip + lane];
-        sum[d] += sign * part;
-      }
-      low = high;
-    }
-  }
+// Sums keys in double precision: the sum of a class less one of its keys must not lose what is left.
+class KeySums {
+ public:
+  explicit KeySums(const Role& keys) : keys_(keys), row_(keys.reader.depth()), class_sum_(row_.size()) {}
 
   // The positive keys of one anchor, through the sum of its class; a NaN among the unseen keys does not reach
   // it.
-  void positives(const Positives& found, int64_t key, Workspace& w,
-                 std::vector<double>& sum /* [D] */) const {
-    if (w.summed != key) {
-      std::fill(w.class_sum.begin(), w.class_sum.end(), 0.0);
-      add(found.begin, found.end, 1, w.class_sum.data());
-      w.summed = key;
+  void positives(const Positives& found, std::vector<double>& sum /* [D] */) {
+    if (found.run.first != summed_.first || found.run.last != summed_.last) {
+      std::fill(class_sum_.begin(), class_sum_.end(), 0.0);
+      for (int64_t p = found.run.first; p < found.run.last; ++p) add(p, 1, class_sum_);
+      summed_ = found.run;
     }
-    sum = w.class_sum;
+    sum = class_sum_;
     for (const int64_t skip : found.skips) {
-      if (skip >= 0) add(skip, skip + 1, -1, sum.data());
+      if (skip >= 0) add(skip, -1, sum);
     }
     if (std::all_of(sum.begin(), sum.end(), [](double value) { return std::isfinite(value); })) return;
     std::fill(sum.begin(), sum.end(), 0.0);
-    for (int64_t position = found.begin; position < found.end; ++position) {
-      if (position != found.skips[0] && position != found.skips[1])
-        add(position, position + 1, 1, sum.data());
+    for (int64_t p = found.run.first; p < found.run.last; ++p) {
+      if (p != found.skips[0] && p != found.skips[1]) add(p, 1, sum);
     }
-  }
-};
-
-// The forward pass of one call: what it writes, and what a block's sums mean.
-struct Forward {
-  Problem& p;
-  const Columns& columns;
-  float *loss, *lse, *pull;  // [N] each
-  int32_t* count;            // [N]
-  float* grad;               // [N, D], or null where not wanted
-
-  void block(Workspace& w, Sweep& sweep) const {
-    const bool fused = grad != nullptr && p.bounded;
-    const bool negatives = sweep.negatives_only;
-    sweep.total = w.total.data();
-    sweep.other = w.other.data();
-    use_output(sweep, fused ? w.output.get() : nullptr);
-    p.kernel.log_sum_exp(sweep);
-    const int64_t rows = std::min(sweep.tiles * p.kernel.rows, sweep.rows.count - sweep.first);
-    for (int64_t r = 0; r < rows; ++r) {
-      w.lse[r] = w.total[r] == 0 ? -HUGE_VAL : w.other[r] + std::log2(w.total[r]);
-      sweep.rows.lse[sweep.first + r] = static_cast<float>(w.lse[r]);
-    }
-    if (negatives) {
-      sweep.total = w.loss.data();
-      sweep.other = w.pull.data();
-      use_output(sweep, fused ? w.attraction.get() : nullptr);
-      p.kernel.positives(sweep);
-    }
-    for (int64_t r = 0; r < rows; ++r) finish(w, sweep.first + r, r, negatives, fused);
-    if (grad != nullptr && !fused) late_gradient(w, sweep, rows);
   }
 
  private:
-  void use_output(Sweep& sweep, float* output) const {
-    sweep.output = output;
-    if (output) std::fill(output, output + sweep.tiles * p.kernel.rows * p.stride, 0.0f);
+  void add(int64_t position, double sign, std::vector<double>& sum) {
+    keys_.reader.read(keys_.side.index[position], row_.data());
+    for (size_t d = 0; d < sum.size(); ++d) sum[d] += sign * row_[d];
   }
 
-  void finish(Workspace& w, int64_t position, int64_t r, bool negatives, bool fused) const {
-    const Positives found(p.anchors, p.keys(), position, p.rule.positive_start);
-    const int64_t row = p.anchors.index[position];
-    lse[row] = static_cast<float>(w.lse[r] * M_LN2);
-    count[row] = static_cast<int32_t>(found.count);
-    if (found.count == 0) return;
-    const double share = 1.0 / static_cast<double>(found.count);
-    std::vector<double>& sum = w.positive_sum;
-    if (negatives) {
-      loss[row] = static_cast<float>(w.loss[r] * share);
-      pull[row] = static_cast<float>(w.pull[r] * share);
-    } else {
-      KeySums{p, columns}.positives(found, p.anchors.key[position], w, sum);
-      const float* anchor = w.block.get() + r / p.kernel.rows * p.depth * p.kernel.rows + r % p.kernel.rows;
-      double similarity = 0;
-      for (int64_t d = 0; d < p.depth; ++d) similarity += anchor[d * p.kernel.rows] * sum[d];
-      // Never negative, and exactly 0 for a lone pair: below the rounding of its terms the difference is
-      // noise.
-      const double difference = w.lse[r] * M_LN2 - p.scale * similarity * share;
-      const double magnitude = std::max(std::abs(w.lse[r]), p.bounded ? 2 * p.scale : 0.0);
-      const bool is_noise = difference < std::numeric_limits<float>::epsilon() * magnitude;
-      loss[row] = is_noise ? 0.0f : static_cast<float>(difference);
-      pull[row] = 1;
-    }
-    if (!fused) return;
-    const double push = w.total[r] == 0 ? 0 : p.scale * pull[row] / w.total[r], draw = p.scale * share;
-    for (int64_t d = 0; d < p.depth; ++d) {
-      const double attraction = negatives ? w.attraction.get()[r * p.stride + d] : -sum[d];
-      grad[row * p.depth + d] =
-          static_cast<float>(push * w.output.get()[r * p.stride + d] + draw * attraction);
-    }
-  }
-
-  // Without a bound on the similarity the gradient waits until the log-sum-exp is known.
-  void late_gradient(Workspace& w, Sweep& sweep, int64_t rows) const {
-    Terms& terms = p.anchors.terms;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = p.anchors.index[sweep.first + r];
-      if (count[row] == 0) {
-        terms.lse[sweep.first + r] = std::numeric_limits<float>::max();
-        continue;
-      }
-      terms.push[sweep.first + r] = static_cast<float>(p.scale * pull[row]);
-      terms.draw[sweep.first + r] = static_cast<float>(p.scale / count[row]);
-    }
-    use_output(sweep, w.output.get());
-    p.kernel.gradient(sweep, true, false);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* to = grad + p.anchors.index[sweep.first + r] * p.depth;
-      std::memcpy(to, w.output.get() + r * p.stride, p.depth * sizeof(float));
-    }
-  }
+  const Role& keys_;
+  std::vector<float> row_;
+  std::vector<double> class_sum_;
+  Range summed_{-1, -1};
 };
 
 void reserve_terms(SortedSide& side) {
   side.terms.lse.assign(side.padded(), std::numeric_limits<float>::max());
-  side.terms.push.assign(side.padded(), 0);
-  side.terms.draw.assign(side.padded(), 0);
-  side.terms.weight.assign(side.padded(), 0);
+  for (std::vector<float>* each : {&side.terms.push, &side.terms.draw, &side.terms.weight})
+    each->assign(side.padded(), 0);
 }
 
-// What each anchor's gradient is multiplied by; an anchor without positives keeps its zeros.
-void set_terms(Problem& p, const float* grad_loss, const float* lse, const float* pull,
-               const int32_t* count) {
+// Writes the sums of positions first .. first + rows to the rows that they belong to, [n, D].
+void unpack(const Problem& p, const SortedSide& side, Slab slab, int64_t first, int64_t rows, float* out) {
+  for (int64_t r = 0; r < std::min(rows, side.count - first); ++r) {
+    float* to = out + side.index[first + r] * p.depth;
+    for (int64_t d = 0; d < p.depth; ++d) to[d] = slab_value(p, slab, r, d);
+  }
+}
+
+// Writes the gradient of each row that is not ignored, as anchor or as key, to [n, D].
+void write_gradient(const Problem& p, const Role& rows, const Role& columns, bool as_anchors, float* out) {
+  const Chains chains(rows.side.count, columns.side.count);
+  Sums sums = chains.make_sums(p, true);
+  sweep_sides(p, rows, columns, chains, as_anchors ? Operation::kAnchorGradient : Operation::kKeyGradient, sums);
+  chains.join(p, sums, false);
+  for_each(chains.blocks, worker_count(), [&](int64_t, int64_t block) {
+    const Slab slab{sums.output.get() + block * chains.splits * p.slab(kBlock), kBlock * p.kernel.lanes};
+    unpack(p, rows.side, slab, block * kBlock, kBlock, out);
+  });
+}
+
+// The same for one side in both roles.
+void write_self_gradient(const Problem& p, const Role& rows, float* out) {
+  const Tournament tournament(rows.side.count);
+  Sums sums = tournament.make_sums(p, true);
+  sweep_self(p, rows, tournament, Operation::kSelfGradient, sums);
+  for_each(tournament.players, worker_count(), [&](int64_t, int64_t player) {
+    const Slab slab{sums.output.get() + player * p.slab(tournament.size), tournament.size * p.kernel.lanes};
+    unpack(p, rows.side, slab, player * tournament.size, tournament.size, out);
+  });
+}
+
+// The forward pass of one call: what it writes, and the sums behind it.
+class Forward {
+ public:
+  Forward(Problem& p, const Role& anchors, const Role& keys, float* loss, float* lse, float* pull, int32_t* count,
+          float* grad)
+      : p_(p), anchors_(anchors), keys_(keys), loss_(loss), lse_(lse), pull_(pull), count_(count), grad_(grad) {}
+
+  void run(const float* known_lse /* [N] or null */) {
+    if (known_lse) {
+      for (int64_t p = 0; p < anchors_.side.count; ++p) log2_.push_back(known_lse[anchors_.side.index[p]] * M_LOG2E);
+    } else {
+      sum_denominator();
+    }
+    for (int64_t p = 0; p < anchors_.side.count; ++p) anchors_.side.terms.lse[p] = static_cast<float>(log2_[p]);
+    if (negatives()) sweep(Operation::kPositives, near_);
+    finish();
+    if (grad_ && !fused()) late_gradient();
+  }
+
+ private:
+  bool negatives() const { return (p_.flags & kNegatives) != 0; }
+  bool fused() const { return grad_ && p_.bounded; }
+  // Where the sums of a position stand.
+  int64_t place(int64_t position) const {
+    return position / kBlock * chains_.splits * kBlock + position % kBlock;
+  }
+  Slab slab(const Sums& sums, int64_t position) const {
+    return {sums.output.get() + position / kBlock * chains_.splits * p_.slab(kBlock), kBlock * p_.kernel.lanes};
+  }
+
+  void sweep(Operation operation, Sums& sums) {
+    if (p_.rule.self && p_.bounded && !grad_) {
+      const Tournament tournament(anchors_.side.count);
+      chains_.splits = 1;
+      sums = tournament.make_sums(p_, false);
+      return sweep_self(p_, anchors_, tournament, operation, sums);
+    }
+    const bool peaks = operation == Operation::kLogSumExp && !p_.bounded;
+    sums = chains_.make_sums(p_, fused(), peaks ? -std::numeric_limits<float>::max() : 0);
+    sweep_sides(p_, anchors_, keys_, chains_, operation, sums);
+    chains_.join(p_, sums, peaks);
+  }
+
+  void sum_denominator() {
+    sweep(Operation::kLogSumExp, all_);
+    for (int64_t p = 0; p < anchors_.side.count; ++p) {
+      const double total = all_.total[place(p)], peak = p_.bounded ? p_.maximum : all_.other[place(p)];
+      log2_.push_back(total == 0 ? -HUGE_VAL : peak + std::log2(total));
+    }
+  }
+
+  // Anchors of one class share the sum of their positives, which is worth more than an even split.
+  std::vector<Range> pieces() const {
+    std::vector<Range> found;
+    const std::vector<int64_t>& key = anchors_.side.key;
+    for (int64_t first = 0; first < anchors_.side.count;) {
+      const int64_t end = std::upper_bound(key.begin() + first, key.end(), key[first]) - key.begin();
+      const Range keys = keys_.side.positives(key[first], p_.rule.positive_start);
+      const int64_t size = std::max<int64_t>(256, (keys.last - keys.first) / 4);
+      for (; first < end; first += size) found.push_back({first, std::min(end, first + size)});
+      first = end;
+    }
+    return found;
+  }
+
+  void finish() {
+    const std::vector<Range> runs = pieces();
+    for_each(static_cast<int64_t>(runs.size()), worker_count(), [&](int64_t, int64_t item) {
+      KeySums sums(keys_);
+      std::vector<double> sum(p_.depth);
+      for (int64_t position = runs[item].first; position < runs[item].last; ++position)
+        finish(position, sums, sum);
+    });
+  }
+
+  void finish(int64_t position, KeySums& sums, std::vector<double>& sum /* [D] */) const {
+    const Positives found(anchors_.side, keys_.side, position, p_.rule.positive_start);
+    const int64_t row = anchors_.side.index[position];
+    lse_[row] = static_cast<float>(log2_[position] * M_LN2);
+    count_[row] = static_cast<int32_t>(found.count);
+    if (found.count == 0) return;
+    const double share = 1.0 / static_cast<double>(found.count);
+    if (negatives()) {
+      loss_[row] = static_cast<float>(near_.total[place(position)] * share);
+      pull_[row] = static_cast<float>(near_.other[place(position)] * share);
+    } else {
+      sums.positives(found, sum);
+      loss_[row] = all_loss(row, log2_[position], sum, share);
+      pull_[row] = 1;
+    }
+    if (!fused()) return;
+    const double total = all_.total[place(position)];
+    const double push = total == 0 ? 0 : p_.scale * pull_[row] / total, draw = p_.scale * share;
+    for (int64_t d = 0; d < p_.depth; ++d) {
+      const double attraction = negatives() ? slab_value(p_, slab(near_, position), position % kBlock, d) : -sum[d];
+      const double mean = slab_value(p_, slab(all_, position), position % kBlock, d);
+      grad_[row * p_.depth + d] = static_cast<float>(push * mean + draw * attraction);
+    }
+  }
+
+  float all_loss(int64_t row, double log2, const std::vector<double>& sum /* [D] */, double share) const {
+    std::vector<float> anchor(p_.depth);
+    anchors_.reader.read(row, anchor.data());
+    double similarity = 0;
+    for (int64_t d = 0; d < p_.depth; ++d) similarity += anchor[d] * sum[d];
+    // Never negative, and exactly 0 for a lone pair: below the rounding of its terms the difference is noise.
+    const double difference = log2 * M_LN2 - p_.scale * similarity * share;
+    const double magnitude = std::max(std::abs(log2), p_.flags & kUnit ? 2 * p_.scale : 0.0);
+    const bool is_noise = difference < std::numeric_limits<float>::epsilon() * magnitude;
+    return is_noise ? 0.0f : static_cast<float>(difference);
+  }
+
+  // Without a bound on the similarity the gradient waits until the log-sum-exp is known.
+  void late_gradient() {
+    Terms& terms = anchors_.side.terms;
+    for (int64_t position = 0; position < anchors_.side.count; ++position) {
+      const int64_t row = anchors_.side.index[position];
+      if (count_[row] == 0) {
+        terms.lse[position] = std::numeric_limits<float>::max();
+        continue;
+      }
+      terms.push[position] = static_cast<float>(p_.scale * pull_[row]);
+      terms.draw[position] = static_cast<float>(p_.scale / count_[row]);
+    }
+    write_gradient(p_, anchors_, keys_, true, grad_);
+  }
+
+  Problem& p_;
+  const Role &anchors_, &keys_;
+  Chains chains_{anchors_.side.count, keys_.side.count};
+  float *loss_, *lse_, *pull_;  // [N] each
+  int32_t* count_;              // [N]
+  float* grad_;                 // [N, D], or null where not wanted
+  std::vector<double> log2_;    // [N] log-sum-exp by position, base 2
+  Sums all_, near_;             // over the denominator; over the positives
+};
+
+// What each anchor's gradient is multiplied by; an anchor that does not count keeps its zeros.
+void set_terms(Problem& p, const float* grad_loss, const float* push, const float* draw, const float* lse) {
   reserve_terms(p.anchors);
   Terms& terms = p.anchors.terms;
   for (int64_t position = 0; position < p.anchors.count; ++position) {
     const int64_t row = p.anchors.index[position];
-    if (count[row] == 0) continue;
-    const double base2 = lse[row] * M_LOG2E, push = p.scale * grad_loss[row] * pull[row];
+    if (push[row] == 0 && draw[row] == 0) continue;
+    const double base2 = lse[row] * M_LOG2E, factor = p.scale * grad_loss[row] * push[row];
     terms.lse[position] = static_cast<float>(base2);
-    terms.push[position] = static_cast<float>(push);
-    terms.draw[position] = static_cast<float>(p.scale * grad_loss[row] / count[row]);
-    terms.weight[position] =
-        push == 0 ? 0.0f : static_cast<float>(push * std::exp2(p.scale * M_LOG2E - base2));
+    terms.push[position] = static_cast<float>(factor);
+    terms.draw[position] = static_cast<float>(p.scale * grad_loss[row] * draw[row]);
+    const double weight = factor == 0 ? 0 : factor * std::exp2(p.maximum - base2);
+    terms.weight[position] = static_cast<float>(weight);
+    if (!(std::abs(weight) < kLargestWeight)) p.bounded = false;
   }
-}
-
-// Gradient of `rows`, [n, D], in the roles named.
-Tensor gradient(Problem& p, const Tensor& row_tensor, SortedSide& rows, const Tensor& column_tensor,
-                SortedSide& column_side, bool as_anchors, bool as_keys) {
-  Tensor result = zeros({row_tensor.size(0), p.depth}, ScalarType::Float);
-  float* out = result.mutable_data_ptr<float>();
-  const Columns columns = pack_columns(p, RowReader(column_tensor), column_side, true);
-  for_blocks(p, RowReader(row_tensor), rows, column_side, columns, [&](Workspace& w, Sweep& sweep) {
-    sweep.output = w.output.get();
-    std::fill(sweep.output, sweep.output + sweep.tiles * p.kernel.rows * p.stride, 0.0f);
-    p.kernel.gradient(sweep, as_anchors, as_keys);
-    const int64_t end = std::min(sweep.tiles * p.kernel.rows, rows.count - sweep.first);
-    for (int64_t r = 0; r < end; ++r) {
-      std::memcpy(out + rows.index[sweep.first + r] * p.depth, sweep.output + r * p.stride,
-                  p.depth * sizeof(float));
-    }
-  });
-  return result;
 }
 
 }  // namespace
@@ -217,52 +271,53 @@ Tensor gradient(Problem& p, const Tensor& row_tensor, SortedSide& rows, const Te
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
     const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
     const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
-    int64_t negative_stop, double scale, int64_t flags) {
+    int64_t negative_stop, const Maybe& known_lse, double scale, int64_t flags) {
   const PairRule rule{exclude, positive_start, negative_stop, (flags & kSelf) != 0};
   Problem p =
       make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale, flags);
   reserve_terms(p.anchors);
   const bool wanted = (flags & kAnchorGradient) != 0;
   const int64_t n = anchors.size(0);
+  check_vector("known_lse", known_lse, n, ScalarType::Float);
+  STD_TORCH_CHECK(!(known_lse.has_value() && wanted), "known_lse leaves no gradient to the forward pass");
   Tensor loss = zeros({n}, ScalarType::Float), pull = zeros({n}, ScalarType::Float);
   Tensor lse = torch::stable::full({n}, -HUGE_VAL, ScalarType::Float);
   Tensor count = zeros({n}, ScalarType::Int), grad = zeros({wanted ? n : 0, p.depth}, ScalarType::Float);
-  const RowReader reader(anchors);
-  const Columns columns = pack_columns(p, rule.self ? reader : RowReader(keys), p.keys(), wanted);
-  const Forward forward{p,
-                        columns,
-                        loss.mutable_data_ptr<float>(),
-                        lse.mutable_data_ptr<float>(),
-                        pull.mutable_data_ptr<float>(),
-                        count.mutable_data_ptr<int32_t>(),
-                        wanted ? grad.mutable_data_ptr<float>() : nullptr};
-  for_blocks(p, reader, p.anchors, p.keys(), columns,
-             [&](Workspace& w, Sweep& sweep) { forward.block(w, sweep); });
+  const Role anchor_role{RowReader(anchors), p.anchors}, key_role{RowReader(keys), p.keys()};
+  Forward forward(p, anchor_role, key_role, loss.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(),
+                  pull.mutable_data_ptr<float>(), count.mutable_data_ptr<int32_t>(),
+                  wanted ? grad.mutable_data_ptr<float>() : nullptr);
+  forward.run(known_lse.has_value() ? known_lse->const_data_ptr<float>() : nullptr);
   return {loss, lse, pull, count, grad};
 }
 
-std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tensor& anchors,
-                                             const Tensor& keys, const Tensor& anchor_labels,
-                                             const Tensor& key_labels, const Maybe& anchor_groups,
-                                             const Maybe& key_groups, const Maybe& exclude,
-                                             int64_t positive_start, int64_t negative_stop, const Tensor& lse,
-                                             const Tensor& pull, const Tensor& count, double scale,
+std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
+                                             const Tensor& anchors, const Tensor& keys,
+                                             const Tensor& anchor_labels, const Tensor& key_labels,
+                                             const Maybe& anchor_groups, const Maybe& key_groups,
+                                             const Maybe& exclude, int64_t positive_start,
+                                             int64_t negative_stop, const Tensor& lse, double scale,
                                              int64_t flags) {
   const PairRule rule{exclude, positive_start, negative_stop, (flags & kSelf) != 0};
-  Problem p =
-      make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale, flags);
-  check_vector("grad_loss", grad_loss, anchors.size(0), ScalarType::Float);
-  check_vector("lse", lse, anchors.size(0), ScalarType::Float);
-  check_vector("pull", pull, anchors.size(0), ScalarType::Float);
-  check_vector("count", count, anchors.size(0), ScalarType::Int);
-  set_terms(p, grad_loss.const_data_ptr<float>(), lse.const_data_ptr<float>(), pull.const_data_ptr<float>(),
-            count.const_data_ptr<int32_t>());
-  const auto none = [&] { return zeros({0, p.depth}, ScalarType::Float); };  // two outputs never share a tensor
-  if (rule.self) return {gradient(p, anchors, p.anchors, anchors, p.anchors, true, true), none()};
-  reserve_terms(p.separate_keys);
-  const bool to_anchors = (flags & kAnchorGradient) != 0, to_keys = (flags & kKeyGradient) != 0;
-  return {to_anchors ? gradient(p, anchors, p.anchors, keys, p.separate_keys, true, false) : none(),
-          to_keys ? gradient(p, keys, p.separate_keys, anchors, p.anchors, false, true) : none()};
+  const int64_t n = anchors.size(0);
+  for (const auto& [name, value] : {std::pair{"grad_loss", &grad_loss}, {"push", &push}, {"draw", &draw}, {"lse", &lse}})
+    check_vector(name, *value, n, ScalarType::Float);
+  const float *pushes = push.const_data_ptr<float>(), *draws = draw.const_data_ptr<float>();
+  std::vector<bool> skipped(rule.self ? 0 : n);  // under SELF an anchor that does not count is a key still
+  for (size_t row = 0; row < skipped.size(); ++row) skipped[row] = pushes[row] == 0 && draws[row] == 0;
+  Problem p = make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale, flags,
+                           skipped);
+  set_terms(p, grad_loss.const_data_ptr<float>(), pushes, draws, lse.const_data_ptr<float>());
+  const Role anchor_role{RowReader(anchors), p.anchors}, key_role{RowReader(keys), p.keys()};
+  const bool to_anchors = rule.self || (flags & kAnchorGradient), to_keys = !rule.self && (flags & kKeyGradient);
+  Tensor grad_anchors = zeros({to_anchors ? n : 0, p.depth}, ScalarType::Float);
+  Tensor grad_keys = zeros({to_keys ? keys.size(0) : 0, p.depth}, ScalarType::Float);
+  if (rule.self) write_self_gradient(p, anchor_role, grad_anchors.mutable_data_ptr<float>());
+  if (!rule.self) reserve_terms(p.separate_keys);
+  if (to_anchors && !rule.self)
+    write_gradient(p, anchor_role, key_role, true, grad_anchors.mutable_data_ptr<float>());
+  if (to_keys) write_gradient(p, key_role, anchor_role, false, grad_keys.mutable_data_ptr<float>());
+  return {grad_anchors, grad_keys};
 }
 
 Tensor probe(const Tensor& x, std::string function) {

@@ -9,17 +9,21 @@
 
 namespace secl {
 
+constexpr int64_t kBlock = 192;  // rows of a block: a multiple of every instruction set's tile, both ways
+constexpr int64_t kPanel = 96;   // columns between two value products, likewise
+
 // One instruction set's kernels and the shapes that data must be packed to.
 struct Kernels {
   const char* name;
-  int64_t lanes;      // `Sweep::stride` is a multiple of it
-  int64_t rows;       // rows of a register tile
-  int64_t strip;      // columns of a register tile
-  int64_t panel;      // columns between two value products
-  int64_t max_tiles;  // row tiles of a block
+  int64_t lanes;    // of a vector
+  int64_t tile;     // rows of a register tile, along its vectors
+  int64_t columns;  // columns of a register tile
   void (*log_sum_exp)(const Sweep&);
   void (*positives)(const Sweep&);
-  void (*gradient)(const Sweep&, bool as_anchors, bool as_keys);
+  void (*gradient)(const Sweep&, bool as_anchors);  // else as keys
+  void (*self_log_sum_exp)(const Sweep&);  // bounded similarities only
+  void (*self_positives)(const Sweep&);
+  void (*self_gradient)(const Sweep&);
   void (*probe)(const char* function, const float* x, float* y, int64_t count);  // [count] -> [count]
 };
 

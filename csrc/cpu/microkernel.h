@@ -1,217 +1,243 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is done with each similarity tile: the sums of the forward pass and the coefficients of the gradient.
-// Written once over vectors; a translation unit per instruction set defines SECL_ISA, SECL_LANES, SECL_ROWS
-// and SECL_PANEL_STRIPS under its target and includes this file last, so that no code of one set leaks into
-// another.
+// Written once over vectors; a translation unit per instruction set defines SECL_ISA, SECL_LANES and
+// SECL_COLUMNS under its target and includes this file last, so that no code of one set leaks into another.
 
 #include "sweep.h"
 
 namespace secl::SECL_ISA {
 namespace {
 
+// Calls body(c, v, place, i, j) for each vector of a tile: the pairs of rows i .. i + kLanes with column j.
+template <class Body>
+SECL_INLINE void for_vectors(const Sweep& s, float* tile /* [kColumns, kBlock] */, int64_t row, int64_t column,
+                             const Body& body) {
+#pragma GCC unroll 1
+  for (int c = 0; c < kColumns; ++c) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      body(c, v, tile + c * kBlock + v * kLanes, s.first_row + row + v * kLanes, column + c);
+    }
+  }
+}
+
 // Visits where a denominator pair can be, masks where another can be too.
+template <bool kSelf>
 SECL_INLINE Visit denominator_visit(const Sweep& s, const Meeting& meeting, const Span& columns) {
   if (!meeting.groups || (s.negatives_only && meeting.one_label)) return Visit::kNone;
-  const bool open = meeting.one_group && !meeting.skips && columns.all_repel &&
-                    (!meeting.labels || (!s.negatives_only && columns.all_attract));
+  if (kSelf && meeting.none_ascend) return Visit::kNone;
+  const bool every = kSelf ? meeting.all_ascend
+                           : !meeting.skips && columns.all_repel &&
+                                 (!meeting.labels || (!s.negatives_only && columns.all_attract));
+  const bool open = meeting.one_group && every && !(s.negatives_only && meeting.labels);
   return open ? Visit::kOpen : Visit::kMasked;
 }
 
-SECL_INLINE Int denominator_mask(const Sweep& s, int64_t row, int64_t column) {
-  const PairMask<Int> pair = anchor_mask(s, row, column);
+template <bool kSelf>
+SECL_INLINE Int denominator_mask(const Sweep& s, int64_t i, int64_t j) {
+  const PairMask<Int> pair = kSelf ? self_mask(s, i, j) : anchor_mask(s, i, j);
   return s.negatives_only ? pair.negative : pair.negative | pair.positive;
 }
 
 // Sum of exp2(s - maximum) where a bound on s is known beforehand.
+template <bool kSelf>
 struct BoundedSum {
   const Sweep& s;
-  Float part[kBlock] = {};
-  double total[kBlock] = {};
+  Float part[kBlockVectors] = {};
+  Float across[kSelf ? kPanel : 1] = {};
 
   Visit visit(const Meeting& meeting, const Span&, const Span& columns) const {
-    return denominator_visit(s, meeting, columns);
+    return denominator_visit<kSelf>(s, meeting, columns);
   }
 
-  void operator()(bool open, float* tile /* [kRows, kPanel] */, int64_t row, int64_t column) {
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        float* place = tile + r * kPanel + v * kLanes;
-        Float e = exp2_bounded(load(place) * s.to_log2 - s.maximum);
-        if (!open) e = denominator_mask(s, s.first + row + r, column + v * kLanes) ? e : Float{};
-        part[row + r] += e;
-        store(place, e);
-      }
+  void operator()(bool open, float* tile, int64_t row, int64_t column, int64_t in_panel) {
+    const bool keep = s.output.data != nullptr;
+    Float sum[kVectors];
+    for (int v = 0; v < kVectors; ++v) sum[v] = part[row / kLanes + v];
+    for_vectors(s, tile, row, column, [&](int c, int v, float* place, int64_t i, int64_t j) {
+      Float e = exp2_bounded(load(place) * s.to_log2 - s.maximum);
+      if (!open) e = denominator_mask<kSelf>(s, i, j) ? e : Float{};
+      sum[v] += e;
+      if (kSelf) across[in_panel + c] += e;
+      if (keep) store(place, e);
+    });
+    for (int v = 0; v < kVectors; ++v) part[row / kLanes + v] = sum[v];
+  }
+
+  void flush(int64_t column) {
+    for (int64_t v = 0; v < s.row_tiles * kVectors; ++v) {
+      add_lanes(part[v], s.total + v * kLanes);
+      part[v] = Float{};
     }
-  }
-
-  void flush() {
-    for (int r = 0; r < kBlock; ++r) {
-      total[r] += lane_sum(part[r]);
-      part[r] = Float{};
+    if (!kSelf) return;
+    for (int64_t c = 0; c < kPanel && column + c < s.column_tiles * kColumns; ++c) {
+      s.column_total[column + c] += lane_sum(across[c]);
+      across[c] = Float{};
     }
   }
 };
 
-// Sum of exp2(s - peak) with a running peak in every lane.
+// Sum of exp2(s - peak) with a running peak for every row.
 struct RunningSum {
   const Sweep& s;
-  Running<Float> inner[kBlock], outer[kBlock];
+  Running<Float> running[kBlockVectors];
 
-  explicit RunningSum(const Sweep& sweep) : s(sweep) {
-    for (int r = 0; r < kBlock; ++r) inner[r] = outer[r] = {splat(-kLargest), Float{}};
-  }
+  explicit RunningSum(const Sweep& sweep) : s(sweep) { restart(); }
 
   Visit visit(const Meeting& meeting, const Span&, const Span& columns) const {
-    return denominator_visit(s, meeting, columns);
+    return denominator_visit<false>(s, meeting, columns);
   }
 
-  void operator()(bool open, const float* tile /* [kRows, kPanel] */, int64_t row, int64_t column) {
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        Float x = load(tile + r * kPanel + v * kLanes) * s.to_log2;
-        if (!open)
-          x = denominator_mask(s, s.first + row + r, column + v * kLanes) ? x : splat(-__builtin_inff());
-        Running<Float>& running = inner[row + r];
-        Float peak = x > running.peak ? x : running.peak;
-        peak = peak > kLargest ? splat(kLargest) : peak;
-        running.sum = running.sum * exp2_any(running.peak - peak) + exp2_any(x - peak);
-        running.peak = peak;
-      }
-    }
+  void operator()(bool open, float* tile, int64_t row, int64_t column, int64_t) {
+    for_vectors(s, tile, row, column, [&](int, int v, float* place, int64_t i, int64_t j) {
+      Float x = load(place) * s.to_log2;
+      if (!open) x = denominator_mask<false>(s, i, j) ? x : splat(-__builtin_inff());
+      Running<Float>& found = running[row / kLanes + v];
+      Float peak = x > found.peak ? x : found.peak;
+      peak = peak > kLargest ? splat(kLargest) : peak;
+      found.sum = found.sum * exp2_any(found.peak - peak) + exp2_any(x - peak);
+      found.peak = peak;
+    });
   }
 
-  void flush() {
-    for (int r = 0; r < kBlock; ++r) {
-      outer[r] = merge(outer[r], inner[r], Exp2{});
-      inner[r] = {splat(-kLargest), Float{}};
+  void flush(int64_t) {
+    for (int64_t r = 0; r < s.row_tiles * kTile; ++r) {
+      const Running<Float>& vector = running[r / kLanes];
+      const Running<double> found{vector.peak[r % kLanes], vector.sum[r % kLanes]};
+      const auto exp2 = [](double x) { return __builtin_exp2(x); };
+      const Running<double> merged = merge(Running<double>{s.other[r], s.total[r]}, found, exp2);
+      s.other[r] = merged.peak;
+      s.total[r] = merged.sum;
     }
+    restart();
+  }
+
+  void restart() {
+    for (Running<Float>& each : running) each = {splat(-kLargest), Float{}};
   }
 };
+
+// Softplus and sigmoid of lse - s of one anchor, base 2 in, where the pair is positive.
+SECL_INLINE Attraction<Float> positive_terms(Int positive, Float gap) {
+  const Attraction<Float> found = attraction(gap * kLn2, exp2_any(minus_magnitude(gap)));
+  return {positive ? found.softplus : Float{}, positive ? found.sigmoid : Float{}};
+}
 
 // Sums of softplus and sigmoid of lse - s over the positives; minus sigmoid multiplies the values.
+template <bool kSelf>
 struct PositiveSum {
   const Sweep& s;
-  Float softplus[kBlock] = {}, sigmoid[kBlock] = {};
+  Float softplus[kBlockVectors] = {}, sigmoid[kBlockVectors] = {};
+  Float across_softplus[kSelf ? kPanel : 1] = {}, across_sigmoid[kSelf ? kPanel : 1] = {};
 
   Visit visit(const Meeting& meeting, const Span&, const Span&) const {
-    return meeting.labels ? Visit::kMasked : Visit::kNone;
+    const bool here = meeting.labels && !(kSelf && meeting.none_ascend);
+    return here ? Visit::kMasked : Visit::kNone;
   }
 
-  void operator()(bool, float* tile /* [kRows, kPanel] */, int64_t row, int64_t column) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      const float lse = s.rows.lse[s.first + row + r];
-      for (int v = 0; v < kVectors; ++v) {
-        float* place = tile + r * kPanel + v * kLanes;
-        const Int positive = anchor_mask(s, s.first + row + r, column + v * kLanes).positive;
-        const Float gap = lse - load(place) * s.to_log2;
-        const Attraction<Float> found = attraction(gap * kLn2, exp2_any(minus_magnitude(gap)));
-        softplus[row + r] += positive ? found.softplus : Float{};
-        sigmoid[row + r] += positive ? found.sigmoid : Float{};
-        store(place, positive ? -found.sigmoid : Float{});
+  void operator()(bool, float* tile, int64_t row, int64_t column, int64_t in_panel) {
+    for_vectors(s, tile, row, column, [&](int c, int v, float* place, int64_t i, int64_t j) {
+      const Int positive = (kSelf ? self_mask(s, i, j) : anchor_mask(s, i, j)).positive;
+      const Float x = load(place) * s.to_log2;
+      const Attraction<Float> found = positive_terms(positive, load(s.rows.lse + i) - x);
+      softplus[row / kLanes + v] += found.softplus;
+      sigmoid[row / kLanes + v] += found.sigmoid;
+      if (kSelf) {
+        const Attraction<Float> back = positive_terms(positive, s.columns.lse[j] - x);
+        across_softplus[in_panel + c] += back.softplus;
+        across_sigmoid[in_panel + c] += back.sigmoid;
+      } else {
+        store(place, -found.sigmoid);
       }
-    }
+    });
   }
 
-  void flush() {
-    for (int r = 0; r < s.tiles * kRows; ++r) {
-      s.total[r] += lane_sum(softplus[r]);
-      s.other[r] += lane_sum(sigmoid[r]);
-      softplus[r] = sigmoid[r] = Float{};
+  void flush(int64_t column) {
+    for (int64_t v = 0; v < s.row_tiles * kVectors; ++v) {
+      add_lanes(softplus[v], s.total + v * kLanes);
+      add_lanes(sigmoid[v], s.other + v * kLanes);
+      softplus[v] = sigmoid[v] = Float{};
+    }
+    if (!kSelf) return;
+    for (int64_t c = 0; c < kPanel && column + c < s.column_tiles * kColumns; ++c) {
+      s.column_total[column + c] += lane_sum(across_softplus[c]);
+      s.column_other[column + c] += lane_sum(across_sigmoid[c]);
+      across_softplus[c] = across_sigmoid[c] = Float{};
     }
   }
 };
 
-// Coefficients of the gradient: the rows as anchors, as keys, or as both at once.
-template <bool kAsAnchors, bool kAsKeys, bool kShared>
+// Coefficients of the gradient of the rows as anchors, or else as keys.
+template <bool kAnchors>
 struct Gradient {
   const Sweep& s;
 
   Visit visit(const Meeting& meeting, const Span& rows, const Span& columns) const {
     if (!meeting.groups) return Visit::kNone;
-    const bool repel = (!kAsAnchors || columns.all_repel) && (!kAsKeys || rows.all_repel);
+    const bool repel = kAnchors ? columns.all_repel : rows.all_repel;
     return meeting.one_group && !meeting.labels && !meeting.skips && repel ? Visit::kOpen : Visit::kMasked;
   }
 
-  SECL_INLINE Float open(int64_t row, int64_t j, Float x) const {
-    if (kShared) return exp2_bounded(x - s.maximum) * (load(s.columns.weight + j) + s.rows.weight[row]);
-    Float sum{};
-    if (kAsAnchors) sum += exp2_any(x - s.rows.lse[row]) * s.rows.push[row];
-    if (kAsKeys) sum += exp2_any(x - load(s.columns.lse + j)) * load(s.columns.push + j);
-    return sum;
+  void operator()(bool open, float* tile, int64_t row, int64_t column, int64_t) const {
+    for_vectors(s, tile, row, column, [&](int, int, float* place, int64_t i, int64_t j) {
+      const Float push = kAnchors ? load(s.rows.push + i) : splat(s.columns.push[j]);
+      const Float lse = kAnchors ? load(s.rows.lse + i) : splat(s.columns.lse[j]);
+      const Float e = exp2_any(load(place) * s.to_log2 - lse);
+      if (open) return store(place, e * push);
+      const PairMask<Int> pair = kAnchors ? anchor_mask(s, i, j) : key_mask(s, i, j);
+      const Float draw = kAnchors ? load(s.rows.draw + i) : splat(s.columns.draw[j]);
+      store(place, coefficient(pair, e, push, draw, s.negatives_only));
+    });
   }
 
-  SECL_INLINE Float masked(int64_t row, int64_t j, Float x) const {
-    Float sum{};
-    if (kAsAnchors) {
-      sum += coefficient(anchor_mask(s, row, j), exp2_any(x - s.rows.lse[row]), splat(s.rows.push[row]),
-                         splat(s.rows.draw[row]), s.negatives_only);
-    }
-    if (kAsKeys) {
-      sum += coefficient(key_mask(s, row, j), exp2_any(x - load(s.columns.lse + j)), load(s.columns.push + j),
-                         load(s.columns.draw + j), s.negatives_only);
-    }
-    return sum;
-  }
-
-  void operator()(bool is_open, float* tile /* [kRows, kPanel] */, int64_t row, int64_t column) const {
-    for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        float* place = tile + r * kPanel + v * kLanes;
-        const int64_t i = s.first + row + r, j = column + v * kLanes;
-        const Float x = load(place) * s.to_log2;
-        store(place, is_open ? open(i, j, x) : masked(i, j, x));
-      }
-    }
-  }
-
-  void flush() const {}
+  void flush(int64_t) const {}
 };
 
-void log_sum_exp(const Sweep& s) {
-  if (s.bounded) {
-    BoundedSum tile{s};
-    sweep(s, tile);
-    for (int r = 0; r < s.tiles * kRows; ++r) {
-      s.total[r] = tile.total[r];
-      s.other[r] = s.maximum;
-    }
-    return;
+// Coefficients of both gradients of a pair of one side: what (i, j) gives to i and, being symmetric, to j.
+template <bool kBounded>
+struct SelfGradient {
+  const Sweep& s;
+
+  Visit visit(const Meeting& meeting, const Span&, const Span&) const {
+    if (!meeting.groups || meeting.none_ascend) return Visit::kNone;
+    return meeting.one_group && !meeting.labels && meeting.all_ascend ? Visit::kOpen : Visit::kMasked;
   }
-  RunningSum tile(s);
-  sweep(s, tile);
-  for (int r = 0; r < s.tiles * kRows; ++r) {
-    double peak = -kLargest, total = 0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      peak = tile.outer[r].peak[lane] > peak ? tile.outer[r].peak[lane] : peak;
-    }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      total += tile.outer[r].sum[lane] * __builtin_exp2(tile.outer[r].peak[lane] - peak);
-    }
-    s.total[r] = total;
-    s.other[r] = peak;
+
+  SECL_INLINE Float open(int64_t i, int64_t j, Float x) const {
+    if (kBounded) return exp2_bounded(x - s.maximum) * (load(s.rows.weight + i) + s.columns.weight[j]);
+    return exp2_any(x - load(s.rows.lse + i)) * load(s.rows.push + i) +
+           exp2_any(x - s.columns.lse[j]) * s.columns.push[j];
   }
-}
 
-void positives(const Sweep& s) {
-  for (int r = 0; r < s.tiles * kRows; ++r) s.total[r] = s.other[r] = 0;
-  PositiveSum tile{s};
+  SECL_INLINE Float masked(int64_t i, int64_t j, Float x) const {
+    const PairMask<Int> pair = self_mask(s, i, j);
+    return coefficient(pair, exp2_any(x - load(s.rows.lse + i)), load(s.rows.push + i), load(s.rows.draw + i),
+                       s.negatives_only) +
+           coefficient(pair, exp2_any(x - s.columns.lse[j]), splat(s.columns.push[j]), splat(s.columns.draw[j]),
+                       s.negatives_only);
+  }
+
+  void operator()(bool is_open, float* tile, int64_t row, int64_t column, int64_t) const {
+    for_vectors(s, tile, row, column, [&](int, int, float* place, int64_t i, int64_t j) {
+      const Float x = load(place) * s.to_log2;
+      store(place, is_open ? open(i, j, x) : masked(i, j, x));
+    });
+  }
+
+  void flush(int64_t) const {}
+};
+
+template <class Tile>
+void run(const Sweep& s) {
+  Tile tile{s};
   sweep(s, tile);
 }
 
-template <bool kAsAnchors, bool kAsKeys, bool kShared>
-void gradient_as(const Sweep& s) {
-  Gradient<kAsAnchors, kAsKeys, kShared> tile{s};
-  sweep(s, tile);
-}
+void log_sum_exp(const Sweep& s) { s.bounded ? run<BoundedSum<false>>(s) : run<RunningSum>(s); }
 
-void gradient(const Sweep& s, bool as_anchors, bool as_keys) {
-  if (as_anchors && as_keys)
-    return s.bounded ? gradient_as<true, true, true>(s) : gradient_as<true, true, false>(s);
-  return as_anchors ? gradient_as<true, false, false>(s) : gradient_as<false, true, false>(s);
-}
+void gradient(const Sweep& s, bool as_anchors) { as_anchors ? run<Gradient<true>>(s) : run<Gradient<false>>(s); }
+
+void self_gradient(const Sweep& s) { s.bounded ? run<SelfGradient<true>>(s) : run<SelfGradient<false>>(s); }
 
 // Vector functions at any input, for tests: "exp2", "softplus" and "sigmoid".
 void probe(const char* function, const float* x, float* y, int64_t count) {
@@ -229,7 +255,17 @@ void probe(const char* function, const float* x, float* y, int64_t count) {
 }
 
 constexpr Kernels make_kernels(const char* name) {
-  return {name, kLanes, kRows, kStrip, kPanel, kMaxTiles, log_sum_exp, positives, gradient, probe};
+  return {name,
+          kLanes,
+          kTile,
+          kColumns,
+          log_sum_exp,
+          run<PositiveSum<false>>,
+          gradient,
+          run<BoundedSum<true>>,
+          run<PositiveSum<true>>,
+          self_gradient,
+          probe};
 }
 
 }  // namespace

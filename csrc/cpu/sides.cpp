@@ -6,6 +6,8 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -21,6 +23,9 @@ int64_t class_key(int32_t group, int32_t label) {
   return static_cast<int64_t>(group) * (int64_t{1} << 32) + label;
 }
 
+// NaN where either is one.
+double larger(double a, double b) { return std::isnan(b) || a <= b ? b : a; }
+
 template <class T>
 std::vector<T> padded_copy(const SortedSide& side, const T* values /* [n] */, T padding) {
   std::vector<T> found(side.count + kPadding, padding);
@@ -30,8 +35,8 @@ std::vector<T> padded_copy(const SortedSide& side, const T* values /* [n] */, T 
 
 }  // namespace
 
-Side SortedSide::view() {
-  const auto floats = [](std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
+Side SortedSide::view() const {
+  const auto floats = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
   return {count,
           label.data(),
           group.data(),
@@ -45,14 +50,22 @@ Side SortedSide::view() {
           floats(terms.weight)};
 }
 
-std::pair<int64_t, int64_t> SortedSide::positives(int64_t of_key, int64_t positive_start) const {
+Range SortedSide::positives(int64_t of_key, int64_t positive_start) const {
   const auto [low, high] = std::equal_range(key.begin(), key.end(), of_key);
   const int64_t begin = low - key.begin(), end = high - key.begin();
   const auto from = std::lower_bound(index.begin() + begin, index.begin() + end, positive_start);
   return {from - index.begin(), end};
 }
 
-SortedSide sort_side(const Tensor& labels, const std::optional<Tensor>& groups) {
+Range SortedSide::meeting(int64_t low, int64_t high, bool same_label) const {
+  constexpr int64_t kLabels = (int64_t{1} << 32) - 1;
+  if (!same_label) low &= ~kLabels, high |= kLabels;
+  const auto begin = std::lower_bound(key.begin(), key.end(), low);
+  return {begin - key.begin(), std::upper_bound(begin, key.end(), high) - key.begin()};
+}
+
+SortedSide sort_side(const Tensor& labels, const std::optional<Tensor>& groups,
+                     const std::vector<bool>& skipped) {
   SortedSide side;
   const int64_t rows = labels.size(0);
   const int32_t* label = labels.const_data_ptr<int32_t>();
@@ -60,7 +73,7 @@ SortedSide sort_side(const Tensor& labels, const std::optional<Tensor>& groups) 
   std::vector<std::pair<int64_t, int32_t>> order;
   order.reserve(rows);
   for (int64_t row = 0; row < rows; ++row) {
-    if (label[row] >= 0)
+    if (label[row] >= 0 && (skipped.empty() || !skipped[row]))
       order.emplace_back(class_key(group ? group[row] : 0, label[row]), static_cast<int32_t>(row));
   }
   std::sort(order.begin(), order.end());
@@ -130,31 +143,46 @@ void RowReader::read_as(int64_t row, float* to) const {
   for (int64_t d = 0; d < depth_; ++d) to[d] = static_cast<float>(from[d]);
 }
 
-void pack_tiles(const RowReader& rows, const SortedSide& side, int64_t first, int64_t groups, int64_t width,
-                float* to, float* scratch) {
-  const int64_t depth = rows.depth();
-  for (int64_t r = 0; r < groups * width; ++r) {
-    float* column = to + r / width * depth * width + r % width;
-    if (first + r < side.count) {
-      rows.read(side.index[first + r], scratch);
-    } else {
-      std::fill(scratch, scratch + depth, 0.0f);
+void pack_slab(const RowReader& reader, const SortedSide& side, int64_t first, int64_t rows, int64_t lanes,
+               Slab to, float* scratch) {
+  const int64_t width = round_up(reader.depth(), lanes);
+  const size_t bytes = static_cast<size_t>(lanes) * sizeof(float);
+  std::fill(scratch + reader.depth(), scratch + width, 0.0f);
+  for (int64_t r = 0; r < rows; ++r) {
+    float* place = to.data + r * lanes;
+    const bool exists = first + r < side.count;
+    if (exists) reader.read(side.index[first + r], scratch);
+    for (int64_t d = 0; d < width; d += lanes, place += to.step) {
+      exists ? std::memcpy(place, scratch + d, bytes) : std::memset(place, 0, bytes);
     }
-    for (int64_t d = 0; d < depth; ++d) column[d * width] = scratch[d];
   }
 }
 
-void pack_values(const RowReader& rows, const SortedSide& side, int64_t first, int64_t count, int64_t total,
-                 int64_t stride, int64_t width, float* to, float* scratch) {
-  for (int64_t p = first; p < first + count; ++p) {
-    const int64_t filled = p < side.count ? rows.depth() : 0;
-    if (filled) rows.read(side.index[p], scratch);
-    std::fill(scratch + filled, scratch + stride, 0.0f);
-    for (int64_t d = 0; d < stride; d += width) {
-      const int64_t piece = std::min(width, stride - d);
-      std::copy(scratch + d, scratch + d + piece, to + d * total + p * piece);
+void pack_tiles(Slab from, int64_t lanes, int64_t depth, int64_t tiles, int64_t tile, float* to) {
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t d = 0; d < depth; ++d, to += tile) {
+      const float* place = from.data + d / lanes * from.step + t * tile * lanes + d % lanes;
+      for (int64_t r = 0; r < tile; ++r) to[r] = place[r * lanes];
     }
   }
+}
+
+double largest_norm(const RowReader& reader, const SortedSide& side) {
+  constexpr int64_t kRows = 256;
+  const int64_t items = round_up(side.count, kRows) / kRows, workers = worker_count();
+  std::vector<double> found(items, 0);
+  for_each(items, workers, [&](int64_t, int64_t item) {
+    std::vector<float> row(reader.depth());
+    for (int64_t p = item * kRows; p < std::min(side.count, (item + 1) * kRows); ++p) {
+      reader.read(side.index[p], row.data());
+      double square = 0;
+      for (const float value : row) square += static_cast<double>(value) * value;
+      found[item] = larger(square, found[item]);
+    }
+  });
+  double largest = 0;
+  for (const double square : found) largest = larger(square, largest);
+  return std::sqrt(largest);
 }
 
 }  // namespace secl

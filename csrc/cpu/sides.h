@@ -6,14 +6,15 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <new>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
+#include "parallel.h"
 
 namespace secl {
 
@@ -46,6 +47,11 @@ struct Terms {
   std::vector<float> lse, push, draw, weight;
 };
 
+// Positions first .. last - 1 of a side.
+struct Range {
+  int64_t first = 0, last = 0;
+};
+
 struct SortedSide {
   int64_t count = 0;           // rows that are not ignored
   std::vector<int64_t> key;    // [count] group << 32 | label, ascending
@@ -54,14 +60,17 @@ struct SortedSide {
   Terms terms;
 
   int64_t padded() const { return static_cast<int64_t>(label.size()); }
-  Side view();
-  // First and one past the last position of the rows that may be positive keys of this class.
-  std::pair<int64_t, int64_t> positives(int64_t of_key, int64_t positive_start) const;
+  Side view() const;
+  // The rows that may be positive keys of this class.
+  Range positives(int64_t of_key, int64_t positive_start) const;
+  // The rows of the classes, or else of the groups, of the classes low .. high.
+  Range meeting(int64_t low, int64_t high, bool same_label) const;
 };
 
-// Sorts one side by (group, label, row).
-SortedSide sort_side(const torch::stable::Tensor& labels,                  // [n] int32
-                     const std::optional<torch::stable::Tensor>& groups);  // [n] int32
+// Sorts one side by (group, label, row); rows that `skipped` marks are ignored as well.
+SortedSide sort_side(const torch::stable::Tensor& labels,                 // [n] int32
+                     const std::optional<torch::stable::Tensor>& groups,  // [n] int32
+                     const std::vector<bool>& skipped = {});              // [n], or empty
 
 // Marks which keys attract and repel, and which key each anchor must not see. The two may be one.
 void relate(SortedSide& anchors, SortedSide& keys, int64_t key_rows, const PairRule& rule);
@@ -84,26 +93,16 @@ class RowReader {
   void (RowReader::*read_)(int64_t, float*) const;
 };
 
-// Rows `first`.. of a side as [groups, D, width]: element r of a group of `width` rows lies beside the next.
-void pack_tiles(const RowReader& rows, const SortedSide& side, int64_t first, int64_t groups, int64_t width,
-                float* to, float* scratch /* [D] */);
-
-// Positions `first`.. of a side as [stride / width, total, width], zero-padded: what one value product reads
-// lies together. The last piece may be narrower than `width`.
-void pack_values(const RowReader& rows, const SortedSide& side, int64_t first, int64_t count, int64_t total,
-                 int64_t stride, int64_t width, float* to, float* scratch /* [stride] */);
-
-// Runs body(worker, item) for every item; which worker takes it never shows in the result.
-template <class Body>
-void for_each(int64_t items, int64_t workers, const Body& body) {
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t item = next++; item < items; item = next++) body(worker, item);
-    }
-  });
-}
-
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// Positions first .. first + rows of a side as a slab; rows past its end and numbers past the width are zeros.
+void pack_slab(const RowReader& reader, const SortedSide& side, int64_t first, int64_t rows, int64_t lanes,
+               Slab to, float* scratch /* [D, rounded up to lanes] */);
+
+// The first rows of a slab as [tiles, D, tile]: element r of a tile lies beside the next.
+void pack_tiles(Slab from, int64_t lanes, int64_t depth, int64_t tiles, int64_t tile, float* to);
+
+// Largest norm of the rows that are not ignored; NaN where one of them holds a NaN.
+double largest_norm(const RowReader& reader, const SortedSide& side);
 
 }  // namespace secl

@@ -7,12 +7,11 @@ namespace secl::SECL_ISA {
 namespace {
 
 constexpr int kLanes = SECL_LANES;
-constexpr int kRows = SECL_ROWS;
-constexpr int kVectors = 2;  // of a register tile's width: as wide as leaves registers for all sums
-constexpr int kStrip = kLanes * kVectors;
-constexpr int kPanel = kStrip * SECL_PANEL_STRIPS;
-constexpr int kMaxTiles = 48 / kRows;
-constexpr int kBlock = kMaxTiles * kRows;
+constexpr int kColumns = SECL_COLUMNS;
+constexpr int kVectors = 2;  // of a register tile's height: as many as leave registers for all sums
+constexpr int kTile = kLanes * kVectors;
+constexpr int kBlockVectors = kBlock / kLanes;
+static_assert(kBlock % kTile == 0 && kBlock % kColumns == 0 && kPanel % kColumns == 0);
 
 typedef float Float __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Int __attribute__((vector_size(4 * kLanes)));
@@ -74,6 +73,10 @@ SECL_INLINE double lane_sum(Float value) {
   double sum = 0;
   for (int lane = 0; lane < kLanes; ++lane) sum += value[lane];
   return sum;
+}
+
+SECL_INLINE void add_lanes(Float value, double* to /* [kLanes] */) {
+  for (int lane = 0; lane < kLanes; ++lane) to[lane] += value[lane];
 }
 
 }  // namespace
