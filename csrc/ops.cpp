@@ -14,14 +14,14 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
   m.def(
       "contrast_forward(Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, Tensor? "
       "anchor_groups, "
-      "Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, float scale, int flags) "
+      "Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, Tensor? known_lse, "
+      "float scale, int flags) "
       "-> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)");
   m.def(
-      "contrast_backward(Tensor grad_loss, Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor "
-      "key_labels, "
+      "contrast_backward(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, "
+      "Tensor anchor_labels, Tensor key_labels, "
       "Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, "
-      "Tensor lse, "
-      "Tensor pull, Tensor count, float scale, int flags) -> (Tensor grad_anchors, Tensor grad_keys)");
+      "Tensor lse, float scale, int flags) -> (Tensor grad_anchors, Tensor grad_keys)");
   m.def("gather(Tensor features, Tensor index) -> Tensor");
   m.def("gather_backward(Tensor grad, Tensor index, Tensor(a!) result) -> ()");
   m.def(

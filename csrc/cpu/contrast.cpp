@@ -86,6 +86,7 @@ struct Forward {
   float *loss, *lse, *pull;  // [N] each
   int32_t* count;            // [N]
   float* grad;               // [N, D], or null where not wanted
+  const float* known;        // [N] log-sum-exp that replaces the denominator's own, or null
 
   void block(Workspace& w, Sweep& sweep) const {
     const bool fused = grad != nullptr && p.bounded;
@@ -93,10 +94,14 @@ struct Forward {
     sweep.total = w.total.data();
     sweep.other = w.other.data();
     use_output(sweep, fused ? w.output.get() : nullptr);
-    p.kernel.log_sum_exp(sweep);
+    if (known == nullptr) p.kernel.log_sum_exp(sweep);
     const int64_t rows = std::min(sweep.tiles * p.kernel.rows, sweep.rows.count - sweep.first);
     for (int64_t r = 0; r < rows; ++r) {
-      w.lse[r] = w.total[r] == 0 ? -HUGE_VAL : w.other[r] + std::log2(w.total[r]);
+      if (known != nullptr) {
+        w.lse[r] = known[p.anchors.index[sweep.first + r]] * M_LOG2E;
+      } else {
+        w.lse[r] = w.total[r] == 0 ? -HUGE_VAL : w.other[r] + std::log2(w.total[r]);
+      }
       sweep.rows.lse[sweep.first + r] = static_cast<float>(w.lse[r]);
     }
     if (negatives) {
@@ -118,7 +123,7 @@ struct Forward {
   void finish(Workspace& w, int64_t position, int64_t r, bool negatives, bool fused) const {
     const Positives found(p.anchors, p.keys(), position, p.rule.positive_start);
     const int64_t row = p.anchors.index[position];
-    lse[row] = static_cast<float>(w.lse[r] * M_LN2);
+    if (known == nullptr) lse[row] = static_cast<float>(w.lse[r] * M_LN2);
     count[row] = static_cast<int32_t>(found.count);
     if (found.count == 0) return;
     const double share = 1.0 / static_cast<double>(found.count);
@@ -135,7 +140,8 @@ struct Forward {
       // noise.
       const double difference = w.lse[r] * M_LN2 - p.scale * similarity * share;
       const double magnitude = std::max(std::abs(w.lse[r]), p.bounded ? 2 * p.scale : 0.0);
-      const bool is_noise = difference < std::numeric_limits<float>::epsilon() * magnitude;
+      const double gap = known == nullptr ? difference : std::abs(difference);  // a known one may lie below
+      const bool is_noise = gap < std::numeric_limits<float>::epsilon() * magnitude;
       loss[row] = is_noise ? 0.0f : static_cast<float>(difference);
       pull[row] = 1;
     }
@@ -176,18 +182,18 @@ void reserve_terms(SortedSide& side) {
   side.terms.weight.assign(side.padded(), 0);
 }
 
-// What each anchor's gradient is multiplied by; an anchor without positives keeps its zeros.
-void set_terms(Problem& p, const float* grad_loss, const float* lse, const float* pull,
-               const int32_t* count) {
+// What each anchor's gradient is multiplied by; an anchor that does not count keeps its zeros.
+void set_terms(Problem& p, const float* grad_loss, const float* push_factor, const float* draw_factor,
+               const float* lse) {
   reserve_terms(p.anchors);
   Terms& terms = p.anchors.terms;
   for (int64_t position = 0; position < p.anchors.count; ++position) {
     const int64_t row = p.anchors.index[position];
-    if (count[row] == 0) continue;
-    const double base2 = lse[row] * M_LOG2E, push = p.scale * grad_loss[row] * pull[row];
+    if (push_factor[row] == 0 && draw_factor[row] == 0) continue;
+    const double base2 = lse[row] * M_LOG2E, push = p.scale * grad_loss[row] * push_factor[row];
     terms.lse[position] = static_cast<float>(base2);
     terms.push[position] = static_cast<float>(push);
-    terms.draw[position] = static_cast<float>(p.scale * grad_loss[row] / count[row]);
+    terms.draw[position] = static_cast<float>(p.scale * grad_loss[row] * draw_factor[row]);
     terms.weight[position] =
         push == 0 ? 0.0f : static_cast<float>(push * std::exp2(p.scale * M_LOG2E - base2));
   }
@@ -217,7 +223,7 @@ Tensor gradient(Problem& p, const Tensor& row_tensor, SortedSide& rows, const Te
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
     const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
     const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
-    int64_t negative_stop, double scale, int64_t flags) {
+    int64_t negative_stop, const Maybe& known_lse, double scale, int64_t flags) {
   const PairRule rule{exclude, positive_start, negative_stop, (flags & kSelf) != 0};
   Problem p =
       make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale, flags);
@@ -225,7 +231,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
   const bool wanted = (flags & kAnchorGradient) != 0;
   const int64_t n = anchors.size(0);
   Tensor loss = zeros({n}, ScalarType::Float), pull = zeros({n}, ScalarType::Float);
-  Tensor lse = torch::stable::full({n}, -HUGE_VAL, ScalarType::Float);
+  check_vector("known_lse", known_lse, n, ScalarType::Float);
+  STD_TORCH_CHECK(!(wanted && known_lse.has_value()), "known_lse leaves no pass to make the anchor gradient");
+  Tensor lse = known_lse.has_value() ? torch::stable::clone(*known_lse)
+                                     : torch::stable::full({n}, -HUGE_VAL, ScalarType::Float);
   Tensor count = zeros({n}, ScalarType::Int), grad = zeros({wanted ? n : 0, p.depth}, ScalarType::Float);
   const RowReader reader(anchors);
   const Columns columns = pack_columns(p, rule.self ? reader : RowReader(keys), p.keys(), wanted);
@@ -235,29 +244,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
                         lse.mutable_data_ptr<float>(),
                         pull.mutable_data_ptr<float>(),
                         count.mutable_data_ptr<int32_t>(),
-                        wanted ? grad.mutable_data_ptr<float>() : nullptr};
+                        wanted ? grad.mutable_data_ptr<float>() : nullptr,
+                        known_lse.has_value() ? known_lse->const_data_ptr<float>() : nullptr};
   for_blocks(p, reader, p.anchors, p.keys(), columns,
              [&](Workspace& w, Sweep& sweep) { forward.block(w, sweep); });
   return {loss, lse, pull, count, grad};
 }
 
-std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tensor& anchors,
-                                             const Tensor& keys, const Tensor& anchor_labels,
-                                             const Tensor& key_labels, const Maybe& anchor_groups,
-                                             const Maybe& key_groups, const Maybe& exclude,
-                                             int64_t positive_start, int64_t negative_stop, const Tensor& lse,
-                                             const Tensor& pull, const Tensor& count, double scale,
+std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
+                                             const Tensor& anchors, const Tensor& keys,
+                                             const Tensor& anchor_labels, const Tensor& key_labels,
+                                             const Maybe& anchor_groups, const Maybe& key_groups,
+                                             const Maybe& exclude, int64_t positive_start,
+                                             int64_t negative_stop, const Tensor& lse, double scale,
                                              int64_t flags) {
   const PairRule rule{exclude, positive_start, negative_stop, (flags & kSelf) != 0};
   Problem p =
       make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale, flags);
   check_vector("grad_loss", grad_loss, anchors.size(0), ScalarType::Float);
+  check_vector("push", push, anchors.size(0), ScalarType::Float);
+  check_vector("draw", draw, anchors.size(0), ScalarType::Float);
   check_vector("lse", lse, anchors.size(0), ScalarType::Float);
-  check_vector("pull", pull, anchors.size(0), ScalarType::Float);
-  check_vector("count", count, anchors.size(0), ScalarType::Int);
-  set_terms(p, grad_loss.const_data_ptr<float>(), lse.const_data_ptr<float>(), pull.const_data_ptr<float>(),
-            count.const_data_ptr<int32_t>());
-  const auto none = [&] { return zeros({0, p.depth}, ScalarType::Float); };  // two outputs never share a tensor
+  set_terms(p, grad_loss.const_data_ptr<float>(), push.const_data_ptr<float>(), draw.const_data_ptr<float>(),
+            lse.const_data_ptr<float>());
+  const auto none = [&] {
+    return zeros({0, p.depth}, ScalarType::Float);
+  };  // two outputs never share a tensor
   if (rule.self) return {gradient(p, anchors, p.anchors, anchors, p.anchors, true, true), none()};
   reserve_terms(p.separate_keys);
   const bool to_anchors = (flags & kAnchorGradient) != 0, to_keys = (flags & kKeyGradient) != 0;

@@ -22,17 +22,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(const Tensor
                                                                     const Maybe& key_groups,      // [M] int32
                                                                     const Maybe& exclude,         // [N] int64
                                                                     int64_t positive_start,
-                                                                    int64_t negative_stop, double scale,
-                                                                    int64_t flags);
+                                                                    int64_t negative_stop,
+                                                                    const Maybe& known_lse,  // [N] float32
+                                                                    double scale, int64_t flags);
 
 std::tuple<Tensor, Tensor> contrast_backward(
     const Tensor& grad_loss,  // [N] float32
+    const Tensor& push,       // [N] float32, factor of exp(s - lse)
+    const Tensor& draw,       // [N] float32, factor of the attraction
     const Tensor& anchors,    // [N, D]; the rest as in the forward pass
     const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels, const Maybe& anchor_groups,
     const Maybe& key_groups, const Maybe& exclude, int64_t positive_start, int64_t negative_stop,
-    const Tensor& lse,    // [N] float32
-    const Tensor& pull,   // [N] float32
-    const Tensor& count,  // [N] int32
+    const Tensor& lse,  // [N] float32
     double scale, int64_t flags);
 
 std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows,     // [n, D]
