@@ -50,7 +50,7 @@ class Contrast(torch.autograd.Function):
         if Flag.SELF in flags:  # the gradient of shared rows needs every row's log-sum-exp first
             flags &= ~Flag.ANCHOR_GRADIENT
         key_rows = rows if key_unit is None else key_unit.to(rows.dtype)
-        loss, *state = ops.contrast(rows, key_rows, *pairs, options.scale, int(flags), options.backend)
+        loss, *state = ops.contrast(rows, key_rows, *pairs, None, options.scale, int(flags), options.backend)
         ctx.save_for_backward(unit, inverse, key_unit, key_inverse, temperature, shrink, *pairs[:5], *state)
         ctx.options, ctx.range = options, (pairs.positive_start, pairs.negative_stop)
         ctx.columnwise = _columnwise(anchors), keys is not None and _columnwise(keys)
@@ -68,17 +68,17 @@ class Contrast(torch.autograd.Function):
         rows = _folded(unit, shrink)
         grad_keys = None
         if options.flags & (Flag.SELF | Flag.KEY_GRADIENT):
-            if not shared:  # an anchor that does not count is not read: a NaN in it must not reach the keys
-                tensors[0] = torch.where(valid, tensors[0], -1)
+            draw = torch.where(valid, 1.0 / count, 0.0).to(lse.dtype)
             flags = options.flags if shared else options.flags & ~Flag.ANCHOR_GRADIENT
+            key_rows = rows if key_unit is None else key_unit.to(rows.dtype)
             grad_both, grad_keys = ops.contrast_backward(
-                grad_loss, rows, rows if key_unit is None else key_unit.to(rows.dtype), *tensors, *ctx.range,
-                lse, pull, count, options.scale, int(flags), options.backend,
+                grad_loss, pull, draw, rows, key_rows, *tensors, *ctx.range, lse, options.scale, int(flags),
+                options.backend,
             )  # fmt: skip
         if shared:
-            grad_rows = grad_both.masked_fill(~valid.any(), 0.0)
+            grad_rows = grad_both
         elif Flag.ANCHOR_GRADIENT in options.flags:
-            grad_rows = (grad_rows * grad_loss[:, None]).masked_fill(~valid[:, None], 0.0)
+            grad_rows = grad_rows * grad_loss[:, None]
         grad_temperature = None
         if ctx.needs_input_grad[2]:
             grad_temperature = _temperature_gradient(grad_rows, rows, valid, temperature, options)

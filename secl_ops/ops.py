@@ -24,10 +24,10 @@ _PAIRS = (
 SCHEMAS = {
     "unit_rows": "(Tensor rows, Tensor labels, str backend) -> (Tensor unit, Tensor inverse)",
     "unit_rows_backward": "(Tensor grad, Tensor unit, Tensor inverse, str backend) -> Tensor",
-    "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, float scale, int flags, str backend)"
-    " -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
-    "contrast_backward": f"(Tensor grad_loss, Tensor anchors, Tensor keys, {_PAIRS}, Tensor lse, Tensor pull,"
-    " Tensor count, float scale, int flags, str backend) -> (Tensor grad_anchors, Tensor grad_keys)",
+    "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, Tensor? known_lse, float scale, int flags,"
+    " str backend) -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
+    "contrast_backward": f"(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, {_PAIRS},"
+    " Tensor lse, float scale, int flags, str backend) -> (Tensor grad_anchors, Tensor grad_keys)",
     "gather": "(Tensor features, Tensor index, str backend) -> Tensor",
     "gather_backward": "(Tensor grad, Tensor index, SymInt[] size, SymInt[] stride, str backend) -> Tensor",
     "sample": "(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, SymInt per_class, int num_classes,"
@@ -79,14 +79,14 @@ def _empty_gradient(rows: Tensor, wanted: bool) -> Tensor:
 def _contrast(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
-    positive_start: int, negative_stop: int, scale: float, flags: int, backend: str,
+    positive_start: int, negative_stop: int, known_lse: Tensor | None, scale: float, flags: int, backend: str,
 ) -> ContrastState:  # fmt: skip
     module = select(backend, anchors.device, anchors.dtype, "info_nce")
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         state = _contrast_outputs(anchors, flags)
         return ContrastState._make(tensor.zero_() for tensor in state)
     pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
-    return module.contrast_forward(anchors, keys, pairs, scale, Flag(flags))
+    return module.contrast_forward(anchors, keys, pairs, scale, Flag(flags), known_lse)
 
 
 def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
@@ -99,16 +99,16 @@ def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
 def _contrast_fake(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
-    positive_start: int, negative_stop: int, scale: float, flags: int, backend: str,
+    positive_start: int, negative_stop: int, known_lse: Tensor | None, scale: float, flags: int, backend: str,
 ) -> ContrastState:  # fmt: skip
     return _contrast_outputs(anchors, flags)
 
 
 @_implement("contrast_backward")
 def _contrast_backward(
-    grad_loss: Tensor, anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
-    anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
-    positive_start: int, negative_stop: int, lse: Tensor, pull: Tensor, count: Tensor,
+    grad_loss: Tensor, push: Tensor, draw: Tensor, anchors: Tensor, keys: Tensor,
+    anchor_labels: Tensor, key_labels: Tensor, anchor_groups: Tensor | None, key_groups: Tensor | None,
+    exclude: Tensor | None, positive_start: int, negative_stop: int, lse: Tensor,
     scale: float, flags: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     module = select(backend, anchors.device, anchors.dtype, "info_nce")
@@ -116,7 +116,7 @@ def _contrast_backward(
         grad_anchors, grad_keys = _contrast_gradients(anchors, keys, flags)
         return grad_anchors.zero_(), grad_keys.zero_()
     pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
-    return module.contrast_backward(grad_loss, anchors, keys, pairs, (lse, pull, count), scale, Flag(flags))
+    return module.contrast_backward((grad_loss, push, draw), anchors, keys, pairs, lse, scale, Flag(flags))
 
 
 def _contrast_gradients(anchors: Tensor, keys: Tensor, flags: int) -> tuple[Tensor, Tensor]:
@@ -129,9 +129,9 @@ def _contrast_gradients(anchors: Tensor, keys: Tensor, flags: int) -> tuple[Tens
 
 @_fake("contrast_backward")
 def _contrast_backward_fake(
-    grad_loss: Tensor, anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
-    anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
-    positive_start: int, negative_stop: int, lse: Tensor, pull: Tensor, count: Tensor,
+    grad_loss: Tensor, push: Tensor, draw: Tensor, anchors: Tensor, keys: Tensor,
+    anchor_labels: Tensor, key_labels: Tensor, anchor_groups: Tensor | None, key_groups: Tensor | None,
+    exclude: Tensor | None, positive_start: int, negative_stop: int, lse: Tensor,
     scale: float, flags: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _contrast_gradients(anchors, keys, flags)

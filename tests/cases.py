@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from secl_ops.backends.reference import ContrastState
 from tests.oracle import Call
 
 
@@ -61,6 +62,12 @@ def _zero_rows() -> Call:
 def _weighted() -> Call:
     call = separate(20, 30, 12, 11)
     return replace(call, weights=torch.arange(20) % 4 / 2.0)
+
+
+def push_and_draw(state: ContrastState) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the gradient of each anchor's own loss is made of: its pull, and 1 / count where it has a positive."""
+    share = torch.where(state.count > 0, 1.0 / state.count.clamp(min=1).to(state.pull.dtype), 0.0)
+    return state.pull, share
 
 
 CASES: dict[str, Callable[[], Call]] = {

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import secl_ops
+from secl_ops import ops
+from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, separate
 from tests.oracle import Call, dense_loss
@@ -218,6 +220,42 @@ def test_second_derivative_is_refused(backend: str, device: str) -> None:
     (gradient,) = torch.autograd.grad(loss, anchors, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES, Flag.SELF, Flag.SELF | Flag.NEGATIVES], ids=str)
+def test_a_known_log_sum_exp_replaces_the_denominators_own(flags: Flag, backend: str, device: str) -> None:
+    call = separate(19, 19 if Flag.SELF in flags else 27, 8)
+    keys, key_labels = (call.anchors, call.anchor_labels) if Flag.SELF in flags else (call.keys, call.key_labels)
+    known = torch.arange(19) / 4 - 1.0
+    found = []
+    for at, name, dtype in ((device, backend, torch.float32), ("cpu", "reference", torch.float64)):
+        rows = [value.to(at, dtype) for value in (call.anchors, keys)]
+        pairs = [value.to(at, torch.int32) for value in (call.anchor_labels, key_labels)]
+        options = (None, None, None, 0, len(keys), known.to(at, dtype), 0.5, int(flags), name)
+        found.append([value.cpu() for value in ops.contrast(*rows, *pairs, *options)])
+    assert torch.equal(found[0][1], known)
+    for output in (0, 2, 3):
+        assert_within_budget(f"output {output}", found[0][output], found[1][output], found[1][output].float(),
+                             amplification=20)  # fmt: skip
+
+
+def test_an_anchor_without_push_and_draw_reaches_no_gradient(backend: str, device: str) -> None:
+    call = on(separate(19, 27, 8, ignored=0.0), device)
+    anchors = call.anchors.clone()
+    anchors[3] = torch.nan
+    push, draw = (torch.full((19,), value, device=device) for value in (0.7, 0.2))
+    push[3], draw[3], push[5], draw[7] = 0, 0, 0, 0
+    upstream = torch.tensor(0.5, device=device).expand(19)
+    pairs = [value.int() for value in (call.anchor_labels, call.key_labels)]
+    both = int(Flag.NEGATIVES | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT)
+    options = (None, None, None, 0, 27, torch.ones(19, device=device), 0.5, both)
+    dirty = ops.contrast_backward(upstream, push, draw, anchors, call.keys, *pairs, *options, backend)
+    wide = [value.double().cpu() for value in (upstream, push, draw, call.anchors, call.keys)]
+    others = [value.cpu() if isinstance(value, Tensor) else value for value in (*pairs, *options)]
+    truth = ops.contrast_backward(*wide, *others, "reference")
+    for name, actual, exact in zip(("anchors", "keys"), dirty, truth, strict=True):
+        assert_within_budget(name, actual.cpu(), exact, exact.float(), amplification=20)
+    assert not dirty[0][3].any()
 
 
 def map_like(layout: str) -> Tensor:

@@ -21,6 +21,7 @@ from secl_ops.backends import native, reference
 from secl_ops.backends.select import select
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
+from tests.cases import push_and_draw
 from tests.conftest import REPOSITORY, skip_or_fail
 
 ISAS = ("portable", "avx2", "avx512")
@@ -73,7 +74,7 @@ class Problem:
         keys = anchors if Flag.SELF in self.flags else self.keys.to(anchors.dtype)
         state = backend.contrast_forward(anchors, keys, self.pairs, self.scale, self.flags)  # type: ignore[attr-defined]
         gradients = backend.contrast_backward(  # type: ignore[attr-defined]
-            self.grad_loss, anchors, keys, self.pairs, (state.lse, state.pull, state.count), self.scale,
+            (self.grad_loss, *push_and_draw(state)), anchors, keys, self.pairs, state.lse, self.scale,
             self.flags | Flag.KEY_GRADIENT,
         )  # fmt: skip
         return [*state, *gradients]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import secl_ops
 from secl_ops import ops
+from secl_ops.backends.reference import ContrastState
 from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
-from tests.cases import alone, labels, rows, separate
+from tests.cases import alone, labels, push_and_draw, rows, separate
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -36,7 +37,7 @@ def contrast_arguments(flags: Flag, permute: bool) -> tuple[object, ...]:
         0,
         13,
     )
-    return (anchors, keys, *pairs), (10.0, int(flags), "auto")  # type: ignore[return-value]
+    return (anchors, keys, *pairs), (None, 10.0, int(flags), "auto")  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("permute", [False, True])
@@ -45,8 +46,8 @@ def test_opcheck_contrast(denominator: Flag, permute: bool) -> None:
     flags = denominator | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT
     tensors, options = contrast_arguments(flags, permute)
     torch.library.opcheck(ops.contrast, (*tensors, *options), test_utils=CHECKS)
-    _, lse, pull, count, _ = ops.contrast(*tensors, *options)
-    arguments = (torch.ones(9), *tensors, lse, pull, count, *options)
+    state = ContrastState(*ops.contrast(*tensors, *options))
+    arguments = (torch.ones(9), *push_and_draw(state), *tensors, state.lse, *options[1:])
     torch.library.opcheck(ops.contrast_backward, arguments, test_utils=CHECKS)
 
 

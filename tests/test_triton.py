@@ -14,6 +14,7 @@ from secl_ops import tiles
 from secl_ops.backends import reference, triton
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
+from tests.cases import push_and_draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = tiles.Tile(16, 16, 16, 16, 4, 2)
@@ -51,7 +52,8 @@ def check(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag
         a, k = (rows.double() if wide else rows for rows in (anchors, keys))
         state = module.contrast_forward(a, k, pairs, scale, flags | Flag.ANCHOR_GRADIENT)
         both = flags | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT
-        gradients = module.contrast_backward(weights.to(state.loss.dtype), a, k, pairs, state[1:4], scale, both)
+        factors = (weights.to(state.loss.dtype), *push_and_draw(state))
+        gradients = module.contrast_backward(factors, a, k, pairs, state.lse, scale, both)
         found[name] = [*state, *gradients]
     peak = scale * float(anchors.float().norm(dim=1).max() * keys.float().norm(dim=1).max())
     rounding = torch.finfo(anchors.dtype).eps / torch.finfo(torch.float32).eps  # the weights take the rows' dtype
@@ -118,8 +120,8 @@ def test_an_anchor_without_a_positive_passes_no_nan_to_the_keys(flags: Flag) -> 
     pairs = Pairs(ones, twos, None, None, None, 0, 12)
     state = triton.contrast_forward(anchors, keys, pairs, 1.0, flags)
     assert torch.equal(state.loss, torch.zeros_like(state.loss))
-    weights = torch.ones(9, device=DEVICE)
-    _, found = triton.contrast_backward(weights, anchors, keys, pairs, state[1:4], 1.0, flags | Flag.KEY_GRADIENT)
+    factors = (torch.ones(9, device=DEVICE), *push_and_draw(state))
+    _, found = triton.contrast_backward(factors, anchors, keys, pairs, state.lse, 1.0, flags | Flag.KEY_GRADIENT)
     assert torch.equal(found, torch.zeros_like(found))
 
 

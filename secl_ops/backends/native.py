@@ -36,29 +36,42 @@ def _dense_pairs(pairs: Pairs) -> list[Tensor | int | None]:
     return [_dense(value) if isinstance(value, Tensor) else value for value in pairs]
 
 
-def contrast_forward(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag) -> ContrastState:
-    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]."""
-    state = _operations().contrast_forward(
-        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), scale, int(flags)
+def contrast_forward(
+    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag, known_lse: Tensor | None = None
+) -> ContrastState:
+    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; `known_lse` [N] replaces the log-sum-exp."""
+    found = _operations().contrast_forward(
+        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), _dense(known_lse), scale, int(flags)
     )
-    return ContrastState(*state)
+    state = ContrastState(*found)
+    if Flag.ANCHOR_GRADIENT in flags:
+        state.grad_anchors.masked_fill_((state.count == 0)[:, None], 0.0)
+    return state
 
 
 def contrast_backward(
-    grad_loss: Tensor,
+    factors: tuple[Tensor, Tensor, Tensor],
     anchors: Tensor,
     keys: Tensor,
     pairs: Pairs,
-    state: tuple[Tensor, Tensor, Tensor],
+    lse: Tensor,
     scale: float,
     flags: Flag,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for."""
-    found: tuple[Tensor, Tensor] = _operations().contrast_backward(
-        grad_loss.float().contiguous(), anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs),
-        *(value.contiguous() for value in state), scale, int(flags),
+    """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for.
+
+    The factors are grad_loss, push and draw, [N] each; an anchor whose push and draw are 0 does not count.
+    """
+    counted = (factors[1] != 0) | (factors[2] != 0)
+    if Flag.SELF not in flags:  # a row that the kernels do not read can carry no NaN into the keys
+        pairs = pairs._replace(anchor_labels=torch.where(counted, pairs.anchor_labels, -1))
+    grad_anchors, grad_keys = _operations().contrast_backward(
+        *(value.float().contiguous() for value in factors), anchors.contiguous(), keys.contiguous(),
+        *_dense_pairs(pairs), lse.contiguous(), scale, int(flags),
     )  # fmt: skip
-    return found
+    if Flag.SELF in flags:
+        grad_anchors.masked_fill_(~counted.any(), 0.0)
+    return grad_anchors, grad_keys
 
 
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

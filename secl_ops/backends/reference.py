@@ -5,7 +5,7 @@ With s_ij = scale <a_i, k_j>, D(i) the denominator's pairs, P(i) the positives a
 
     "all"        L_i = lse_i - mean_P s_ip                lse_i = log sum_D exp s_ij,  D = positives and negatives
     "negatives"  L_i = mean_P softplus(lse_i - s_ip)      D = negatives
-    dL_i/ds_ij = pull_i exp(s_ij - lse_i) [j in D] - rho_ij / c_i [j in P]
+    dL_i/ds_ij = push_i exp(s_ij - lse_i) [j in D] - draw_i rho_ij [j in P],  push = pull, draw = 1 / c
     "all": pull = rho = 1;   "negatives": rho_ij = sigmoid(lse_i - s_ij), pull_i = mean_P rho_ip
 """
 
@@ -33,7 +33,7 @@ class ContrastState(NamedTuple):
     pull: Tensor  # [N] float; 0 where count is 0
     # The name hides tuple.count, which nobody calls on tensors.
     count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor
-    grad_anchors: Tensor  # [N, D] d loss_i / d a_i under ANCHOR_GRADIENT, else [0, D]
+    grad_anchors: Tensor  # [N, D] d loss_i / d a_i under ANCHOR_GRADIENT, 0 where count is 0; else [0, D]
 
 
 def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
@@ -82,26 +82,35 @@ def pair_masks(pairs: Pairs, flags: Flag) -> tuple[Tensor, Tensor]:
 
 
 def _coefficients(
-    similarity: Tensor, masks: tuple[Tensor, Tensor], state: tuple[Tensor, Tensor, Tensor], flags: Flag
+    similarity: Tensor, masks: tuple[Tensor, Tensor], factors: tuple[Tensor, Tensor, Tensor], flags: Flag
 ) -> Tensor:
-    """D loss_i / d s_ij, [N, M]."""
+    """D loss_i / d s_ij, [N, M], from (lse, push, draw), [N] each; 0 for an anchor whose push and draw are 0."""
     positive, negative = masks
-    lse, pull, count = (value[:, None] for value in state)
+    lse, push, draw = (value[:, None] for value in factors)
+    counted = (push != 0) | (draw != 0)
     inside = negative if Flag.NEGATIVES in flags else positive | negative
     attract = torch.sigmoid(lse - similarity) if Flag.NEGATIVES in flags else torch.ones_like(similarity)
     zero = torch.zeros_like(similarity)
-    push = torch.where(inside & (count > 0), pull * torch.exp(similarity - lse), zero)
-    return push - torch.where(positive, attract / count.clamp(min=1), zero)
+    pushed = torch.where(inside & counted, push * torch.exp(similarity - lse), zero)
+    return pushed - torch.where(positive & counted, draw * attract, zero)
 
 
-def contrast_forward(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag) -> ContrastState:
-    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the module's formula."""
+def contrast_forward(
+    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag, known_lse: Tensor | None = None
+) -> ContrastState:
+    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the module's formula.
+
+    `known_lse` [N] replaces the log-sum-exp of the denominator; ANCHOR_GRADIENT does not go with it.
+    """
     with _exact():
         a, k = _read(anchors, pairs.anchor_labels), _read(keys, pairs.key_labels)
         similarity = scale * (a @ k.T)  # [N, M]
         positive, negative = masks = pair_masks(pairs, flags)
         inside = negative if Flag.NEGATIVES in flags else positive | negative
-        lse = torch.logsumexp(similarity.masked_fill(~inside, -torch.inf), dim=1)
+        if known_lse is None:
+            lse = torch.logsumexp(similarity.masked_fill(~inside, -torch.inf), dim=1)
+        else:
+            lse = known_lse.to(a.dtype, copy=True)
         count = positive.sum(dim=1, dtype=torch.int32)
         divisor, zero = count.clamp(min=1), torch.zeros_like(similarity)
         if Flag.NEGATIVES in flags:
@@ -114,32 +123,43 @@ def contrast_forward(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, 
             pull = (count > 0).to(loss.dtype)
         grad = a.new_empty((0, a.shape[1]))
         if Flag.ANCHOR_GRADIENT in flags:
-            grad = scale * (_coefficients(similarity, masks, (lse, pull, count), flags) @ k)
+            valid = count > 0
+            factors = (lse, pull, valid / divisor.to(lse.dtype))
+            grad = scale * (_coefficients(similarity, masks, factors, flags) @ k).masked_fill(~valid[:, None], 0.0)
         return ContrastState(loss, lse, pull, count, grad)
 
 
 def contrast_backward(
-    grad_loss: Tensor,
+    factors: tuple[Tensor, Tensor, Tensor],
     anchors: Tensor,
     keys: Tensor,
     pairs: Pairs,
-    state: tuple[Tensor, Tensor, Tensor],
+    lse: Tensor,
     scale: float,
     flags: Flag,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for.
 
-    Under SELF the first is the gradient of the shared rows in both roles, and the second is empty.
+    The factors are grad_loss, push and draw, [N] each; an anchor whose push and draw are 0 does not count: nothing
+    of its row reaches a gradient. Under SELF the first is the gradient of the shared rows in both roles, and the
+    second is empty.
     """
+    grad_loss, push, draw = factors
+    counted = (push != 0) | (draw != 0)
     with _exact():
         a, k = _read(anchors, pairs.anchor_labels), _read(keys, pairs.key_labels)
         similarity = scale * (a @ k.T)
-        coefficients = _coefficients(similarity, pair_masks(pairs, flags), state, flags)
+        coefficients = _coefficients(similarity, pair_masks(pairs, flags), (lse, push, draw), flags)
         coefficients = coefficients * (scale * grad_loss.to(a.dtype)[:, None])
         if Flag.SELF in flags:
-            return (coefficients + coefficients.T) @ k, a.new_empty((0, a.shape[1]))
-        grad_anchors = coefficients @ k if Flag.ANCHOR_GRADIENT in flags else a.new_empty((0, a.shape[1]))
-        return grad_anchors, coefficients.T @ a if Flag.KEY_GRADIENT in flags else a.new_empty((0, a.shape[1]))
+            shared = ((coefficients + coefficients.T) @ k).masked_fill(~counted.any(), 0.0)
+            return shared, a.new_empty((0, a.shape[1]))
+        grad_anchors, grad_keys = (a.new_empty((0, a.shape[1])) for _ in range(2))
+        if Flag.ANCHOR_GRADIENT in flags:
+            grad_anchors = (coefficients @ k).masked_fill(~counted[:, None], 0.0)
+        if Flag.KEY_GRADIENT in flags:
+            grad_keys = coefficients.T @ a.masked_fill(~counted[:, None], 0.0)
+        return grad_anchors, grad_keys
 
 
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

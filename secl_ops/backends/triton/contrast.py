@@ -149,9 +149,9 @@ def positive_kernel(
 def gradient_kernel(
     p_rows, p_columns,  # [R, D], [C, D]: keys and anchors, anchors and keys, or the same rows twice
     p_row_labels, p_column_labels, p_row_groups, p_column_groups, p_exclude,  # [R], [C], [R], [C], [anchors]
-    p_weight, p_lse, p_pull, p_count,  # [anchors] each
+    p_weight, p_push, p_draw, p_lse,  # [anchors] each, the first of any stride
     p_grad,  # [R, D]
-    n_rows, n_columns, positive_start, negative_stop, scale2, scale,
+    n_rows, n_columns, positive_start, negative_stop, weight_stride, scale2, scale,
     WIDTH: tl.constexpr, NEGATIVES: tl.constexpr, SELF: tl.constexpr,
     ROWS_ARE_ANCHORS: tl.constexpr, ROWS_ARE_KEYS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
@@ -163,12 +163,23 @@ def gradient_kernel(
     b_row = load_rows(p_rows, o_row, b_label >= 0, tl.arange(0, BLOCK_D), WIDTH)
     if ROWS_ARE_ANCHORS:
         b_exclude = load_exclude(p_exclude, o_row, n_rows)
-        b_lse, b_push, b_attract, m_valid = load_anchor_state(p_weight, p_lse, p_pull, p_count, o_row, n_rows, scale)
-        b_anchor_label = tl.where(m_valid, b_label, -1)
+        b_lse, b_push, b_attract, m_counted = load_anchor_state(
+            p_weight, weight_stride, p_push, p_draw, p_lse, o_row, n_rows, scale
+        )
+        b_anchor_label = tl.where(m_counted, b_label, -1)
+    b_seen = tl.zeros([BLOCK_M], tl.int32)
     b_grad = tl.zeros([BLOCK_N, BLOCK_OUT], tl.float32)
     for start in range(0, n_columns, BLOCK_M):
         o_column = start + tl.arange(0, BLOCK_M)
         b_other_label, b_other_group = load_side(p_column_labels, p_column_groups, o_column, n_columns)
+        if ROWS_ARE_KEYS:
+            b_other_lse, b_other_push, b_other_attract, m_other = load_anchor_state(
+                p_weight, weight_stride, p_push, p_draw, p_lse, o_column, n_columns, scale
+            )
+            b_seen = b_seen | m_other.to(tl.int32)
+            b_valid_label = tl.where(m_other, b_other_label, -1)
+            if not ROWS_ARE_ANCHORS:  # an anchor that does not count is not read: no NaN of its row reaches a key
+                b_other_label = b_valid_label
         b_dot, b_column = dot_rows(
             b_row, p_rows, o_row, b_label >= 0, p_columns, o_column, b_other_label >= 0, WIDTH, BLOCK_D
         )
@@ -185,10 +196,6 @@ def gradient_kernel(
             )
         if ROWS_ARE_KEYS:
             b_other_exclude = load_exclude(p_exclude, o_column, n_columns)
-            b_other_lse, b_other_push, b_other_attract, m_other = load_anchor_state(
-                p_weight, p_lse, p_pull, p_count, o_column, n_columns, scale
-            )
-            b_valid_label = tl.where(m_other, b_other_label, -1)
             m_positive, m_negative = pair_masks(
                 o_column[None, :], b_valid_label[None, :], b_other_group[None, :], b_other_exclude[None, :],
                 o_row[:, None], b_label[:, None], b_group[:, None], positive_start, negative_stop,
@@ -201,5 +208,9 @@ def gradient_kernel(
         if (BLOCK_D < WIDTH) or (BLOCK_OUT < WIDTH):
             b_column = load_rows(p_columns, o_column, b_other_label >= 0, o_out, WIDTH)
         b_grad = value_product(b_weight, b_column, b_grad)  # [BN, BM] @ [BM, BO] -> [BN, BO]
+    if ROWS_ARE_KEYS:  # without an anchor that counts the gradient is 0, also where a row is NaN
+        b_grad = tl.where(tl.max(b_seen, 0) > 0, b_grad, 0.0)
+    else:
+        b_grad = tl.where(m_counted[:, None], b_grad, 0.0)
     m_out = (o_row < n_rows)[:, None] & (o_out < WIDTH)[None, :]
     tl.store(p_grad + o_row.to(tl.int64)[:, None] * WIDTH + o_out[None, :], b_grad, mask=m_out)

@@ -61,12 +61,16 @@ def _dense(pairs: Pairs) -> Pairs:
     )
 
 
-def contrast_forward(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag) -> ContrastState:
+def contrast_forward(
+    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag, known_lse: Tensor | None = None
+) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula."""
     anchors, keys, pairs = anchors.contiguous(), keys.contiguous(), _dense(pairs)
     count, width = anchors.shape
     value = Flag.ANCHOR_GRADIENT in flags
     loss, lse, pull = (anchors.new_empty(count, dtype=torch.float32) for _ in range(3))
+    if known_lse is not None:
+        lse.copy_(known_lse)
     positives = anchors.new_empty(count, dtype=torch.int32)
     grad = anchors.new_empty((count if value else 0, width), dtype=torch.float32)
     state = ContrastState(loss, lse, pull, positives, grad)
@@ -76,29 +80,32 @@ def contrast_forward(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, 
     columns = width if value else 1
     bounded = Flag.UNIT in flags and scale <= BOUNDED_SCALE
     with _on(anchors):
-        tile = tiles.pick(width, anchors.dtype, "value" if value else "scan")
-        scan = (*sides, lse, grad, *sizes, float(scale) * LOG2E)
-        _launch(contrast.denominator_kernel, tile, count, columns, *scan, BOUNDED=bounded, **options)
+        if known_lse is None:
+            tile = tiles.pick(width, anchors.dtype, "value" if value else "scan")
+            scan = (*sides, lse, grad, *sizes, float(scale) * LOG2E)
+            _launch(contrast.denominator_kernel, tile, count, columns, *scan, BOUNDED=bounded, **options)
         tile = tiles.pick(width, anchors.dtype, "positive")
         _launch(contrast.positive_kernel, tile, count, columns, *sides, *state, *sizes, float(scale), **options)
     return state
 
 
 def contrast_backward(
-    grad_loss: Tensor,
+    factors: tuple[Tensor, Tensor, Tensor],
     anchors: Tensor,
     keys: Tensor,
     pairs: Pairs,
-    state: tuple[Tensor, Tensor, Tensor],
+    lse: Tensor,
     scale: float,
     flags: Flag,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for.
 
-    Under SELF the first is the gradient of the shared rows in both roles, and the second is empty.
+    The factors are grad_loss (of any stride), push and draw, [N] each; an anchor whose push and draw are 0 does not
+    count. Under SELF the first is the gradient of the shared rows in both roles, and the second is empty.
     """
     pairs = _dense(pairs)
-    saved = (grad_loss.float().contiguous(), *(value.contiguous() for value in state))
+    grad_loss, push, draw = factors
+    saved = (grad_loss, push.contiguous(), draw.contiguous(), lse.contiguous())
     anchor_side = _Side(anchors.contiguous(), pairs.anchor_labels, pairs.anchor_groups)
     key_side = _Side(keys.contiguous(), pairs.key_labels, pairs.key_groups)
     shared = Flag.SELF in flags
@@ -127,7 +134,8 @@ def _gradient(
         _launch(
             contrast.gradient_kernel, tiles.pick(width, side.rows.dtype, "gradient"), count, width,
             side.rows, other.rows, side.labels, other.labels, side.groups, other.groups, pairs.exclude, *saved, result,
-            count, other.rows.shape[0], pairs.positive_start, pairs.negative_stop, float(scale) * LOG2E, float(scale),
+            count, other.rows.shape[0], pairs.positive_start, pairs.negative_stop, saved[0].stride(0),
+            float(scale) * LOG2E, float(scale),
             WIDTH=width, NEGATIVES=Flag.NEGATIVES in flags, SELF=Flag.SELF in flags,
             ROWS_ARE_ANCHORS=anchors, ROWS_ARE_KEYS=keys,
         )  # fmt: skip

@@ -147,7 +147,7 @@ def softplus2(b_logit):
 
 @triton.jit
 def pair_coefficients(b_logit, m_positive, m_negative, b_lse, b_push, b_attract, NEGATIVES: tl.constexpr):
-    """`d loss / d s` of each pair; push is the anchor's pull times its factor, attract its factor / count."""
+    """`d loss / d s` of each pair; push and attract are the anchor's push and draw times its factor."""
     b_gap = b_logit - b_lse
     if NEGATIVES:
         m_inside = m_negative
@@ -159,12 +159,15 @@ def pair_coefficients(b_logit, m_positive, m_negative, b_lse, b_push, b_attract,
 
 
 @triton.jit
-def load_anchor_state(p_weight, p_lse, p_pull, p_count, o_anchor, length, scale):
-    """Base-2 log-sum-exp, push and attract of `pair_coefficients`, and whether the anchor has a positive."""
+def load_anchor_state(p_weight, weight_stride, p_push, p_draw, p_lse, o_anchor, length, scale):
+    """Base-2 log-sum-exp, push and attract of `pair_coefficients`, and whether the anchor counts.
+
+    One upstream number for all anchors is read through a stride of 0.
+    """
     m_row = o_anchor < length
-    b_count = tl.load(p_count + o_anchor, mask=m_row, other=0)
-    m_valid = b_count > 0
-    b_factor = scale * tl.load(p_weight + o_anchor, mask=m_row, other=0.0)
+    b_push = tl.load(p_push + o_anchor, mask=m_row, other=0.0)
+    b_draw = tl.load(p_draw + o_anchor, mask=m_row, other=0.0)
+    m_counted = (b_push != 0.0) | (b_draw != 0.0)
+    b_factor = scale * tl.load(p_weight + o_anchor.to(tl.int64) * weight_stride, mask=m_row, other=0.0).to(tl.float32)
     b_lse = tl.load(p_lse + o_anchor, mask=m_row, other=0.0) * LOG2E
-    b_push = b_factor * tl.load(p_pull + o_anchor, mask=m_row, other=0.0)
-    return b_lse, b_push, b_factor / tl.maximum(b_count, 1).to(tl.float32), m_valid
+    return b_lse, b_factor * b_push, b_factor * b_draw, m_counted
