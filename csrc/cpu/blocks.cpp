@@ -83,7 +83,7 @@ Problem make_problem(const Tensor& anchors, const Tensor& keys, const Tensor& an
   Problem p{.rule = rule, .scale = scale, .flags = flags, .depth = anchors.size(1)};
   p.anchors = sort_side(anchor_labels, grouped ? anchor_groups : Maybe(), skipped);
   if (!rule.self) p.separate_keys = sort_side(key_labels, grouped ? key_groups : Maybe());
-  relate(p.anchors, p.keys(), m, rule);
+  relate(p.anchors, p.keys(), rule);
   double norms = 1;
   if (!(flags & kUnit)) {
     norms = largest_norm(RowReader(anchors), p.anchors);

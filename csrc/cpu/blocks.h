@@ -26,6 +26,10 @@ struct Problem {
   double maximum = 0;     // likewise
   SortedSide anchors = {}, separate_keys = {};
 
+  // Whether pair (i, j) counts where (j, i) does.
+  bool is_symmetric() const {
+    return rule.self && !rule.exclude && rule.positive_start == 0 && rule.negative_stop >= rule.key_rows;
+  }
   SortedSide& keys() { return rule.self ? anchors : separate_keys; }
   int64_t chunks() const { return round_up(depth, kernel.lanes) / kernel.lanes; }
   // Numbers in a slab of this many rows.

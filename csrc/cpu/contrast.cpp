@@ -81,16 +81,16 @@ void reserve_terms(SortedSide& side) {
     each->assign(side.padded(), 0);
 }
 
-// Writes the sums of positions first .. first + rows to the rows that they belong to, [n, D].
+// Adds the sums of positions first .. first + rows to the rows that they belong to, [n, D].
 void unpack(const Problem& p, const SortedSide& side, Slab slab, int64_t first, int64_t rows, float* out) {
   for (int64_t r = 0; r < std::min(rows, side.count - first); ++r) {
     float* to = out + side.index[first + r] * p.depth;
-    for (int64_t d = 0; d < p.depth; ++d) to[d] = slab_value(p, slab, r, d);
+    for (int64_t d = 0; d < p.depth; ++d) to[d] += slab_value(p, slab, r, d);
   }
 }
 
-// Writes the gradient of each row that is not ignored, as anchor or as key, to [n, D].
-void write_gradient(const Problem& p, const Role& rows, const Role& columns, bool as_anchors, float* out) {
+// Adds the gradient of each row that is not ignored, as anchor or as key, to [n, D].
+void add_gradient(const Problem& p, const Role& rows, const Role& columns, bool as_anchors, float* out) {
   const Chains chains(rows.side.count, columns.side.count);
   Sums sums = chains.make_sums(p, true);
   sweep_sides(p, rows, columns, chains, as_anchors ? Operation::kAnchorGradient : Operation::kKeyGradient, sums);
@@ -102,7 +102,7 @@ void write_gradient(const Problem& p, const Role& rows, const Role& columns, boo
 }
 
 // The same for one side in both roles.
-void write_self_gradient(const Problem& p, const Role& rows, float* out) {
+void add_self_gradient(const Problem& p, const Role& rows, float* out) {
   const Tournament tournament(rows.side.count);
   Sums sums = tournament.make_sums(p, true);
   sweep_self(p, rows, tournament, Operation::kSelfGradient, sums);
@@ -120,7 +120,8 @@ class Forward {
       : p_(p), anchors_(anchors), keys_(keys), loss_(loss), lse_(lse), pull_(pull), count_(count), grad_(grad) {}
 
   void run(const float* known_lse /* [N] or null */) {
-    if (known_lse) {
+    given_ = known_lse != nullptr;
+    if (given_) {
       for (int64_t p = 0; p < anchors_.side.count; ++p) log2_.push_back(known_lse[anchors_.side.index[p]] * M_LOG2E);
     } else {
       sum_denominator();
@@ -143,7 +144,7 @@ class Forward {
   }
 
   void sweep(Operation operation, Sums& sums) {
-    if (p_.rule.self && p_.bounded && !grad_) {
+    if (p_.is_symmetric() && p_.bounded && !grad_) {
       const Tournament tournament(anchors_.side.count);
       chains_.splits = 1;
       sums = tournament.make_sums(p_, false);
@@ -217,10 +218,12 @@ class Forward {
     anchors_.reader.read(row, anchor.data());
     double similarity = 0;
     for (int64_t d = 0; d < p_.depth; ++d) similarity += anchor[d] * sum[d];
-    // Never negative, and exactly 0 for a lone pair: below the rounding of its terms the difference is noise.
+    // Exactly 0 for a lone pair: below the rounding of its terms the difference is noise. Over its own
+    // denominator the loss is never negative.
     const double difference = log2 * M_LN2 - p_.scale * similarity * share;
     const double magnitude = std::max(std::abs(log2), p_.flags & kUnit ? 2 * p_.scale : 0.0);
-    const bool is_noise = difference < std::numeric_limits<float>::epsilon() * magnitude;
+    const double excess = given_ ? std::abs(difference) : difference;
+    const bool is_noise = excess < std::numeric_limits<float>::epsilon() * magnitude;
     return is_noise ? 0.0f : static_cast<float>(difference);
   }
 
@@ -236,7 +239,7 @@ class Forward {
       terms.push[position] = static_cast<float>(p_.scale * pull_[row]);
       terms.draw[position] = static_cast<float>(p_.scale / count_[row]);
     }
-    write_gradient(p_, anchors_, keys_, true, grad_);
+    add_gradient(p_, anchors_, keys_, true, grad_);
   }
 
   Problem& p_;
@@ -246,6 +249,7 @@ class Forward {
   int32_t* count_;              // [N]
   float* grad_;                 // [N, D], or null where not wanted
   std::vector<double> log2_;    // [N] log-sum-exp by position, base 2
+  bool given_ = false;          // the log-sum-exp is the caller's
   Sums all_, near_;             // over the denominator; over the positives
 };
 
@@ -272,7 +276,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
     const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
     const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
     int64_t negative_stop, const Maybe& known_lse, double scale, int64_t flags) {
-  const PairRule rule{exclude, positive_start, negative_stop, (flags & kSelf) != 0};
+  const PairRule rule{exclude, positive_start, negative_stop, keys.size(0), (flags & kSelf) != 0};
   Problem p =
       make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale, flags);
   reserve_terms(p.anchors);
@@ -288,6 +292,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
                   pull.mutable_data_ptr<float>(), count.mutable_data_ptr<int32_t>(),
                   wanted ? grad.mutable_data_ptr<float>() : nullptr);
   forward.run(known_lse.has_value() ? known_lse->const_data_ptr<float>() : nullptr);
+  if (known_lse.has_value()) lse = torch::stable::clone(*known_lse);
   return {loss, lse, pull, count, grad};
 }
 
@@ -298,7 +303,7 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
                                              const Maybe& exclude, int64_t positive_start,
                                              int64_t negative_stop, const Tensor& lse, double scale,
                                              int64_t flags) {
-  const PairRule rule{exclude, positive_start, negative_stop, (flags & kSelf) != 0};
+  const PairRule rule{exclude, positive_start, negative_stop, keys.size(0), (flags & kSelf) != 0};
   const int64_t n = anchors.size(0);
   for (const auto& [name, value] : {std::pair{"grad_loss", &grad_loss}, {"push", &push}, {"draw", &draw}, {"lse", &lse}})
     check_vector(name, *value, n, ScalarType::Float);
@@ -312,11 +317,15 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
   const bool to_anchors = rule.self || (flags & kAnchorGradient), to_keys = !rule.self && (flags & kKeyGradient);
   Tensor grad_anchors = zeros({to_anchors ? n : 0, p.depth}, ScalarType::Float);
   Tensor grad_keys = zeros({to_keys ? keys.size(0) : 0, p.depth}, ScalarType::Float);
-  if (rule.self) write_self_gradient(p, anchor_role, grad_anchors.mutable_data_ptr<float>());
+  float* anchor_out = grad_anchors.mutable_data_ptr<float>();
+  float* key_out = rule.self ? anchor_out : grad_keys.mutable_data_ptr<float>();
+  if (p.is_symmetric()) {
+    add_self_gradient(p, anchor_role, anchor_out);
+    return {grad_anchors, grad_keys};
+  }
   if (!rule.self) reserve_terms(p.separate_keys);
-  if (to_anchors && !rule.self)
-    write_gradient(p, anchor_role, key_role, true, grad_anchors.mutable_data_ptr<float>());
-  if (to_keys) write_gradient(p, key_role, anchor_role, false, grad_keys.mutable_data_ptr<float>());
+  if (to_anchors) add_gradient(p, anchor_role, key_role, true, anchor_out);
+  if (to_keys || rule.self) add_gradient(p, key_role, anchor_role, false, key_out);
   return {grad_anchors, grad_keys};
 }
 

@@ -89,19 +89,19 @@ SortedSide sort_side(const Tensor& labels, const std::optional<Tensor>& groups,
   return side;
 }
 
-void relate(SortedSide& anchors, SortedSide& keys, int64_t key_rows, const PairRule& rule) {
+void relate(SortedSide& anchors, SortedSide& keys, const PairRule& rule) {
   for (int64_t p = 0; p < keys.count; ++p) {
     keys.attract[p] = keys.index[p] >= rule.positive_start ? -1 : 0;
     keys.repel[p] = keys.index[p] < rule.negative_stop ? -1 : 0;
   }
   if (rule.self) std::iota(anchors.skip_a.begin(), anchors.skip_a.begin() + anchors.count, 0);
   if (!rule.exclude.has_value()) return;
-  std::vector<int32_t> position(key_rows, -1);
+  std::vector<int32_t> position(rule.key_rows, -1);
   for (int64_t p = 0; p < keys.count; ++p) position[keys.index[p]] = static_cast<int32_t>(p);
   const int64_t* exclude = rule.exclude->const_data_ptr<int64_t>();
   for (int64_t p = 0; p < anchors.count; ++p) {
     const int64_t key = exclude[anchors.index[p]];
-    anchors.skip_b[p] = key >= 0 && key < key_rows ? position[key] : -1;
+    anchors.skip_b[p] = key >= 0 && key < rule.key_rows ? position[key] : -1;
   }
 }
 

@@ -38,7 +38,7 @@ class Buffer {
 // What the loss knows of each pair beside the labels, by original row number.
 struct PairRule {
   std::optional<torch::stable::Tensor> exclude;  // [N] int64
-  int64_t positive_start, negative_stop;
+  int64_t positive_start, negative_stop, key_rows;
   bool self;
 };
 
@@ -73,7 +73,7 @@ SortedSide sort_side(const torch::stable::Tensor& labels,                 // [n]
                      const std::vector<bool>& skipped = {});              // [n], or empty
 
 // Marks which keys attract and repel, and which key each anchor must not see. The two may be one.
-void relate(SortedSide& anchors, SortedSide& keys, int64_t key_rows, const PairRule& rule);
+void relate(SortedSide& anchors, SortedSide& keys, const PairRule& rule);
 
 // Summaries of `size` neighbours each, over all of the padded side.
 std::vector<Span> make_spans(const SortedSide& side, int64_t size);
