@@ -61,14 +61,14 @@ struct Sweep {
   bool negatives_only;       // the denominator holds negatives only
   int64_t first_row = 0, row_tiles = 0;
   int64_t first_column = 0, column_tiles = 0;
-  const float* tiles = nullptr;   // [row_tiles, depth, tile] the block's rows, transposed
-  Slab row_values;                // the block's rows; for "self" products alone
-  Slab values;                    // the columns' rows
-  float* coefficients = nullptr;  // [panel, block] scratch: the similarity, then what multiplies the values
-  Slab output;                    // sum of coefficient times column, added to; null: not wanted
-  Slab column_output;             // of "self": the same for the columns
-  double* total = nullptr;        // [rows] added to: sum of exp2(s - peak), or sum of softplus
-  double* other = nullptr;        // [rows] added to: peak, or sum of sigmoid
+  const float* tiles = nullptr;    // [row_tiles, depth, tile] the block's rows, transposed
+  Slab row_values;                 // the block's rows; for "self" products alone
+  Slab values;                     // the columns' rows
+  float* coefficients = nullptr;   // [panel, block] scratch: the similarity, then what multiplies the values
+  Slab output;                     // sum of coefficient times column, added to; null: not wanted
+  Slab column_output;              // of "self": the same for the columns
+  double* total = nullptr;         // [rows] added to: sum of exp2(s - peak), or sum of softplus
+  double* other = nullptr;         // [rows] added to: peak, or sum of sigmoid
   double* column_total = nullptr;  // of "self": the same for the columns
   double* column_other = nullptr;
 };

@@ -11,6 +11,7 @@ namespace {
 // In base-2 exponents: float32 holds 2^-126, and the norms of low-precision rows exceed 1 a little.
 constexpr double kBoundedRange = 120;
 constexpr int64_t kChunk = 16 * kPanel;  // columns that stay in the cache while every block of rows passes
+constexpr int64_t kBand = 3;             // blocks that share a packed panel
 constexpr int64_t kEnoughChains = 8;
 
 // A worker's memory for the tile products.
@@ -18,40 +19,57 @@ struct Workspace {
   Buffer block, tiles, panel, coefficients, row;
   explicit Workspace(const Problem& p)
       : block(p.slab(kBlock)),
-        tiles(p.depth * kBlock),
+        tiles(kBand * p.depth * kBlock),
         panel(p.slab(kPanel)),
         coefficients(kPanel * kBlock),
         row(p.slab(1)) {}
 };
 
-// The sweep of one task: a block of rows against the columns of one chunk that it can meet.
+// The sweep of one task: a band of blocks against the columns of one chunk that it can meet.
 struct Task {
   const Problem& p;
   const Role &rows, &columns;
+  const Chains& chains;
   Operation operation;
+  Sums& sums;
 
-  Range columns_met(int64_t block, int64_t chunk) const {
-    const int64_t low = rows.side.key[block * kBlock];
-    const int64_t high = rows.side.key[std::min(rows.side.count, (block + 1) * kBlock) - 1];
+  Range columns_met(int64_t band, int64_t chunk) const {
+    const int64_t low = rows.side.key[band * kBand * kBlock];
+    const int64_t high = rows.side.key[std::min(rows.side.count, (band + 1) * kBand * kBlock) - 1];
     const Range met = columns.side.meeting(low, high, operation == Operation::kPositives);
     return {std::max(met.first, chunk * kChunk), std::min(met.last, (chunk + 1) * kChunk)};
   }
 
-  void run(Sweep& s, Range met, Workspace& w) const {
-    const int64_t lanes = p.kernel.lanes, left = rows.side.count - s.first_row;
-    const Slab block{w.block.get(), kBlock * lanes};
-    s.row_tiles = round_up(std::min(kBlock, left), p.kernel.tile) / p.kernel.tile;
-    pack_slab(rows.reader, rows.side, s.first_row, s.row_tiles * p.kernel.tile, lanes, block, w.row.get());
-    pack_tiles(block, lanes, p.depth, s.row_tiles, p.kernel.tile, w.tiles.get());
-    s.tiles = w.tiles.get();
-    s.coefficients = w.coefficients.get();
-    s.values = {w.panel.get(), kPanel * lanes};
+  void run(const Sweep& shared, int64_t band, int64_t split, Range met, Workspace& w) const {
+    const int64_t lanes = p.kernel.lanes, end = std::min(chains.blocks, (band + 1) * kBand);
+    std::vector<Sweep> sweeps;
+    for (int64_t block = band * kBand; block < end; ++block) {
+      Sweep s = shared;
+      float* tiles = w.tiles.get() + (block - band * kBand) * p.depth * kBlock;
+      s.first_row = block * kBlock;
+      s.row_tiles = round_up(std::min(kBlock, rows.side.count - s.first_row), p.kernel.tile) / p.kernel.tile;
+      const Slab packed{w.block.get(), kBlock * lanes};
+      pack_slab(rows.reader, rows.side, s.first_row, s.row_tiles * p.kernel.tile, lanes, packed, w.row.get());
+      pack_tiles(packed, lanes, p.depth, s.row_tiles, p.kernel.tile, tiles);
+      const int64_t chain = block * chains.splits + split;
+      s.tiles = tiles;
+      s.coefficients = w.coefficients.get();
+      s.values = {w.panel.get(), kPanel * lanes};
+      s.total = sums.total.data() + chain * kBlock;
+      s.other = sums.other.data() + chain * kBlock;
+      if (sums.has_output) s.output = {sums.output.get() + chain * p.slab(kBlock), kBlock * lanes};
+      sweeps.push_back(s);
+    }
     for (int64_t first = met.first / kPanel * kPanel; first < met.last; first += kPanel) {
-      s.first_column = first;
-      s.column_tiles = round_up(std::min(kPanel, columns.side.count - first), p.kernel.columns) / p.kernel.columns;
-      pack_slab(columns.reader, columns.side, first, s.column_tiles * p.kernel.columns, lanes, s.values,
-                w.row.get());
-      sweep(s);
+      const int64_t tiles =
+          round_up(std::min(kPanel, columns.side.count - first), p.kernel.columns) / p.kernel.columns;
+      pack_slab(columns.reader, columns.side, first, tiles * p.kernel.columns, lanes,
+                {w.panel.get(), kPanel * lanes}, w.row.get());
+      for (Sweep& s : sweeps) {
+        s.first_column = first;
+        s.column_tiles = tiles;
+        sweep(s);
+      }
     }
   }
 
@@ -108,9 +126,10 @@ Sweep shared_sweep(const Problem& p, const SortedSide& rows, const SortedSide& c
           .negatives_only = (p.flags & kNegatives) != 0};
 }
 
-Chains::Chains(int64_t rows, int64_t columns) : blocks(round_up(rows, kBlock) / kBlock), splits(1) {
+Chains::Chains(int64_t rows, int64_t columns)
+    : blocks(round_up(rows, kBlock) / kBlock), bands(round_up(blocks, kBand) / kBand), splits(1) {
   const int64_t chunks = std::max<int64_t>(1, round_up(columns, kChunk) / kChunk);
-  if (blocks > 0 && blocks < kEnoughChains) splits = std::min(chunks, round_up(kEnoughChains, blocks) / blocks);
+  if (bands > 0 && bands < kEnoughChains) splits = std::min(chunks, round_up(kEnoughChains, bands) / bands);
 }
 
 Sums Chains::make_sums(const Problem& p, bool output, double other) const {
@@ -146,13 +165,14 @@ void Chains::join(const Problem& p, Sums& sums, bool peaks) const {
 
 void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const Chains& chains,
                  Operation operation, Sums& sums) {
-  const Task task{p, rows, columns, operation};
+  const Task task{p, rows, columns, chains, operation, sums};
   const int64_t chunks = round_up(columns.side.count, kChunk) / kChunk;
-  TurnList turns(chains.blocks * chains.splits);
+  TurnList turns(chains.bands * chains.splits);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    for (int64_t block = 0; block < chains.blocks; ++block) {
-      const Range met = task.columns_met(block, chunk);
-      if (met.first < met.last) turns.add(block, chunk, chains.of(block, chunk), chains.of(block, chunk));
+    for (int64_t band = 0; band < chains.bands; ++band) {
+      const Range met = task.columns_met(band, chunk);
+      const int64_t chain = band * chains.splits + chunk % chains.splits;
+      if (met.first < met.last) turns.add(band, chunk, chain, chain);
     }
   }
   const std::vector<Span> row_spans = make_spans(rows.side, p.kernel.tile);
@@ -161,13 +181,8 @@ void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const 
   std::vector<Workspace> workspaces;
   for (int64_t worker = 0; worker < worker_count(); ++worker) workspaces.emplace_back(p);
   turns.run(worker_count(), [&](int64_t worker, const Turn& turn) {
-    const int64_t chain = turn.owners[0];
-    Sweep sweep = shared;
-    sweep.first_row = turn.row * kBlock;
-    sweep.total = sums.total.data() + chain * kBlock;
-    sweep.other = sums.other.data() + chain * kBlock;
-    if (sums.has_output) sweep.output = {sums.output.get() + chain * p.slab(kBlock), kBlock * p.kernel.lanes};
-    task.run(sweep, task.columns_met(turn.row, turn.column), workspaces[worker]);
+    task.run(shared, turn.row, turn.column % chains.splits, task.columns_met(turn.row, turn.column),
+             workspaces[worker]);
   });
 }
 

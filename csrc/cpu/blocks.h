@@ -22,8 +22,8 @@ struct Problem {
   PairRule rule;
   double scale;
   int64_t flags, depth;
-  bool bounded = false;   // see Sweep
-  double maximum = 0;     // likewise
+  bool bounded = false;  // see Sweep
+  double maximum = 0;    // likewise
   SortedSide anchors = {}, separate_keys = {};
 
   // Whether pair (i, j) counts where (j, i) does.
@@ -55,17 +55,16 @@ struct Role {
 // Sums that one chain of tasks adds to, block after block; [chains, kBlock] each.
 struct Sums {
   std::vector<double> total, other;
-  Buffer output;            // [chains] slabs of a block
+  Buffer output;  // [chains] slabs of a block
   bool has_output = false;
 };
 
-// The blocks of a side and how many chains share the columns of each: few blocks alone would leave threads
-// idle.
+// The blocks of a side, in bands that share each packed panel of columns. Few bands alone would leave threads
+// idle: each then has several chains, over its share of the columns.
 struct Chains {
-  int64_t blocks, splits;
+  int64_t blocks, bands, splits;
 
   Chains(int64_t rows, int64_t columns);
-  int64_t of(int64_t block, int64_t chunk) const { return block * splits + chunk % splits; }
   Sums make_sums(const Problem& p, bool output, double other = 0) const;
   // Adds up the chains of each block, in order: its sums are then those of its first chain.
   void join(const Problem& p, Sums& sums, bool peaks) const;

@@ -93,7 +93,8 @@ void unpack(const Problem& p, const SortedSide& side, Slab slab, int64_t first, 
 void add_gradient(const Problem& p, const Role& rows, const Role& columns, bool as_anchors, float* out) {
   const Chains chains(rows.side.count, columns.side.count);
   Sums sums = chains.make_sums(p, true);
-  sweep_sides(p, rows, columns, chains, as_anchors ? Operation::kAnchorGradient : Operation::kKeyGradient, sums);
+  sweep_sides(p, rows, columns, chains, as_anchors ? Operation::kAnchorGradient : Operation::kKeyGradient,
+              sums);
   chains.join(p, sums, false);
   for_each(chains.blocks, worker_count(), [&](int64_t, int64_t block) {
     const Slab slab{sums.output.get() + block * chains.splits * p.slab(kBlock), kBlock * p.kernel.lanes};
@@ -115,18 +116,27 @@ void add_self_gradient(const Problem& p, const Role& rows, float* out) {
 // The forward pass of one call: what it writes, and the sums behind it.
 class Forward {
  public:
-  Forward(Problem& p, const Role& anchors, const Role& keys, float* loss, float* lse, float* pull, int32_t* count,
-          float* grad)
-      : p_(p), anchors_(anchors), keys_(keys), loss_(loss), lse_(lse), pull_(pull), count_(count), grad_(grad) {}
+  Forward(Problem& p, const Role& anchors, const Role& keys, float* loss, float* lse, float* pull,
+          int32_t* count, float* grad)
+      : p_(p),
+        anchors_(anchors),
+        keys_(keys),
+        loss_(loss),
+        lse_(lse),
+        pull_(pull),
+        count_(count),
+        grad_(grad) {}
 
   void run(const float* known_lse /* [N] or null */) {
     given_ = known_lse != nullptr;
     if (given_) {
-      for (int64_t p = 0; p < anchors_.side.count; ++p) log2_.push_back(known_lse[anchors_.side.index[p]] * M_LOG2E);
+      for (int64_t p = 0; p < anchors_.side.count; ++p)
+        log2_.push_back(known_lse[anchors_.side.index[p]] * M_LOG2E);
     } else {
       sum_denominator();
     }
-    for (int64_t p = 0; p < anchors_.side.count; ++p) anchors_.side.terms.lse[p] = static_cast<float>(log2_[p]);
+    for (int64_t p = 0; p < anchors_.side.count; ++p)
+      anchors_.side.terms.lse[p] = static_cast<float>(log2_[p]);
     if (negatives()) sweep(Operation::kPositives, near_);
     finish();
     if (grad_ && !fused()) late_gradient();
@@ -140,7 +150,8 @@ class Forward {
     return position / kBlock * chains_.splits * kBlock + position % kBlock;
   }
   Slab slab(const Sums& sums, int64_t position) const {
-    return {sums.output.get() + position / kBlock * chains_.splits * p_.slab(kBlock), kBlock * p_.kernel.lanes};
+    return {sums.output.get() + position / kBlock * chains_.splits * p_.slab(kBlock),
+            kBlock * p_.kernel.lanes};
   }
 
   void sweep(Operation operation, Sums& sums) {
@@ -207,7 +218,8 @@ class Forward {
     const double total = all_.total[place(position)];
     const double push = total == 0 ? 0 : p_.scale * pull_[row] / total, draw = p_.scale * share;
     for (int64_t d = 0; d < p_.depth; ++d) {
-      const double attraction = negatives() ? slab_value(p_, slab(near_, position), position % kBlock, d) : -sum[d];
+      const double attraction =
+          negatives() ? slab_value(p_, slab(near_, position), position % kBlock, d) : -sum[d];
       const double mean = slab_value(p_, slab(all_, position), position % kBlock, d);
       grad_[row * p_.depth + d] = static_cast<float>(push * mean + draw * attraction);
     }
@@ -305,16 +317,18 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
                                              int64_t flags) {
   const PairRule rule{exclude, positive_start, negative_stop, keys.size(0), (flags & kSelf) != 0};
   const int64_t n = anchors.size(0);
-  for (const auto& [name, value] : {std::pair{"grad_loss", &grad_loss}, {"push", &push}, {"draw", &draw}, {"lse", &lse}})
+  for (const auto& [name, value] :
+       {std::pair{"grad_loss", &grad_loss}, {"push", &push}, {"draw", &draw}, {"lse", &lse}})
     check_vector(name, *value, n, ScalarType::Float);
   const float *pushes = push.const_data_ptr<float>(), *draws = draw.const_data_ptr<float>();
   std::vector<bool> skipped(rule.self ? 0 : n);  // under SELF an anchor that does not count is a key still
   for (size_t row = 0; row < skipped.size(); ++row) skipped[row] = pushes[row] == 0 && draws[row] == 0;
-  Problem p = make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale, flags,
-                           skipped);
+  Problem p = make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale,
+                           flags, skipped);
   set_terms(p, grad_loss.const_data_ptr<float>(), pushes, draws, lse.const_data_ptr<float>());
   const Role anchor_role{RowReader(anchors), p.anchors}, key_role{RowReader(keys), p.keys()};
-  const bool to_anchors = rule.self || (flags & kAnchorGradient), to_keys = !rule.self && (flags & kKeyGradient);
+  const bool to_anchors = rule.self || (flags & kAnchorGradient),
+             to_keys = !rule.self && (flags & kKeyGradient);
   Tensor grad_anchors = zeros({to_anchors ? n : 0, p.depth}, ScalarType::Float);
   Tensor grad_keys = zeros({to_keys ? keys.size(0) : 0, p.depth}, ScalarType::Float);
   float* anchor_out = grad_anchors.mutable_data_ptr<float>();

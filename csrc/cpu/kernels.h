@@ -21,7 +21,7 @@ struct Kernels {
   void (*log_sum_exp)(const Sweep&);
   void (*positives)(const Sweep&);
   void (*gradient)(const Sweep&, bool as_anchors);  // else as keys
-  void (*self_log_sum_exp)(const Sweep&);  // bounded similarities only
+  void (*self_log_sum_exp)(const Sweep&);           // bounded similarities only
   void (*self_positives)(const Sweep&);
   void (*self_gradient)(const Sweep&);
   void (*probe)(const char* function, const float* x, float* y, int64_t count);  // [count] -> [count]

@@ -10,8 +10,8 @@ namespace {
 
 // Calls body(c, v, place, i, j) for each vector of a tile: the pairs of rows i .. i + kLanes with column j.
 template <class Body>
-SECL_INLINE void for_vectors(const Sweep& s, float* tile /* [kColumns, kBlock] */, int64_t row, int64_t column,
-                             const Body& body) {
+SECL_INLINE void for_vectors(const Sweep& s, float* tile /* [kColumns, kBlock] */, int64_t row,
+                             int64_t column, const Body& body) {
 #pragma GCC unroll 1
   for (int c = 0; c < kColumns; ++c) {
 #pragma GCC unroll 4
@@ -213,8 +213,8 @@ struct SelfGradient {
     const PairMask<Int> pair = self_mask(s, i, j);
     return coefficient(pair, exp2_any(x - load(s.rows.lse + i)), load(s.rows.push + i), load(s.rows.draw + i),
                        s.negatives_only) +
-           coefficient(pair, exp2_any(x - s.columns.lse[j]), splat(s.columns.push[j]), splat(s.columns.draw[j]),
-                       s.negatives_only);
+           coefficient(pair, exp2_any(x - s.columns.lse[j]), splat(s.columns.push[j]),
+                       splat(s.columns.draw[j]), s.negatives_only);
   }
 
   void operator()(bool is_open, float* tile, int64_t row, int64_t column, int64_t) const {
@@ -235,7 +235,9 @@ void run(const Sweep& s) {
 
 void log_sum_exp(const Sweep& s) { s.bounded ? run<BoundedSum<false>>(s) : run<RunningSum>(s); }
 
-void gradient(const Sweep& s, bool as_anchors) { as_anchors ? run<Gradient<true>>(s) : run<Gradient<false>>(s); }
+void gradient(const Sweep& s, bool as_anchors) {
+  as_anchors ? run<Gradient<true>>(s) : run<Gradient<false>>(s);
+}
 
 void self_gradient(const Sweep& s) { s.bounded ? run<SelfGradient<true>>(s) : run<SelfGradient<false>>(s); }
 

@@ -14,6 +14,20 @@ namespace {
 
 constexpr int64_t kGrain = 64;  // rows below which a thread costs more than it saves
 
+// Sum of products in double precision, in eight running sums that a vector holds.
+double dot(const float* a, const float* b, int64_t depth) {
+  constexpr int64_t kSums = 8;
+  double sums[kSums] = {};
+  int64_t d = 0;
+  for (; d + kSums <= depth; d += kSums) {
+    for (int64_t k = 0; k < kSums; ++k) sums[k] += static_cast<double>(a[d + k]) * b[d + k];
+  }
+  for (; d < depth; ++d) sums[0] += static_cast<double>(a[d]) * b[d];
+  double sum = 0;
+  for (const double each : sums) sum += each;
+  return sum;
+}
+
 template <class T>
 void normalize(const RowReader& reader, const int32_t* labels, int64_t begin, int64_t end, T* unit,
                float* inverse) {
@@ -23,7 +37,7 @@ void normalize(const RowReader& reader, const int32_t* labels, int64_t begin, in
     double square = 0;
     if (labels[row] >= 0) {
       reader.read(row, wide.data());
-      for (const float value : wide) square += static_cast<double>(value) * value;
+      square = dot(wide.data(), wide.data(), depth);
     } else {
       std::fill(wide.begin(), wide.end(), 0.0f);
     }
@@ -42,8 +56,7 @@ void normalize_backward(const RowReader& reader, const float* grad, const float*
   std::vector<float> unit(depth);
   for (int64_t row = begin; row < end; ++row) {
     reader.read(row, unit.data());
-    double radial = 0;
-    for (int64_t d = 0; d < depth; ++d) radial += static_cast<double>(unit[d]) * grad[row * depth + d];
+    const double radial = dot(unit.data(), grad + row * depth, depth);
     for (int64_t d = 0; d < depth; ++d) {
       const double tangential = grad[row * depth + d] - unit[d] * radial;
       result[row * depth + d] = static_cast<T>(static_cast<float>(tangential * inverse[row]));

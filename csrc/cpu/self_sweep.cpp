@@ -54,7 +54,8 @@ struct Match {
   Slab pack(int64_t player, const Buffer& to, Corner& corner) const {
     const int64_t lanes = p.kernel.lanes;
     const Slab slab{to.get(), tournament.size * lanes};
-    pack_slab(rows.reader, rows.side, player * tournament.size, packed_rows(player), lanes, slab, corner.row.get());
+    pack_slab(rows.reader, rows.side, player * tournament.size, packed_rows(player), lanes, slab,
+              corner.row.get());
     return slab;
   }
 
@@ -76,9 +77,9 @@ struct Match {
       s.first_row = home * tournament.size + row;
       s.row_tiles = round_up(std::min({kBlock, height - row, rows.side.count - s.first_row}), tile) / tile;
       s.first_column = guest * tournament.size + column;
-      s.column_tiles = round_up(std::min(tournament.size - column, rows.side.count - s.first_column),
-                                p.kernel.columns) /
-                       p.kernel.columns;
+      s.column_tiles =
+          round_up(std::min(tournament.size - column, rows.side.count - s.first_column), p.kernel.columns) /
+          p.kernel.columns;
       s.tiles = corner.home.tiles.get() + row * p.depth;
       s.row_values = {block.data + row * lanes, block.step};
       s.values = {columns.data + column * lanes, columns.step};

@@ -12,11 +12,16 @@ struct Tournament {
   int64_t size, players;
 
   explicit Tournament(int64_t rows)
-      : size((rows < 2048 ? 1 : rows < 12288 ? 2 : 3) * kBlock), players(round_up(rows, size) / size) {}
+      : size((rows < 2048    ? 1
+              : rows < 12288 ? 2
+                             : 3) *
+             kBlock),
+        players(round_up(rows, size) / size) {}
   // Sums by position; with an output one slab of `size` rows for each player.
   Sums make_sums(const Problem& p, bool output) const;
 };
 
-void sweep_self(const Problem& p, const Role& rows, const Tournament& tournament, Operation operation, Sums& sums);
+void sweep_self(const Problem& p, const Role& rows, const Tournament& tournament, Operation operation,
+                Sums& sums);
 
 }  // namespace secl::cpu

@@ -36,7 +36,9 @@ std::vector<T> padded_copy(const SortedSide& side, const T* values /* [n] */, T 
 }  // namespace
 
 Side SortedSide::view() const {
-  const auto floats = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
+  const auto floats = [](const std::vector<float>& values) {
+    return values.empty() ? nullptr : values.data();
+  };
   return {count,
           label.data(),
           group.data(),
@@ -124,7 +126,8 @@ std::vector<Span> make_spans(const SortedSide& side, int64_t size) {
   return spans;
 }
 
-RowReader::RowReader(const Tensor& rows) : data_(rows.const_data_ptr()), depth_(rows.size(1)) {
+RowReader::RowReader(const Tensor& rows)
+    : data_(rows.const_data_ptr()), depth_(rows.size(1)), bytes_(depth_ * rows.element_size()) {
   switch (rows.scalar_type()) {
     case ScalarType::Half:
       read_ = &RowReader::read_as<torch::headeronly::Half>;
@@ -147,10 +150,12 @@ void pack_slab(const RowReader& reader, const SortedSide& side, int64_t first, i
                Slab to, float* scratch) {
   const int64_t width = round_up(reader.depth(), lanes);
   const size_t bytes = static_cast<size_t>(lanes) * sizeof(float);
+  constexpr int64_t kAhead = 4;  // rows between the request and the reading
   std::fill(scratch + reader.depth(), scratch + width, 0.0f);
   for (int64_t r = 0; r < rows; ++r) {
     float* place = to.data + r * lanes;
     const bool exists = first + r < side.count;
+    if (first + r + kAhead < side.count) reader.prefetch(side.index[first + r + kAhead]);
     if (exists) reader.read(side.index[first + r], scratch);
     for (int64_t d = 0; d < width; d += lanes, place += to.step) {
       exists ? std::memcpy(place, scratch + d, bytes) : std::memset(place, 0, bytes);

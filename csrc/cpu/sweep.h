@@ -11,7 +11,7 @@ namespace {
 #define SECL_OWN_REGISTERS __attribute__((noinline))
 
 // Similarity tile of kTile rows, along the vectors, and kColumns columns.
-SECL_OWN_REGISTERS void dot(const float* rows,  // [depth, kTile]
+SECL_OWN_REGISTERS void dot(const float* rows,   // [depth, kTile]
                             const Slab columns,  // [chunks, .., kLanes]
                             int64_t depth, float* tile /* [kColumns, kBlock] */) {
   Float sum[kColumns][kVectors] = {};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tasks that add to shared sums: each sum takes its tasks in list order, so that the result depends neither on
-// the number of threads nor on who was fast.
+// Tasks that add to shared sums: each sum takes its tasks in list order, so that the result depends neither
+// on the number of threads nor on who was fast.
 #pragma once
 
 #include <array>
@@ -39,7 +39,8 @@ class TurnList {
     for_each(static_cast<int64_t>(turns_.size()), workers, [&](int64_t worker, int64_t item) {
       const Turn& turn = turns_[item];
       for (int k = 0; k < 2; ++k) {
-        while (done[turn.owners[k]].load(std::memory_order_acquire) != turn.tickets[k]) std::this_thread::yield();
+        while (done[turn.owners[k]].load(std::memory_order_acquire) != turn.tickets[k])
+          std::this_thread::yield();
       }
       body(worker, turn);
       for (int k = 0; k < 2; ++k) {
