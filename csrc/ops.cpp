@@ -10,11 +10,12 @@
 
 STABLE_TORCH_LIBRARY(secl_native, m) {
   m.def("unit_rows(Tensor rows, Tensor labels) -> (Tensor unit, Tensor inverse)");
+  m.def("row_inverse(Tensor rows, Tensor labels) -> Tensor");
   m.def("unit_rows_backward(Tensor grad, Tensor unit, Tensor inverse) -> Tensor");
   m.def(
       "contrast_forward(Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, Tensor? "
       "anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, "
-      "Tensor? known_lse, float scale, int flags) "
+      "Tensor? key_inverse, Tensor? known_lse, float scale, int flags) "
       "-> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)");
   m.def(
       "contrast_backward(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, Tensor "
@@ -32,6 +33,7 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
   m.impl("unit_rows", TORCH_BOX(&secl::cpu::unit_rows));
+  m.impl("row_inverse", TORCH_BOX(&secl::cpu::row_inverse));
   m.impl("unit_rows_backward", TORCH_BOX(&secl::cpu::unit_rows_backward));
   m.impl("contrast_forward", TORCH_BOX(&secl::cpu::contrast_forward));
   m.impl("contrast_backward", TORCH_BOX(&secl::cpu::contrast_backward));

@@ -15,6 +15,7 @@ enum Flag : int64_t {
   kUnit = 4,
   kAnchorGradient = 8,
   kKeyGradient = 16,
+  kScan = 32,
 };
 
 // The rows that are not ignored, sorted by (group, label, index) so that equal labels lie together. Every

@@ -50,7 +50,7 @@ class Contrast(torch.autograd.Function):
         if Flag.SELF in flags:  # the gradient of shared rows needs every row's log-sum-exp first
             flags &= ~Flag.ANCHOR_GRADIENT
         key_rows = rows if key_unit is None else key_unit.to(rows.dtype)
-        loss, *state = ops.contrast(rows, key_rows, *pairs, None, options.scale, int(flags), options.backend)
+        loss, *state = ops.contrast(rows, key_rows, *pairs, None, None, options.scale, int(flags), options.backend)
         ctx.save_for_backward(unit, inverse, key_unit, key_inverse, temperature, shrink, *pairs[:5], *state)
         ctx.options, ctx.range = options, (pairs.positive_start, pairs.negative_stop)
         ctx.columnwise = _columnwise(anchors), keys is not None and _columnwise(keys)

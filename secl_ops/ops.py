@@ -23,9 +23,10 @@ _PAIRS = (
 )
 SCHEMAS = {
     "unit_rows": "(Tensor rows, Tensor labels, str backend) -> (Tensor unit, Tensor inverse)",
+    "row_inverse": "(Tensor rows, Tensor labels, str backend) -> Tensor",
     "unit_rows_backward": "(Tensor grad, Tensor unit, Tensor inverse, str backend) -> Tensor",
-    "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, Tensor? known_lse, float scale, int flags,"
-    " str backend) -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
+    "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, Tensor? key_inverse, Tensor? known_lse,"
+    " float scale, int flags, str backend) -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
     "contrast_backward": f"(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, {_PAIRS},"
     " Tensor lse, float scale, int flags, str backend) -> (Tensor grad_anchors, Tensor grad_keys)",
     "gather": "(Tensor features, Tensor index, str backend) -> Tensor",
@@ -60,6 +61,16 @@ def _unit_rows_fake(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor,
     return rows.new_empty(rows.shape), rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
 
 
+@_implement("row_inverse")
+def _row_inverse(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
+    return select(backend, rows.device, rows.dtype, "info_nce").row_inverse(rows, labels)
+
+
+@_fake("row_inverse")
+def _row_inverse_fake(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
+    return rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
+
+
 @_implement("unit_rows_backward")
 def _unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor, backend: str) -> Tensor:
     module = select(backend, unit.device, unit.dtype, "info_nce")
@@ -79,14 +90,15 @@ def _empty_gradient(rows: Tensor, wanted: bool) -> Tensor:
 def _contrast(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
-    positive_start: int, negative_stop: int, known_lse: Tensor | None, scale: float, flags: int, backend: str,
+    positive_start: int, negative_stop: int, key_inverse: Tensor | None, known_lse: Tensor | None,
+    scale: float, flags: int, backend: str,
 ) -> ContrastState:  # fmt: skip
     module = select(backend, anchors.device, anchors.dtype, "info_nce")
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         state = _contrast_outputs(anchors, flags)
         return ContrastState._make(tensor.zero_() for tensor in state)
     pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
-    return module.contrast_forward(anchors, keys, pairs, scale, Flag(flags), known_lse)
+    return module.contrast_forward(anchors, keys, pairs, scale, Flag(flags), known_lse, key_inverse)
 
 
 def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
@@ -99,7 +111,8 @@ def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
 def _contrast_fake(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
-    positive_start: int, negative_stop: int, known_lse: Tensor | None, scale: float, flags: int, backend: str,
+    positive_start: int, negative_stop: int, key_inverse: Tensor | None, known_lse: Tensor | None,
+    scale: float, flags: int, backend: str,
 ) -> ContrastState:  # fmt: skip
     return _contrast_outputs(anchors, flags)
 
@@ -178,6 +191,7 @@ def _sample_fake(
 
 
 unit_rows = torch.ops.secl.unit_rows.default
+row_inverse = torch.ops.secl.row_inverse.default
 unit_rows_backward = torch.ops.secl.unit_rows_backward.default
 contrast = torch.ops.secl.contrast.default
 contrast_backward = torch.ops.secl.contrast_backward.default

@@ -27,6 +27,7 @@ class Flag(IntFlag):
     UNIT = 4  # every row has norm 1 or 0, so |similarity| <= scale
     ANCHOR_GRADIENT = 8
     KEY_GRADIENT = 16
+    SCAN = 32  # the log-sum-exp alone and, under ANCHOR_GRADIENT, its gradient; no loss, no positives
 
 
 class Pairs(NamedTuple):

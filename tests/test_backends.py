@@ -231,7 +231,7 @@ def test_a_known_log_sum_exp_replaces_the_denominators_own(flags: Flag, backend:
     for at, name, dtype in ((device, backend, torch.float32), ("cpu", "reference", torch.float64)):
         rows = [value.to(at, dtype) for value in (call.anchors, keys)]
         pairs = [value.to(at, torch.int32) for value in (call.anchor_labels, key_labels)]
-        options = (None, None, None, 0, len(keys), known.to(at, dtype), 0.5, int(flags), name)
+        options = (None, None, None, 0, len(keys), None, known.to(at, dtype), 0.5, int(flags), name)
         found.append([value.cpu() for value in ops.contrast(*rows, *pairs, *options)])
     assert torch.equal(found[0][1], known)
     for output in (0, 2, 3):

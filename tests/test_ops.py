@@ -37,7 +37,7 @@ def contrast_arguments(flags: Flag, permute: bool) -> tuple[object, ...]:
         0,
         13,
     )
-    return (anchors, keys, *pairs), (None, 10.0, int(flags), "auto")  # type: ignore[return-value]
+    return (anchors, keys, *pairs), (None, None, 10.0, int(flags), "auto")  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("permute", [False, True])
@@ -47,7 +47,7 @@ def test_opcheck_contrast(denominator: Flag, permute: bool) -> None:
     tensors, options = contrast_arguments(flags, permute)
     torch.library.opcheck(ops.contrast, (*tensors, *options), test_utils=CHECKS)
     state = ContrastState(*ops.contrast(*tensors, *options))
-    arguments = (torch.ones(9), *push_and_draw(state), *tensors, state.lse, *options[1:])
+    arguments = (torch.ones(9), *push_and_draw(state), *tensors, state.lse, *options[2:])
     torch.library.opcheck(ops.contrast_backward, arguments, test_utils=CHECKS)
 
 

@@ -28,8 +28,8 @@ CONTRAST: dict[str, tuple[str, str, dict[str, bool]]] = {
     "scan": ("denominator_kernel", "scan", {"VALUE": False, "BOUNDED": True, "SELF": False}),
     "mean": ("denominator_kernel", "value", {"VALUE": True, "BOUNDED": True, "SELF": False}),
     "running": ("denominator_kernel", "value", {"VALUE": True, "BOUNDED": False, "SELF": True}),
-    "positive": ("positive_kernel", "positive", {"VALUE": False, "SELF": False}),
-    "positive_mean": ("positive_kernel", "positive", {"VALUE": True, "SELF": False}),
+    "positive": ("positive_kernel", "positive", {"VALUE": False, "SELF": False, "KNOWN": True}),
+    "positive_mean": ("positive_kernel", "positive", {"VALUE": True, "SELF": False, "KNOWN": False}),
     "keys": ("gradient_kernel", "gradient", ONE_ROLE),
     "anchors": ("gradient_kernel", "gradient", {"ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False, "SELF": False}),
     "self": ("gradient_kernel", "gradient", {"ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True, "SELF": True}),
@@ -93,8 +93,8 @@ def _type(name: str, case: Build) -> str:
     rows = {"p_anchors", "p_keys", "p_rows", "p_columns", "p_unit", "p_map", "p_out"}
     if name in rows:
         return f"*{case.dtype}"
-    if name == "p_exclude" or "groups" in name:
-        whole = "*i64" if name == "p_exclude" else "*i32"
+    if name in ("p_exclude", "p_key_inverse") or "groups" in name:
+        whole = {"p_exclude": "*i64", "p_key_inverse": "*fp32"}.get(name, "*i32")
         return "constexpr" if case.plain else whole
     if name in ("p_index", "p_order"):
         return "*i64"
@@ -102,7 +102,7 @@ def _type(name: str, case: Build) -> str:
         return "*i32" if "label" in name or name == "p_count" else "*fp32"
     if name.isupper():
         return "constexpr"
-    return "fp32" if name in ("scale", "scale2", "bound2") else "i32"
+    return "fp32" if name in ("scale", "scale2", "bound2", "mean_scale") else "i32"
 
 
 def _kernel(case: Build, tile: tiles.Tile | None) -> tuple[Any, dict[str, object], dict[str, int]]:

@@ -84,7 +84,8 @@ struct Task {
 
 Problem make_problem(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels,
                      const Tensor& key_labels, const Maybe& anchor_groups, const Maybe& key_groups,
-                     const PairRule& rule, double scale, int64_t flags, const std::vector<bool>& skipped) {
+                     const PairRule& rule, double scale, int64_t flags, const Maybe& key_inverse,
+                     const std::vector<bool>& skipped) {
   check_rows("anchors", anchors);
   check_rows("keys", keys);
   const int64_t n = anchors.size(0), m = keys.size(0);
@@ -102,10 +103,12 @@ Problem make_problem(const Tensor& anchors, const Tensor& keys, const Tensor& an
   p.anchors = sort_side(anchor_labels, grouped ? anchor_groups : Maybe(), skipped);
   if (!rule.self) p.separate_keys = sort_side(key_labels, grouped ? key_groups : Maybe());
   relate(p.anchors, p.keys(), rule);
+  check_vector("key_inverse", key_inverse, m, ScalarType::Float);
+  const float* factors = key_inverse.has_value() ? key_inverse->const_data_ptr<float>() : nullptr;
   double norms = 1;
   if (!(flags & kUnit)) {
     norms = largest_norm(RowReader(anchors), p.anchors);
-    norms *= rule.self ? norms : largest_norm(RowReader(keys), p.separate_keys);
+    norms *= rule.self ? norms : largest_norm(RowReader(keys, factors), p.separate_keys);
   }
   p.maximum = scale * M_LOG2E * norms;
   p.bounded = 2 * p.maximum < kBoundedRange;

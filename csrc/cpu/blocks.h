@@ -43,7 +43,7 @@ Problem make_problem(const Tensor& anchors,        // [N, D]
                      const Tensor& key_labels,     // [M] int32
                      const Maybe& anchor_groups,   // [N] int32
                      const Maybe& key_groups,      // [M] int32
-                     const PairRule& rule, double scale, int64_t flags,
+                     const PairRule& rule, double scale, int64_t flags, const Maybe& key_inverse = {},  // [M]
                      const std::vector<bool>& skipped = {});
 
 // One side in the role of the rows that stay or of the columns that stream.

@@ -130,21 +130,21 @@ class Forward {
   void run(const float* known_lse /* [N] or null */) {
     given_ = known_lse != nullptr;
     if (given_) {
-      for (int64_t p = 0; p < anchors_.side.count; ++p)
-        log2_.push_back(known_lse[anchors_.side.index[p]] * M_LOG2E);
+      for (const int64_t row : anchors_.side.index) log2_.push_back(known_lse[row] * M_LOG2E);
     } else {
       sum_denominator();
     }
-    for (int64_t p = 0; p < anchors_.side.count; ++p)
-      anchors_.side.terms.lse[p] = static_cast<float>(log2_[p]);
-    if (negatives()) sweep(Operation::kPositives, near_);
+    std::copy(log2_.begin(), log2_.end(), anchors_.side.terms.lse.begin());
+    if (negatives() && !scan()) sweep(Operation::kPositives, near_, grad_ && (given_ || p_.bounded));
     finish();
-    if (grad_ && !fused()) late_gradient();
+    if (grad_ && !given_ && !p_.bounded) late_gradient();
   }
 
  private:
   bool negatives() const { return (p_.flags & kNegatives) != 0; }
-  bool fused() const { return grad_ && p_.bounded; }
+  bool scan() const { return (p_.flags & kScan) != 0; }
+  // Whether the first pass sums the keys that push.
+  bool pushes() const { return grad_ && !given_ && p_.bounded; }
   // Where the sums of a position stand.
   int64_t place(int64_t position) const {
     return position / kBlock * chains_.splits * kBlock + position % kBlock;
@@ -154,7 +154,7 @@ class Forward {
             kBlock * p_.kernel.lanes};
   }
 
-  void sweep(Operation operation, Sums& sums) {
+  void sweep(Operation operation, Sums& sums, bool output) {
     if (p_.is_symmetric() && p_.bounded && !grad_) {
       const Tournament tournament(anchors_.side.count);
       chains_.splits = 1;
@@ -162,13 +162,13 @@ class Forward {
       return sweep_self(p_, anchors_, tournament, operation, sums);
     }
     const bool peaks = operation == Operation::kLogSumExp && !p_.bounded;
-    sums = chains_.make_sums(p_, fused(), peaks ? -std::numeric_limits<float>::max() : 0);
+    sums = chains_.make_sums(p_, output, peaks ? -std::numeric_limits<float>::max() : 0);
     sweep_sides(p_, anchors_, keys_, chains_, operation, sums);
     chains_.join(p_, sums, peaks);
   }
 
   void sum_denominator() {
-    sweep(Operation::kLogSumExp, all_);
+    sweep(Operation::kLogSumExp, all_, pushes());
     for (int64_t p = 0; p < anchors_.side.count; ++p) {
       const double total = all_.total[place(p)], peak = p_.bounded ? p_.maximum : all_.other[place(p)];
       log2_.push_back(total == 0 ? -HUGE_VAL : peak + std::log2(total));
@@ -200,9 +200,13 @@ class Forward {
   }
 
   void finish(int64_t position, KeySums& sums, std::vector<double>& sum /* [D] */) const {
-    const Positives found(anchors_.side, keys_.side, position, p_.rule.positive_start);
     const int64_t row = anchors_.side.index[position];
     lse_[row] = static_cast<float>(log2_[position] * M_LN2);
+    if (scan()) {
+      if (pushes()) write_gradient(position, 1, 0, sum);
+      return;
+    }
+    const Positives found(anchors_.side, keys_.side, position, p_.rule.positive_start);
     count_[row] = static_cast<int32_t>(found.count);
     if (found.count == 0) return;
     const double share = 1.0 / static_cast<double>(found.count);
@@ -214,14 +218,21 @@ class Forward {
       loss_[row] = all_loss(row, log2_[position], sum, share);
       pull_[row] = 1;
     }
-    if (!fused()) return;
-    const double total = all_.total[place(position)];
-    const double push = total == 0 ? 0 : p_.scale * pull_[row] / total, draw = p_.scale * share;
+    if (grad_ && (given_ || p_.bounded)) write_gradient(position, pull_[row], share, sum);
+  }
+
+  // scale (push * mean of the denominator's keys - draw * sum of the attracting ones); `sum` is theirs under
+  // "all".
+  void write_gradient(int64_t position, double push, double draw,
+                      const std::vector<double>& sum /* [D] */) const {
+    const int64_t r = position % kBlock;
+    const double total = pushes() ? all_.total[place(position)] : 0;
+    push = total == 0 ? 0 : p_.scale * push / total;
+    float* to = grad_ + anchors_.side.index[position] * p_.depth;
     for (int64_t d = 0; d < p_.depth; ++d) {
-      const double attraction =
-          negatives() ? slab_value(p_, slab(near_, position), position % kBlock, d) : -sum[d];
-      const double mean = slab_value(p_, slab(all_, position), position % kBlock, d);
-      grad_[row * p_.depth + d] = static_cast<float>(push * mean + draw * attraction);
+      const double mean = push == 0 ? 0 : push * slab_value(p_, slab(all_, position), r, d);
+      const double near = draw == 0 ? 0 : negatives() ? slab_value(p_, slab(near_, position), r, d) : -sum[d];
+      to[d] = static_cast<float>(mean + p_.scale * draw * near);
     }
   }
 
@@ -244,12 +255,12 @@ class Forward {
     Terms& terms = anchors_.side.terms;
     for (int64_t position = 0; position < anchors_.side.count; ++position) {
       const int64_t row = anchors_.side.index[position];
-      if (count_[row] == 0) {
+      if (scan() ? log2_[position] == -HUGE_VAL : count_[row] == 0) {
         terms.lse[position] = std::numeric_limits<float>::max();
         continue;
       }
-      terms.push[position] = static_cast<float>(p_.scale * pull_[row]);
-      terms.draw[position] = static_cast<float>(p_.scale / count_[row]);
+      terms.push[position] = static_cast<float>(scan() ? p_.scale : p_.scale * pull_[row]);
+      terms.draw[position] = static_cast<float>(scan() ? 0 : p_.scale / count_[row]);
     }
     add_gradient(p_, anchors_, keys_, true, grad_);
   }
@@ -287,19 +298,24 @@ void set_terms(Problem& p, const float* grad_loss, const float* push, const floa
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
     const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
     const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
-    int64_t negative_stop, const Maybe& known_lse, double scale, int64_t flags) {
+    int64_t negative_stop, const Maybe& key_inverse, const Maybe& known_lse, double scale, int64_t flags) {
   const PairRule rule{exclude, positive_start, negative_stop, keys.size(0), (flags & kSelf) != 0};
-  Problem p =
-      make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale, flags);
+  Problem p = make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale,
+                           flags, key_inverse);
   reserve_terms(p.anchors);
   const bool wanted = (flags & kAnchorGradient) != 0;
   const int64_t n = anchors.size(0);
+  STD_TORCH_CHECK(!(key_inverse.has_value() && rule.self),
+                  "under SELF the keys are the anchors, unit rows already");
   check_vector("known_lse", known_lse, n, ScalarType::Float);
-  STD_TORCH_CHECK(!(known_lse.has_value() && wanted), "known_lse leaves no gradient to the forward pass");
+  STD_TORCH_CHECK(!(known_lse.has_value() && (flags & kScan)),
+                  "a scan finds the log-sum-exp that known_lse gives");
   Tensor loss = zeros({n}, ScalarType::Float), pull = zeros({n}, ScalarType::Float);
   Tensor lse = torch::stable::full({n}, -HUGE_VAL, ScalarType::Float);
   Tensor count = zeros({n}, ScalarType::Int), grad = zeros({wanted ? n : 0, p.depth}, ScalarType::Float);
-  const Role anchor_role{RowReader(anchors), p.anchors}, key_role{RowReader(keys), p.keys()};
+  const Role anchor_role{RowReader(anchors), p.anchors};
+  const Role key_role{
+      RowReader(keys, key_inverse.has_value() ? key_inverse->const_data_ptr<float>() : nullptr), p.keys()};
   Forward forward(p, anchor_role, key_role, loss.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(),
                   pull.mutable_data_ptr<float>(), count.mutable_data_ptr<int32_t>(),
                   wanted ? grad.mutable_data_ptr<float>() : nullptr);
@@ -324,7 +340,7 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
   std::vector<bool> skipped(rule.self ? 0 : n);  // under SELF an anchor that does not count is a key still
   for (size_t row = 0; row < skipped.size(); ++row) skipped[row] = pushes[row] == 0 && draws[row] == 0;
   Problem p = make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale,
-                           flags, skipped);
+                           flags, {}, skipped);
   set_terms(p, grad_loss.const_data_ptr<float>(), pushes, draws, lse.const_data_ptr<float>());
   const Role anchor_role{RowReader(anchors), p.anchors}, key_role{RowReader(keys), p.keys()};
   const bool to_anchors = rule.self || (flags & kAnchorGradient),

@@ -23,7 +23,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(const Tensor
                                                                     const Maybe& exclude,         // [N] int64
                                                                     int64_t positive_start,
                                                                     int64_t negative_stop,
-                                                                    const Maybe& known_lse,  // [N] float32
+                                                                    const Maybe& key_inverse,  // [M] float32
+                                                                    const Maybe& known_lse,    // [N] float32
                                                                     double scale, int64_t flags);
 
 std::tuple<Tensor, Tensor> contrast_backward(
@@ -38,6 +39,9 @@ std::tuple<Tensor, Tensor> contrast_backward(
 
 std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows,     // [n, D]
                                      const Tensor& labels);  // [n] int32
+
+Tensor row_inverse(const Tensor& rows,     // [n, D]
+                   const Tensor& labels);  // [n] int32
 
 Tensor unit_rows_backward(const Tensor& grad,      // [n, D] float32
                           const Tensor& unit,      // [n, D]

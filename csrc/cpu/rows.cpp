@@ -28,22 +28,27 @@ double dot(const float* a, const float* b, int64_t depth) {
   return sum;
 }
 
+// 1 / norm of a row, 0 for a zero row.
+double inverse_norm(const std::vector<float>& row) {
+  const double square = dot(row.data(), row.data(), static_cast<int64_t>(row.size()));
+  return square == 0 ? 0.0 : 1.0 / std::sqrt(square);
+}
+
 template <class T>
-void normalize(const RowReader& reader, const int32_t* labels, int64_t begin, int64_t end, T* unit,
-               float* inverse) {
+void normalize(const RowReader& reader, const int32_t* labels, int64_t begin, int64_t end,
+               T* unit /* or null */, float* inverse) {
   const int64_t depth = reader.depth();
   std::vector<float> wide(depth);
   for (int64_t row = begin; row < end; ++row) {
-    double square = 0;
     if (labels[row] >= 0) {
       reader.read(row, wide.data());
-      square = dot(wide.data(), wide.data(), depth);
     } else {
       std::fill(wide.begin(), wide.end(), 0.0f);
     }
-    const double factor = square == 0 ? 0.0 : 1.0 / std::sqrt(square);
+    const double factor = inverse_norm(wide);
     // The inverse of a subnormal norm is no float; std::min in this order lets a NaN through.
     inverse[row] = static_cast<float>(std::min(factor, double{std::numeric_limits<float>::max()}));
+    if (unit == nullptr) continue;
     for (int64_t d = 0; d < depth; ++d)
       unit[row * depth + d] = static_cast<T>(static_cast<float>(wide[d] * factor));
   }
@@ -64,23 +69,30 @@ void normalize_backward(const RowReader& reader, const float* grad, const float*
   }
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
+// Writes the unit rows where they are wanted; returns the inverse norms [n].
+Tensor normalize_all(const Tensor& rows, const Tensor& labels, void* unit) {
   check_rows("rows", rows);
   check_vector("labels", labels, rows.size(0), ScalarType::Int);
-  Tensor unit = torch::stable::empty_like(rows);
   Tensor inverse = torch::stable::empty({rows.size(0)}, ScalarType::Float);
   const RowReader reader(rows);
   const int32_t* label = labels.const_data_ptr<int32_t>();
   parallel_for(0, rows.size(0), kGrain, [&](int64_t begin, int64_t end) {
     with_row_type(rows.scalar_type(), [&](auto zero) {
-      normalize(reader, label, begin, end, static_cast<decltype(zero)*>(unit.mutable_data_ptr()),
+      normalize(reader, label, begin, end, static_cast<decltype(zero)*>(unit),
                 inverse.mutable_data_ptr<float>());
     });
   });
-  return {unit, inverse};
+  return inverse;
 }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
+  Tensor unit = torch::stable::empty_like(rows);
+  return {unit, normalize_all(rows, labels, unit.mutable_data_ptr())};
+}
+
+Tensor row_inverse(const Tensor& rows, const Tensor& labels) { return normalize_all(rows, labels, nullptr); }
 
 Tensor unit_rows_backward(const Tensor& grad, const Tensor& unit, const Tensor& inverse) {
   check_rows("unit", unit);

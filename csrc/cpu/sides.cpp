@@ -126,8 +126,11 @@ std::vector<Span> make_spans(const SortedSide& side, int64_t size) {
   return spans;
 }
 
-RowReader::RowReader(const Tensor& rows)
-    : data_(rows.const_data_ptr()), depth_(rows.size(1)), bytes_(depth_ * rows.element_size()) {
+RowReader::RowReader(const Tensor& rows, const float* factors)
+    : data_(rows.const_data_ptr()),
+      factors_(factors),
+      depth_(rows.size(1)),
+      bytes_(depth_ * rows.element_size()) {
   switch (rows.scalar_type()) {
     case ScalarType::Half:
       read_ = &RowReader::read_as<torch::headeronly::Half>;
@@ -143,7 +146,11 @@ RowReader::RowReader(const Tensor& rows)
 template <class T>
 void RowReader::read_as(int64_t row, float* to) const {
   const T* from = static_cast<const T*>(data_) + row * depth_;
-  for (int64_t d = 0; d < depth_; ++d) to[d] = static_cast<float>(from[d]);
+  if (factors_ == nullptr) {
+    for (int64_t d = 0; d < depth_; ++d) to[d] = static_cast<float>(from[d]);
+  } else {
+    for (int64_t d = 0; d < depth_; ++d) to[d] = static_cast<float>(from[d]) * factors_[row];
+  }
 }
 
 void pack_slab(const RowReader& reader, const SortedSide& side, int64_t first, int64_t rows, int64_t lanes,

@@ -78,10 +78,11 @@ void relate(SortedSide& anchors, SortedSide& keys, const PairRule& rule);
 // Summaries of `size` neighbours each, over all of the padded side.
 std::vector<Span> make_spans(const SortedSide& side, int64_t size);
 
-// Rows of a tensor [n, D], widened to float32.
+// Rows of a tensor [n, D], widened to float32, and each times its factor where there are any.
 class RowReader {
  public:
-  explicit RowReader(const torch::stable::Tensor& rows);  // [n, D]
+  explicit RowReader(const torch::stable::Tensor& rows,  // [n, D]
+                     const float* factors = nullptr);    // [n]
   int64_t depth() const { return depth_; }
   void read(int64_t row, float* to /* [D] */) const { (this->*read_)(row, to); }
   // Asks for a row that is read soon: sorted rows lie anywhere, which no hardware prefetcher foresees.
@@ -94,6 +95,7 @@ class RowReader {
   template <class T>
   void read_as(int64_t row, float* to) const;
   const void* data_;
+  const float* factors_;
   int64_t depth_, bytes_;
   void (RowReader::*read_)(int64_t, float*) const;
 };

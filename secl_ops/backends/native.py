@@ -37,14 +37,21 @@ def _dense_pairs(pairs: Pairs) -> list[Tensor | int | None]:
 
 
 def contrast_forward(
-    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag, known_lse: Tensor | None = None
+    anchors: Tensor,
+    keys: Tensor,
+    pairs: Pairs,
+    scale: float,
+    flags: Flag,
+    known_lse: Tensor | None = None,
+    key_inverse: Tensor | None = None,
 ) -> ContrastState:
-    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; `known_lse` [N] replaces the log-sum-exp."""
+    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference for the other arguments."""
     found = _operations().contrast_forward(
-        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), _dense(known_lse), scale, int(flags)
+        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), _dense(key_inverse), _dense(known_lse),
+        scale, int(flags)
     )
     state = ContrastState(*found)
-    if Flag.ANCHOR_GRADIENT in flags:
+    if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags:
         state.grad_anchors.masked_fill_((state.count == 0)[:, None], 0.0)
     return state
 
@@ -77,6 +84,12 @@ def contrast_backward(
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
     found: tuple[Tensor, Tensor] = _operations().unit_rows(rows.contiguous(), labels.contiguous())
+    return found
+
+
+def row_inverse(rows: Tensor, labels: Tensor) -> Tensor:
+    """1 / norm [n] of rows [n, D]; 0 for a zero row and an ignored row."""
+    found: Tensor = _operations().row_inverse(rows.contiguous(), labels.contiguous())
     return found
 
 

@@ -96,37 +96,57 @@ def _coefficients(
 
 
 def contrast_forward(
-    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag, known_lse: Tensor | None = None
+    anchors: Tensor,
+    keys: Tensor,
+    pairs: Pairs,
+    scale: float,
+    flags: Flag,
+    known_lse: Tensor | None = None,
+    key_inverse: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the module's formula.
 
-    `known_lse` [N] replaces the log-sum-exp of the denominator; ANCHOR_GRADIENT does not go with it.
+    `known_lse` [N] replaces the log-sum-exp of the denominator, and grad_anchors is then the gradient at a constant
+    one. Under SCAN the log-sum-exp is all: grad_anchors is its gradient, and loss, pull and count are 0. Each key is
+    multiplied by its `key_inverse` [M].
     """
     with _exact():
         a, k = _read(anchors, pairs.anchor_labels), _read(keys, pairs.key_labels)
+        if key_inverse is not None:
+            k = k * key_inverse[:, None].to(k.dtype)
         similarity = scale * (a @ k.T)  # [N, M]
         positive, negative = masks = pair_masks(pairs, flags)
-        inside = negative if Flag.NEGATIVES in flags else positive | negative
         if known_lse is None:
+            inside = negative if Flag.NEGATIVES in flags else positive | negative
             lse = torch.logsumexp(similarity.masked_fill(~inside, -torch.inf), dim=1)
         else:
             lse = known_lse.to(a.dtype, copy=True)
-        count = positive.sum(dim=1, dtype=torch.int32)
-        divisor, zero = count.clamp(min=1), torch.zeros_like(similarity)
-        if Flag.NEGATIVES in flags:
-            gap = lse[:, None] - similarity
-            loss = torch.where(positive, torch.logaddexp(gap, zero), zero).sum(dim=1) / divisor
-            pull = torch.where(positive, torch.sigmoid(gap), zero).sum(dim=1) / divisor
+        if Flag.SCAN in flags:
+            loss, pull, count = torch.zeros_like(lse), torch.zeros_like(lse), torch.zeros_like(lse, dtype=torch.int32)
+            push, draw = torch.where(lse == -torch.inf, 0.0, torch.ones_like(lse)), torch.zeros_like(lse)
         else:
-            loss = lse - torch.where(positive, similarity, zero).sum(dim=1) / divisor
-            loss = torch.where(count > 0, loss, torch.zeros_like(loss))
-            pull = (count > 0).to(loss.dtype)
+            loss, pull, count = _mean_over_positives(similarity, positive, lse, flags)
+            draw = (count > 0) / count.clamp(min=1).to(lse.dtype)
+            push = torch.zeros_like(pull) if known_lse is not None else pull
         grad = a.new_empty((0, a.shape[1]))
         if Flag.ANCHOR_GRADIENT in flags:
-            valid = count > 0
-            factors = (lse, pull, valid / divisor.to(lse.dtype))
-            grad = scale * (_coefficients(similarity, masks, factors, flags) @ k).masked_fill(~valid[:, None], 0.0)
+            grad = scale * (_coefficients(similarity, masks, (lse, push, draw), flags) @ k)
+            grad = grad.masked_fill(((push == 0) & (draw == 0))[:, None], 0.0)
         return ContrastState(loss, lse, pull, count, grad)
+
+
+def _mean_over_positives(
+    similarity: Tensor, positive: Tensor, lse: Tensor, flags: Flag
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, pull and count of each anchor, [N] each."""
+    count = positive.sum(dim=1, dtype=torch.int32)
+    divisor, zero = count.clamp(min=1), torch.zeros_like(similarity)
+    if Flag.NEGATIVES in flags:
+        gap = lse[:, None] - similarity
+        loss = torch.where(positive, torch.logaddexp(gap, zero), zero).sum(dim=1) / divisor
+        return loss, torch.where(positive, torch.sigmoid(gap), zero).sum(dim=1) / divisor, count
+    loss = lse - torch.where(positive, similarity, zero).sum(dim=1) / divisor
+    return torch.where(count > 0, loss, torch.zeros_like(loss)), (count > 0).to(loss.dtype), count
 
 
 def contrast_backward(
@@ -165,10 +185,19 @@ def contrast_backward(
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
     wide = _read(rows, labels)
+    inverse = _inverse_norm(wide)
+    return (wide * inverse[:, None]).to(rows.dtype), inverse
+
+
+def _inverse_norm(wide: Tensor) -> Tensor:
     # In fp64 no square overflows or vanishes; the inverse of a subnormal norm is no fp32 number.
     norm = torch.linalg.vector_norm(wide, dim=1, dtype=torch.float64)
-    inverse = torch.where(norm == 0, norm, 1 / norm).clamp(max=torch.finfo(wide.dtype).max).to(wide.dtype)
-    return (wide * inverse[:, None]).to(rows.dtype), inverse
+    return torch.where(norm == 0, norm, 1 / norm).clamp(max=torch.finfo(wide.dtype).max).to(wide.dtype)
+
+
+def row_inverse(rows: Tensor, labels: Tensor) -> Tensor:
+    """1 / norm [n] of rows [n, D]; 0 for a zero row and an ignored row."""
+    return _inverse_norm(_read(rows, labels))
 
 
 def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:

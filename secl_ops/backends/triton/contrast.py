@@ -19,6 +19,7 @@ from secl_ops.backends.triton.primitives import (
     finite_or_zero,
     load_anchor_state,
     load_exclude,
+    load_factor,
     load_rows,
     load_side,
     merge_logits,
@@ -36,9 +37,10 @@ SIZES = ("n_anchors", "n_keys", "positive_start", "negative_stop")
 def denominator_kernel(
     p_anchors, p_keys,  # [N, D], [M, D]
     p_anchor_labels, p_key_labels, p_anchor_groups, p_key_groups, p_exclude,  # [N], [M], [N], [M], [N]
+    p_key_inverse,  # [M]: factor of each key, or None
     p_lse,  # [N]
-    p_grad,  # [N, D]: softmax mean of the keys, for `positive_kernel`
-    n_anchors, n_keys, positive_start, negative_stop, scale2, bound2,
+    p_grad,  # [N, D]: mean_scale times the softmax mean of the keys
+    n_anchors, n_keys, positive_start, negative_stop, scale2, bound2, mean_scale,
     WIDTH: tl.constexpr, NEGATIVES: tl.constexpr, SELF: tl.constexpr, BOUNDED: tl.constexpr, VALUE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -62,6 +64,9 @@ def denominator_kernel(
         b_dot, b_key = dot_rows(
             b_anchor, p_anchors, o_anchor, b_label >= 0, p_keys, o_key, b_key_label >= 0, WIDTH, BLOCK_D
         )
+        if p_key_inverse is not None:
+            b_inverse = load_factor(p_key_inverse, o_key, n_keys)
+            b_dot = b_dot * b_inverse[None, :]
         m_positive, m_inside = pair_masks(
             o_anchor[:, None], b_label[:, None], b_group[:, None], b_exclude[:, None],
             o_key[None, :], b_key_label[None, :], b_key_group[None, :], positive_start, negative_stop,
@@ -76,13 +81,15 @@ def denominator_kernel(
                 b_mean = b_mean * b_shrink[:, None]
             if (BLOCK_D < WIDTH) or (BLOCK_OUT < WIDTH):
                 b_key = load_rows(p_keys, o_key, b_key_label >= 0, o_out, WIDTH)
+            if p_key_inverse is not None:
+                b_term = b_term * b_inverse[None, :]
             b_mean = value_product(b_term, b_key, b_mean)  # [BN, BM] @ [BM, BO] -> [BN, BO]
     b_lse = (tl.log2(b_sum) + finite_or_zero(b_top)) * LN2
     m_row = o_anchor < n_anchors
     if tl.program_id(1) == 0:
         tl.store(p_lse + o_anchor, b_lse, mask=m_row)
     if VALUE:
-        b_mean = b_mean / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
+        b_mean = b_mean * (mean_scale / tl.where(b_sum == 0.0, 1.0, b_sum))[:, None]
         m_out = m_row[:, None] & (o_out < WIDTH)[None, :]
         tl.store(p_grad + o_anchor.to(tl.int64)[:, None] * WIDTH + o_out[None, :], b_mean, mask=m_out)
 
@@ -91,10 +98,12 @@ def denominator_kernel(
 def positive_kernel(
     p_anchors, p_keys,  # [N, D], [M, D]
     p_anchor_labels, p_key_labels, p_anchor_groups, p_key_groups, p_exclude,  # [N], [M], [N], [M], [N]
+    p_key_inverse,  # [M]: factor of each key, or None
     p_loss, p_lse, p_pull, p_count,  # [N] each
-    p_grad,  # [N, D]: comes as the softmax mean of the keys, leaves as d loss_i / d a_i
+    p_grad,  # [N, D]: comes as the softmax mean of the keys unless KNOWN, leaves as d loss_i / d a_i
     n_anchors, n_keys, positive_start, negative_stop, scale2, scale,
     WIDTH: tl.constexpr, NEGATIVES: tl.constexpr, SELF: tl.constexpr, VALUE: tl.constexpr,
+    KNOWN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
     """Second pass, over tiles that hold a positive: loss, pull, count and the anchor gradient."""
@@ -123,6 +132,9 @@ def positive_kernel(
             b_dot, b_key = dot_rows(
                 b_anchor, p_anchors, o_anchor, b_label >= 0, p_keys, o_key, b_key_label >= 0, WIDTH, BLOCK_D
             )
+            if p_key_inverse is not None:
+                b_inverse = load_factor(p_key_inverse, o_key, n_keys)
+                b_dot = b_dot * b_inverse[None, :]
             b_gap = b_lse[:, None] - b_dot * scale2
             b_loss += tl.sum(tl.where(m_positive, softplus2(b_gap) if NEGATIVES else b_gap * LN2, 0.0), 1)
             b_weight = tl.where(m_positive, sigmoid2(b_gap) if NEGATIVES else 1.0, 0.0)
@@ -130,6 +142,8 @@ def positive_kernel(
             if VALUE:
                 if (BLOCK_D < WIDTH) or (BLOCK_OUT < WIDTH):
                     b_key = load_rows(p_keys, o_key, b_key_label >= 0, o_out, WIDTH)
+                if p_key_inverse is not None:
+                    b_weight = b_weight * b_inverse[None, :]
                 b_near = value_product(b_weight, b_key, b_near)  # [BN, BM] @ [BM, BO] -> [BN, BO]
     b_divisor = tl.maximum(b_count, 1).to(tl.float32)
     b_pull = b_pull / b_divisor
@@ -140,8 +154,9 @@ def positive_kernel(
     if VALUE:
         p_out = p_grad + o_anchor.to(tl.int64)[:, None] * WIDTH + o_out[None, :]
         m_out = m_row[:, None] & (o_out < WIDTH)[None, :]
-        b_mean = tl.load(p_out, mask=m_out, other=0.0)
-        b_grad = scale * (b_pull[:, None] * b_mean - b_near / b_divisor[:, None])
+        b_grad = -scale * (b_near / b_divisor[:, None])
+        if not KNOWN:  # a known log-sum-exp is held constant
+            b_grad += (scale * b_pull)[:, None] * tl.load(p_out, mask=m_out, other=0.0)
         tl.store(p_out, tl.where((b_count > 0)[:, None], b_grad, 0.0), mask=m_out)
 
 

@@ -62,19 +62,26 @@ def _dense(pairs: Pairs) -> Pairs:
 
 
 def contrast_forward(
-    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag, known_lse: Tensor | None = None
+    anchors: Tensor,
+    keys: Tensor,
+    pairs: Pairs,
+    scale: float,
+    flags: Flag,
+    known_lse: Tensor | None = None,
+    key_inverse: Tensor | None = None,
 ) -> ContrastState:
-    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula."""
+    """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula and arguments."""
     anchors, keys, pairs = anchors.contiguous(), keys.contiguous(), _dense(pairs)
     count, width = anchors.shape
-    value = Flag.ANCHOR_GRADIENT in flags
-    loss, lse, pull = (anchors.new_empty(count, dtype=torch.float32) for _ in range(3))
+    value, scan = Flag.ANCHOR_GRADIENT in flags, Flag.SCAN in flags
+    fresh = anchors.new_zeros if scan else anchors.new_empty  # a scan leaves the loss alone
+    loss, pull = (fresh(count, dtype=torch.float32) for _ in range(2))
+    lse = anchors.new_empty(count, dtype=torch.float32)
     if known_lse is not None:
         lse.copy_(known_lse)
-    positives = anchors.new_empty(count, dtype=torch.int32)
     grad = anchors.new_empty((count if value else 0, width), dtype=torch.float32)
-    state = ContrastState(loss, lse, pull, positives, grad)
-    sides = (anchors, keys, *pairs[:5])
+    state = ContrastState(loss, lse, pull, fresh(count, dtype=torch.int32), grad)
+    sides = (anchors, keys, *pairs[:5], None if key_inverse is None else key_inverse.contiguous())
     sizes = (count, keys.shape[0], pairs.positive_start, pairs.negative_stop, float(scale) * LOG2E)
     options = {"WIDTH": width, "NEGATIVES": Flag.NEGATIVES in flags, "SELF": Flag.SELF in flags, "VALUE": value}
     columns = width if value else 1
@@ -82,10 +89,12 @@ def contrast_forward(
     with _on(anchors):
         if known_lse is None:
             tile = tiles.pick(width, anchors.dtype, "value" if value else "scan")
-            scan = (*sides, lse, grad, *sizes, float(scale) * LOG2E)
-            _launch(contrast.denominator_kernel, tile, count, columns, *scan, BOUNDED=bounded, **options)
-        tile = tiles.pick(width, anchors.dtype, "positive")
-        _launch(contrast.positive_kernel, tile, count, columns, *sides, *state, *sizes, float(scale), **options)
+            arguments = (*sides, lse, grad, *sizes, float(scale) * LOG2E, float(scale) if scan else 1.0)
+            _launch(contrast.denominator_kernel, tile, count, columns, *arguments, BOUNDED=bounded, **options)
+        if not scan:
+            options["KNOWN"] = known_lse is not None
+            tile = tiles.pick(width, anchors.dtype, "positive")
+            _launch(contrast.positive_kernel, tile, count, columns, *sides, *state, *sizes, float(scale), **options)
     return state
 
 
@@ -148,8 +157,17 @@ def _copy_width(width: int) -> int:
 
 def unit_rows(rows_: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
+    unit = rows_.new_empty(rows_.shape)
+    return unit, _normalize(rows_, labels, unit)
+
+
+def row_inverse(rows_: Tensor, labels: Tensor) -> Tensor:
+    """1 / norm [n] of rows [n, D]; 0 for a zero row and an ignored row."""
+    return _normalize(rows_, labels, None)
+
+
+def _normalize(rows_: Tensor, labels: Tensor, unit: Tensor | None) -> Tensor:
     count, width = rows_.shape
-    unit = rows_.new_empty((count, width))
     inverse = rows_.new_empty(count, dtype=torch.float32)
     if count:
         with _on(rows_):
@@ -157,7 +175,7 @@ def unit_rows(rows_: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
                 rows_, labels.contiguous(), unit, inverse, count, *rows_.stride(),
                 WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=_copy_width(width),
             )  # fmt: skip
-    return unit, inverse
+    return inverse
 
 
 def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:

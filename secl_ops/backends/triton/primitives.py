@@ -89,6 +89,12 @@ def load_exclude(p_exclude, o_anchor, length):
 
 
 @triton.jit
+def load_factor(p_factor, o_row, length):
+    """The number that each row is multiplied by."""
+    return tl.load(p_factor + o_row, mask=o_row < length, other=0.0)
+
+
+@triton.jit
 def pair_masks(o_anchor, b_anchor_label, b_anchor_group, b_exclude, o_key, b_key_label, b_key_group,
                positive_start, negative_stop,
                SELF: tl.constexpr, GROUPS: tl.constexpr, EXCLUDE: tl.constexpr):  # fmt: skip

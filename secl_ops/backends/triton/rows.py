@@ -14,7 +14,7 @@ LARGEST = tl.constexpr(3.4028234663852886e38)
 
 @triton.jit(do_not_specialize=("n_rows",))
 def unit_rows_kernel(
-    p_rows, p_labels, p_unit, p_inverse,  # [n, D] of any stride, [n], [n, D], [n]
+    p_rows, p_labels, p_unit, p_inverse,  # [n, D] of any stride, [n], [n, D] or None: norms alone, [n]
     n_rows, row_stride, column_stride,
     WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -41,6 +41,8 @@ def unit_rows_kernel(
     b_inverse = tl.div_rn(tl.full([BLOCK_N], 1.0, tl.float32), tl.sqrt_rn(tl.where(m_zero, 1.0, b_square)) * b_top)
     b_inverse = tl.where(m_zero, 0.0, tl.where(b_inverse == float("inf"), LARGEST, b_inverse))
     tl.store(p_inverse + o_row, b_inverse, mask=m_row)
+    if p_unit is None:
+        return
     for start in range(0, WIDTH, BLOCK_D):
         o_part = (start + o_column).to(tl.int64)
         m_column = (o_part < WIDTH)[None, :]
