@@ -42,10 +42,10 @@ class Contrast(torch.autograd.Function):
         pairs: Pairs,
         options: ContrastOptions,
     ) -> tuple[Tensor, Tensor]:
-        unit, inverse = _unit(anchors, pairs.anchor_labels, options)
-        shrink = _shrink(unit, temperature, options.share)
-        rows = _folded(unit, shrink)
-        key_unit, key_inverse = (None, None) if keys is None else _unit(keys, pairs.key_labels, options)
+        unit, inverse = unit_rows(anchors, pairs.anchor_labels, options)
+        shrink = shrink_factor(unit, temperature, options.share)
+        rows = folded(unit, shrink)
+        key_unit, key_inverse = (None, None) if keys is None else unit_rows(keys, pairs.key_labels, options)
         flags = options.flags
         if Flag.SELF in flags:  # the gradient of shared rows needs every row's log-sum-exp first
             flags &= ~Flag.ANCHOR_GRADIENT
@@ -53,7 +53,7 @@ class Contrast(torch.autograd.Function):
         loss, *state = ops.contrast(rows, key_rows, *pairs, None, None, options.scale, int(flags), options.backend)
         ctx.save_for_backward(unit, inverse, key_unit, key_inverse, temperature, shrink, *pairs[:5], *state)
         ctx.options, ctx.range = options, (pairs.positive_start, pairs.negative_stop)
-        ctx.columnwise = _columnwise(anchors), keys is not None and _columnwise(keys)
+        ctx.columnwise = columnwise(anchors), keys is not None and columnwise(keys)
         count = state[2]
         ctx.mark_non_differentiable(count)
         return loss, count
@@ -65,7 +65,7 @@ class Contrast(torch.autograd.Function):
         options = ctx.options
         shared = Flag.SELF in options.flags
         valid = count > 0
-        rows = _folded(unit, shrink)
+        rows = folded(unit, shrink)
         grad_keys = None
         if options.flags & (Flag.SELF | Flag.KEY_GRADIENT):
             draw = torch.where(valid, 1.0 / count, 0.0).to(lse.dtype)
@@ -86,29 +86,29 @@ class Contrast(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_rows = grad_rows if shrink is None else grad_rows * shrink
             counted = valid.any() if shared else valid[:, None]
-            grad_anchors = _through_norm(grad_rows, unit, inverse, counted, ctx.columnwise[0], options)
+            grad_anchors = through_norm(grad_rows, unit, inverse, counted, ctx.columnwise[0], options)
         if ctx.needs_input_grad[1] and grad_keys is not None:
-            grad_keys = _through_norm(grad_keys, key_unit, key_inverse, valid.any(), ctx.columnwise[1], options)
+            grad_keys = through_norm(grad_keys, key_unit, key_inverse, valid.any(), ctx.columnwise[1], options)
         else:
             grad_keys = None
-        return _once(grad_anchors), _once(grad_keys), _once(grad_temperature), None, None
+        return once(grad_anchors), once(grad_keys), once(grad_temperature), None, None
 
 
-def _unit(rows: Tensor, labels: Tensor, options: ContrastOptions) -> tuple[Tensor, Tensor | None]:
+def unit_rows(rows: Tensor, labels: Tensor, options: ContrastOptions) -> tuple[Tensor, Tensor | None]:
     if not options.normalize:
         return rows, None
     unit, inverse = ops.unit_rows(rows, labels, options.backend)
     return unit, inverse
 
 
-def _shrink(unit: Tensor, temperature: Tensor | None, share: float) -> Tensor | None:
+def shrink_factor(unit: Tensor, temperature: Tensor | None, share: float) -> Tensor | None:
     if temperature is None:
         return None
     wide = torch.float64 if unit.dtype == torch.float64 else torch.float32
     return temperature.detach().reshape(1, 1).to(wide) ** -share
 
 
-def _folded(unit: Tensor, shrink: Tensor | None) -> Tensor:
+def folded(unit: Tensor, shrink: Tensor | None) -> Tensor:
     """Rows times the folded temperature; fp16 rows become fp32, whose range the product may need."""
     if shrink is None:
         return unit
@@ -124,7 +124,7 @@ def _temperature_gradient(
     return total.reshape(temperature.shape).to(temperature.dtype)
 
 
-def _through_norm(
+def through_norm(
     grad: Tensor, rows: Tensor, inverse: Tensor | None, counted: Tensor, columnwise: bool, options: ContrastOptions
 ) -> Tensor:
     """Gradient of the raw rows, in their layout; 0 where nothing counted, whatever stands in the row."""
@@ -136,7 +136,7 @@ def _through_norm(
     return found.t().contiguous().t() if columnwise else found
 
 
-def _columnwise(rows: Tensor) -> bool:
+def columnwise(rows: Tensor) -> bool:
     return 0 < rows.stride(0) < rows.stride(1)
 
 
@@ -155,7 +155,7 @@ class _Refusal(torch.autograd.Function):
         )
 
 
-def _once(grad: Tensor | None) -> Tensor | None:
+def once(grad: Tensor | None) -> Tensor | None:
     if grad is None or not torch.is_grad_enabled():
         return grad
     found: Tensor = _Refusal.apply(grad.detach(), grad.new_zeros(()).requires_grad_())  # type: ignore[no-untyped-call]
@@ -176,4 +176,4 @@ class Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         (index,) = ctx.saved_tensors
         size, stride, backend = ctx.options
-        return _once(ops.gather_backward(grad.contiguous(), index, size, stride, backend)), None, None
+        return once(ops.gather_backward(grad.contiguous(), index, size, stride, backend)), None, None

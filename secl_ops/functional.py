@@ -13,23 +13,25 @@ from torch import Tensor
 from secl_ops import ops, spec
 from secl_ops.autograd import Contrast, ContrastOptions, Gather
 from secl_ops.inputs import ContrastInput
+from secl_ops.shards import ContrastParts, contrast_shards, reduce_loss
 from secl_ops.spec import ContrastSpec, Flag, SampleSpec
 
 
 def info_nce(
     anchors: Tensor,  # [N, D] floating
-    keys: Tensor | None = None,  # [M, D] floating
+    keys: Tensor | Sequence[Tensor] | None = None,  # [M, D] floating
     *,
     anchor_labels: Tensor,  # [N] integer
-    key_labels: Tensor | None = None,  # [M] integer
+    key_labels: Tensor | Sequence[Tensor] | None = None,  # [M] integer
     temperature: float | Tensor = 0.1,
     denominator: str = "negatives",
     normalize: bool = True,
     weights: Tensor | None = None,  # [N] floating
     positives: Tensor | None = None,  # [P, D] floating
     positive_labels: Tensor | None = None,  # [P] integer
+    positive_groups: Tensor | None = None,  # [P] integer
     anchor_groups: Tensor | None = None,  # [N] integer
-    key_groups: Tensor | None = None,  # [M] integer
+    key_groups: Tensor | Sequence[Tensor] | None = None,  # [M] integer
     exclude: Tensor | None = None,  # [N] integer
     reduction: str = "mean",
     backend: str = "auto",
@@ -49,9 +51,10 @@ def info_nce(
 
     Args:
         anchors: Rows [N, D] that learn: fp32, bf16, fp16 (accumulated in fp32) or fp64 ("reference" only).
-        keys: Rows [M, D] to compare with; None: the anchors themselves, each blind to itself.
+        keys: Rows [M, D] to compare with; None: the anchors themselves, each blind to itself. A list of such tensors
+            (this batch, a queue, ...) counts as one joined matrix and is read where it lies.
         anchor_labels: Integers [N] below 2^31; -1: ignored, contributes nothing and gets a zero gradient.
-        key_labels: Integers [M]; required with `keys`.
+        key_labels: Integers [M]; required with `keys`, and a list with a list.
         temperature: Divides the similarity: a float above 0, or a one-element tensor, which then gets a gradient.
         denominator: "negatives" or "all".
         normalize: Divide each row by its L2 norm first; a zero row has similarity 0 with everything.
@@ -59,9 +62,10 @@ def info_nce(
         positives: Rows [P, D], for example class means, that are then the only positives; keys of the anchor's own
             label are neither positive nor negative.
         positive_labels: Integers [P]; required with `positives`.
+        positive_groups: Integers [P]; without them every group of anchors sees the positives.
         anchor_groups: Integers [N], int32 in value; only keys of the same group are compared.
-        key_groups: Integers [M]; required with `keys` and `anchor_groups`.
-        exclude: One key number per anchor [N] that it must not see; -1 for none.
+        key_groups: Integers [M]; required with `keys` and `anchor_groups`, and a list with a list.
+        exclude: One key number per anchor [N] that it must not see, counted through a list; -1 for none.
         reduction: "mean" over the anchors that have a positive (weighted by `weights`), "sum" or "none".
         backend: "auto", "reference", "native" or "triton".
         validate: Also check values (ranges of labels and exclude, weights, temperature), which waits for the device.
@@ -84,10 +88,13 @@ def info_nce(
     options = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
     given = ContrastInput(
         anchors, keys, anchor_labels, key_labels, weights,
-        positives, positive_labels, anchor_groups, key_groups, exclude,
+        positives, positive_labels, positive_groups, anchor_groups, key_groups, exclude,
     )  # fmt: skip
     given.check(options)
-    rows, pairs, flags = given.arrange(options.flags)
+    shards = given.arrange()
+    if len(shards) > 1:
+        return reduce_loss(contrast_shards(given, shards, options), weights, reduction)
+    (rows, pairs), flags = shards[0], options.flags | (Flag.SELF if shards[0].keys is None else Flag(0))
     learned = temperature if isinstance(temperature, Tensor) else None
     if torch.is_grad_enabled():
         if anchors.requires_grad or (learned is not None and learned.requires_grad):
@@ -96,22 +103,80 @@ def info_nce(
             flags |= Flag.KEY_GRADIENT
     passes = ContrastOptions(options.scale, flags, normalize, backend)
     loss, count = Contrast.apply(anchors, rows, learned, pairs, passes)  # type: ignore[no-untyped-call]
-    return _reduce(loss, count, weights, reduction)
+    return reduce_loss(ContrastParts(loss, loss, count), weights, reduction)
 
 
-def _reduce(loss: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    valid = count > 0
-    if weights is None:
-        factor = valid.to(loss.dtype)
-    else:
-        factor = torch.where(valid, weights.to(loss.dtype), 0.0)
-        loss = loss * factor
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    total = factor.sum()
-    return loss.sum() / torch.where(total > 0, total, 1.0)
+def info_nce_parts(
+    anchors: Tensor,  # [N, D] floating
+    keys: Tensor | Sequence[Tensor] | None = None,  # [M, D] floating
+    *,
+    anchor_labels: Tensor,  # [N] integer
+    key_labels: Tensor | Sequence[Tensor] | None = None,  # [M] integer
+    lse: Tensor | None = None,  # [N] floating
+    temperature: float | Tensor = 0.1,
+    denominator: str = "negatives",
+    normalize: bool = True,
+    anchor_groups: Tensor | None = None,  # [N] integer
+    key_groups: Tensor | Sequence[Tensor] | None = None,  # [M] integer
+    exclude: Tensor | None = None,  # [N] integer
+    backend: str = "auto",
+    validate: bool = False,
+) -> ContrastParts:
+    """Find what merges the loss exactly when the keys lie in several places, for example on several GPUs.
+
+    Each place k finds lse_k, the log-sum-exp of its own denominator; their lse = log sum_k exp lse_k goes back to each,
+    which then finds the mean loss L_k of its own c_k positives at that lse. The loss over all keys is
+
+        L_i = sum_k c_k L_k / sum_k c_k
+
+    Both the loss and the lse carry gradients, so that plain torch (or a differentiable collective) may stand between
+    the two calls. After the log-sum-exp merge of FlashAttention (Dao et al. 2022, arXiv:2205.14135).
+
+    Args:
+        anchors: As in `info_nce`, and so are all arguments that are not named here.
+        keys: Those of this place.
+        anchor_labels: See `info_nce`.
+        key_labels: See `info_nce`.
+        lse: Log-sum-exp [N] over all places, in place of this place's own.
+        temperature: See `info_nce`.
+        denominator: See `info_nce`.
+        normalize: See `info_nce`.
+        anchor_groups: See `info_nce`.
+        key_groups: See `info_nce`.
+        exclude: See `info_nce`; numbers the keys of this place.
+        backend: See `info_nce`.
+        validate: See `info_nce`.
+
+    Returns:
+        `ContrastParts(loss, lse, count)`, [N] each: the loss of each anchor (0 without a positive here), the
+        log-sum-exp that it was found at (-inf over nothing) and the number of positives.
+
+    Raises:
+        TypeError, ValueError: An argument breaks its rule; the message names it.
+        RuntimeError: A named backend cannot run here.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> rows = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
+        >>> call = {"anchors": rows[:2], "anchor_labels": torch.tensor([0, 1])}
+        >>> places = [{"keys": rows[:3], "key_labels": torch.tensor([0, 1, 1])},
+        ...           {"keys": rows[3:], "key_labels": torch.tensor([0])}]
+        >>> lse = torch.stack([secl_ops.info_nce_parts(**call, **place).lse for place in places]).logsumexp(0)
+        >>> parts = [secl_ops.info_nce_parts(**call, **place, lse=lse) for place in places]
+        >>> loss = sum(part.count * part.loss for part in parts) / sum(part.count for part in parts)
+        >>> joined = secl_ops.info_nce(rows[:2], rows, anchor_labels=torch.tensor([0, 1]),
+        ...                            key_labels=torch.tensor([0, 1, 1, 0]), reduction="none")
+        >>> bool((loss - joined).abs().max() < 1e-6)
+        True
+    """
+    options = ContrastSpec(temperature, denominator, normalize, "none", backend, validate)
+    given = ContrastInput(
+        anchors, keys, anchor_labels, key_labels, None, None, None, None, anchor_groups, key_groups, exclude
+    )
+    given.check(options)
+    if lse is not None:
+        spec.check_per_anchor("lse", lse, anchors)
+    return contrast_shards(given, given.arrange(), options, lse)
 
 
 class PixelSample(NamedTuple):

@@ -1,29 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of one call of the loss: checked together, then arranged as one key matrix and its pairs."""
+"""The tensors of one call of the loss: checked together, then arranged as shards of keys and their pairs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from secl_ops import spec
-from secl_ops.spec import ContrastSpec, Flag, Pairs
+from secl_ops.spec import ContrastSpec, Pairs
+
+Several = Tensor | Sequence[Tensor]  # one piece, or a list or tuple of one for each shard of the keys
+
+
+class Shard(NamedTuple):
+    """Some of the keys and which pairs the anchors form with them."""
+
+    keys: Tensor | None  # [M, D]; None: the anchors in both roles
+    pairs: Pairs
 
 
 class ContrastInput(NamedTuple):
     """Arguments of `info_nce` that are tensors; shapes and meaning stand there."""
 
     anchors: Tensor  # [N, D]
-    keys: Tensor | None  # [M, D]
+    keys: Several | None  # [M, D]
     anchor_labels: Tensor  # [N]
-    key_labels: Tensor | None  # [M]
+    key_labels: Several | None  # [M]
     weights: Tensor | None  # [N]
     positives: Tensor | None  # [P, D]
     positive_labels: Tensor | None  # [P]
+    positive_groups: Tensor | None  # [P]
     anchor_groups: Tensor | None  # [N]
-    key_groups: Tensor | None  # [M]
+    key_groups: Several | None  # [M]
     exclude: Tensor | None  # [N]
 
     def check(self, options: ContrastSpec) -> None:
@@ -37,7 +48,7 @@ class ContrastInput(NamedTuple):
             if value is not None:
                 spec.check_integers(name, value, self.anchors.shape[0], self.anchors, "anchors")
         if self.weights is not None:
-            spec.check_weights(self.weights, self.anchors)
+            spec.check_per_anchor("weights", self.weights, self.anchors)
         if isinstance(options.temperature, Tensor):
             spec.check_device("temperature", options.temperature, self.anchors, "anchors")
         if options.validate:
@@ -51,55 +62,113 @@ class ContrastInput(NamedTuple):
             if self.exclude is not None:
                 raise ValueError("exclude goes with keys; without keys each anchor is already blind to itself")
             return
-        spec.check_rows("keys", self.keys, like=self.anchors, like_name="anchors")
-        spec.check_integers("key_labels", self.key_labels, self.keys.shape[0], self.keys, "keys")
         spec.check_together({"anchor_groups": self.anchor_groups, "key_groups": self.key_groups})
-        if self.key_groups is not None:
-            spec.check_integers("key_groups", self.key_groups, self.keys.shape[0], self.keys, "keys")
+        names = _names("keys", self.keys)
+        if not names:
+            raise ValueError("keys must hold at least one tensor; got an empty list; pass None for self-contrast")
+        for name in ("key_labels", "key_groups"):
+            value = getattr(self, name)
+            if value is not None and _amount(value) != _amount(self.keys):
+                raise ValueError(
+                    f"{name} must come in the pieces of keys, {_amount(self.keys)}; got {_amount(value)}; pass a "
+                    "tensor with a tensor, a list with a list"
+                )
+        for name, keys in zip(names, _pieces(self.keys), strict=True):
+            spec.check_rows(name, keys, like=self.anchors, like_name="anchors")
+        for kind in ("key_labels", "key_groups"):
+            values = getattr(self, kind)
+            if values is None:
+                continue
+            for name, keys_name, value, keys in zip(
+                _names(kind, values), names, _pieces(values), _pieces(self.keys), strict=True
+            ):
+                spec.check_integers(name, value, keys.shape[0], keys, keys_name)
 
     def _check_positives(self) -> None:
         spec.check_together({"positives": self.positives, "positive_labels": self.positive_labels})
         if self.positives is None or self.positive_labels is None:
+            if self.positive_groups is not None:
+                raise ValueError("positive_groups goes with positives; pass positives and positive_labels as well")
             return
         spec.check_rows("positives", self.positives, like=self.anchors, like_name="anchors")
-        spec.check_integers(
-            "positive_labels", self.positive_labels, self.positives.shape[0], self.positives, "positives"
-        )
-        if self.anchor_groups is not None:
-            raise ValueError("positives belong to no group; pass either positives or groups, not both")
+        for name in ("positive_labels", "positive_groups"):
+            value = getattr(self, name)
+            if value is not None:
+                spec.check_integers(name, value, self.positives.shape[0], self.positives, "positives")
+        if self.positive_groups is not None and self.anchor_groups is None:
+            raise ValueError("positive_groups goes with anchor_groups; pass both, or neither")
 
     def _check_values(self) -> None:
         for name in ("anchor_labels", "key_labels", "positive_labels"):
             labels = getattr(self, name)
-            if labels is not None:
-                spec.check_label_range(name, labels)
-        for name in ("anchor_groups", "key_groups"):
+            for part, value in zip(_names(name, labels), _pieces(labels), strict=True):
+                spec.check_label_range(part, value)
+        for name in ("anchor_groups", "key_groups", "positive_groups"):
             groups = getattr(self, name)
-            if groups is not None:
-                spec.check_group_range(name, groups)
+            for part, value in zip(_names(name, groups), _pieces(groups), strict=True):
+                spec.check_group_range(part, value)
         if self.exclude is not None and self.keys is not None:
-            spec.check_exclude_range(self.exclude, self.keys.shape[0])
+            spec.check_exclude_range(self.exclude, sum(keys.shape[0] for keys in _pieces(self.keys)))
         if self.weights is not None and bool((self.weights < 0).any()):
             raise ValueError(f"weights must be at least 0; got {float(self.weights.min())}")
 
-    def arrange(self, flags: Flag) -> tuple[Tensor | None, Pairs, Flag]:
-        """Key rows (None: the anchors in both roles), which pairs count, and the flags with SELF where it holds."""
+    def arrange(self) -> list[Shard]:
+        """The keys as shards; the anchors alone, in both roles, are one without keys."""
         labels = self.anchor_labels.to(torch.int32)
         groups = None if self.anchor_groups is None else self.anchor_groups.to(torch.int32)
-        if self.keys is None and self.positives is None:
-            return None, Pairs(labels, labels, groups, groups, None, 0, self.anchors.shape[0]), flags | Flag.SELF
-        keys, key_labels, exclude = self.anchors, labels, self.exclude
-        key_groups = groups if self.key_groups is None else self.key_groups.to(torch.int32)
-        if self.keys is not None and self.key_labels is not None:
-            # A copy: labels that are a view of a queue may be overwritten before the backward pass reads them.
-            keys, key_labels = self.keys, self.key_labels.to(torch.int32, copy=True)
+        rows, prototypes = self.anchors.shape[0], self.positives is not None
+        if self.keys is None and not prototypes:
+            return [Shard(None, Pairs(labels, labels, groups, groups, None, 0, rows))]
+        if self.keys is None:
+            exclude = torch.arange(rows, device=self.anchors.device)
+            shards = [Shard(self.anchors, Pairs(labels, labels, groups, groups, exclude, rows, rows))]
         else:
-            exclude = torch.arange(self.anchors.shape[0], device=self.anchors.device)
-        exclude = None if exclude is None else exclude.to(torch.int64)
-        count, start = keys.shape[0], 0
+            shards = self._key_shards(labels, groups, attract=not prototypes)
         if self.positives is not None and self.positive_labels is not None:
-            if exclude is not None:
-                exclude = exclude.masked_fill(exclude >= count, -1)  # it names a key, never a prototype
-            keys = torch.cat([keys, self.positives])
-            key_labels, start = torch.cat([key_labels, self.positive_labels.to(torch.int32)]), count
-        return keys, Pairs(labels, key_labels, groups, key_groups, exclude, start, count), flags
+            own = None if self.positive_groups is None else self.positive_groups.to(torch.int32)
+            pairs = Pairs(
+                labels,
+                self.positive_labels.to(torch.int32, copy=True),
+                None if own is None else groups,
+                own,
+                None,
+                0,
+                0,
+            )
+            shards.append(Shard(self.positives, pairs))
+        return shards
+
+    def _key_shards(self, labels: Tensor, groups: Tensor | None, *, attract: bool) -> list[Shard]:
+        shards, first = [], 0
+        parts = _pieces(self.keys)
+        key_groups: list[Tensor | None] = [*_pieces(self.key_groups)] or [None] * len(parts)
+        for keys, key_labels, own in zip(parts, _pieces(self.key_labels), key_groups, strict=True):
+            count = keys.shape[0]
+            exclude = None if self.exclude is None else self.exclude.to(torch.int64)
+            if exclude is not None and len(parts) > 1:  # it numbers the keys of all shards together
+                exclude = torch.where((exclude >= first) & (exclude < first + count), exclude - first, -1)
+            pairs = Pairs(
+                # A copy: labels that are a view of a queue may be overwritten before the backward pass reads them.
+                labels, key_labels.to(torch.int32, copy=True), groups, None if own is None else own.to(torch.int32),
+                exclude, 0 if attract else count, count,
+            )  # fmt: skip
+            shards.append(Shard(keys, pairs))
+            first += count
+        return shards
+
+
+def _pieces(value: Several | None) -> list[Tensor]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]  # type: ignore[list-item]  # refused later
+
+
+def _names(name: str, value: Several | None) -> list[str]:
+    """How messages call each piece."""
+    if isinstance(value, (list, tuple)):
+        return [f"{name}[{place}]" for place in range(len(value))]
+    return [] if value is None else [name]
+
+
+def _amount(value: Several) -> str:
+    return f"a list of {len(value)}" if isinstance(value, (list, tuple)) else "one tensor"

@@ -26,7 +26,8 @@ SCHEMAS = {
     "row_inverse": "(Tensor rows, Tensor labels, str backend) -> Tensor",
     "unit_rows_backward": "(Tensor grad, Tensor unit, Tensor inverse, str backend) -> Tensor",
     "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, Tensor? key_inverse, Tensor? known_lse,"
-    " float scale, int flags, str backend) -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
+    " float scale, int flags, str backend)"
+    " -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
     "contrast_backward": f"(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, {_PAIRS},"
     " Tensor lse, float scale, int flags, str backend) -> (Tensor grad_anchors, Tensor grad_keys)",
     "gather": "(Tensor features, Tensor index, str backend) -> Tensor",

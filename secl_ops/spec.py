@@ -178,14 +178,14 @@ def check_integers(name: str, values: Tensor, length: int, like: Tensor, like_na
     check_device(name, values, like, like_name)
 
 
-def check_weights(weights: Tensor, anchors: Tensor) -> None:
-    """Refuse weights that are not N floating numbers beside the anchors."""
-    check_tensor("weights", weights)
-    if not weights.is_floating_point():
-        raise TypeError(f"weights must be floating; got {weights.dtype}; cast it, for example with .float()")
-    if weights.ndim != 1 or weights.shape[0] != anchors.shape[0]:
-        raise ValueError(f"weights must have shape [{anchors.shape[0]}], one per anchor; got {tuple(weights.shape)}")
-    check_device("weights", weights, anchors, "anchors")
+def check_per_anchor(name: str, values: Tensor, anchors: Tensor) -> None:
+    """Refuse anything but N floating numbers beside the anchors."""
+    check_tensor(name, values)
+    if not values.is_floating_point():
+        raise TypeError(f"{name} must be floating; got {values.dtype}; cast it, for example with .float()")
+    if values.ndim != 1 or values.shape[0] != anchors.shape[0]:
+        raise ValueError(f"{name} must have shape [{anchors.shape[0]}], one per anchor; got {tuple(values.shape)}")
+    check_device(name, values, anchors, "anchors")
 
 
 def check_together(present: dict[str, object]) -> None:

@@ -52,6 +52,10 @@ def _prototypes() -> Call:
     return replace(call, positives=rows(4, 24, 6), positive_labels=torch.arange(4))
 
 
+def _grouped_prototypes() -> Call:
+    return replace(_grouped(), positives=rows(6, 16, 6), positive_labels=torch.arange(6) % 4)
+
+
 def _zero_rows() -> Call:
     call = separate(18, 22, 8, 7)
     anchors, keys = call.anchors.clone(), call.keys.clone()
@@ -80,6 +84,8 @@ CASES: dict[str, Callable[[], Call]] = {
     "grouped": _grouped,
     "excluding": _excluding,
     "prototypes": _prototypes,
+    "grouped prototypes": _grouped_prototypes,
+    "prototypes with groups": lambda: replace(_grouped_prototypes(), positive_groups=labels(6, 3, 10)),
     "zero rows": _zero_rows,
     "weighted": _weighted,
     "cold": lambda: replace(separate(24, 40, 16, 12), temperature=0.01),

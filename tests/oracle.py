@@ -24,6 +24,7 @@ class Call:
     weights: Tensor | None = None
     positives: Tensor | None = None
     positive_labels: Tensor | None = None
+    positive_groups: Tensor | None = None
     anchor_groups: Tensor | None = None
     key_groups: Tensor | None = None
     exclude: Tensor | None = None
@@ -62,8 +63,9 @@ def scalar_loss(call: Call) -> list[float]:
             elif call.positives is None:
                 positive.append(similarity)
         if call.positives is not None:
-            for key, other in zip(call.positives.tolist(), call.positive_labels.tolist(), strict=True):
-                if label >= 0 and other == label:
+            for p, (key, other) in enumerate(zip(call.positives.tolist(), call.positive_labels.tolist(), strict=True)):
+                seen = call.positive_groups is None or int(call.positive_groups[p]) == int(call.anchor_groups[i])
+                if label >= 0 and other == label and seen:
                     unit = _row(key, call.normalize)
                     positive.append(sum(a * b for a, b in zip(row, unit, strict=True)) / call.temperature)
         losses.append(_one_loss(positive, negative, call.denominator))
@@ -115,6 +117,8 @@ def dense_loss(call: Call) -> Tensor:
     if call.positives is not None:
         prototypes = _unit(call.positives) if call.normalize else call.positives
         own = (call.anchor_labels[:, None] == call.positive_labels[None, :]) & (call.anchor_labels >= 0)[:, None]
+        if call.positive_groups is not None:
+            own &= call.anchor_groups[:, None] == call.positive_groups[None, :]
         similarity = torch.cat([similarity, anchors @ prototypes.T / call.temperature], dim=1)
         positive = torch.cat([torch.zeros_like(positive), own], dim=1)
         negative = torch.cat([negative, torch.zeros_like(own)], dim=1)

@@ -47,8 +47,13 @@ def contrast_forward(
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference for the other arguments."""
     found = _operations().contrast_forward(
-        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), _dense(key_inverse), _dense(known_lse),
-        scale, int(flags)
+        anchors.contiguous(),
+        keys.contiguous(),
+        *_dense_pairs(pairs),
+        _dense(key_inverse),
+        _dense(known_lse),
+        scale,
+        int(flags),
     )
     state = ContrastState(*found)
     if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags:

@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 
-OPERATIONS = ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "gather", "gather_backward")
+OPERATIONS = (
+    "unit_rows",
+    "row_inverse",
+    "unit_rows_backward",
+    "contrast_forward",
+    "contrast_backward",
+    "gather",
+    "gather_backward",
+)
 OLDEST = (3, 6)
 OLDEST_CARD = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys in several pieces: each is read where it lies, and the pieces' log-sum-exps are merged exactly.
+
+A first pass over the shards finds lse_k of each and lse = log sum_k exp lse_k; a second, over the positives alone,
+finds the loss of each shard's positives at that lse. With c_k positives of an anchor in shard k, of c in all:
+
+    L = sum_k c_k L_k(lse) / c
+    dL/da = sum_k c_k / c dL_k/da [lse constant] + pull sum_k exp(lse_k - lse) dlse_k/da
+
+which are the loss and the gradient over the joined keys. Frozen keys cost as many operations as in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from secl_ops import ops
+from secl_ops.autograd import ContrastOptions, columnwise, folded, once, shrink_factor, through_norm, unit_rows
+from secl_ops.inputs import ContrastInput, Shard
+from secl_ops.spec import ContrastSpec, Flag, Pairs
+
+
+class ContrastParts(NamedTuple):
+    """What merges the loss over keys that lie in several places; see `info_nce_parts`.
+
+    Example:
+        >>> import torch, secl_ops
+        >>> parts = secl_ops.info_nce_parts(torch.eye(2), anchor_labels=torch.tensor([0, 1]))
+        >>> parts.count.tolist(), parts.lse.tolist()
+        ([0, 0], [0.0, 0.0])
+    """
+
+    loss: Tensor  # [N], 0 where count is 0
+    lse: Tensor  # [N], -inf where the denominator is empty
+    # The name hides tuple.count, which nobody calls on tensors.
+    count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor
+
+
+class ShardedContrast(torch.autograd.Function):
+    """`ContrastParts` over all shards; the loss and the log-sum-exp both have gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,  # [N, D]
+        temperature: Tensor | None,  # one element
+        known_lse: Tensor | None,  # [N]: in place of the shards' own
+        pairs: Sequence[Pairs],
+        options: ContrastOptions,
+        *keys: Tensor,  # [M, D] each
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        unit, inverse = unit_rows(anchors, pairs[0].anchor_labels, options)
+        shrink = shrink_factor(unit, temperature, options.share)
+        rows = folded(unit, shrink)
+        learning = ctx.needs_input_grad[-len(keys) :]
+        sides = [_side(key, pair, options, learns) for key, pair, learns in zip(keys, pairs, learning, strict=True)]
+        calls = [
+            _Call(rows, side.rows.to(rows.dtype), pair, side.factor, options)
+            for side, pair in zip(sides, pairs, strict=True)
+        ]
+        wanted = bool(options.flags & Flag.ANCHOR_GRADIENT)
+        mean, lse = None, known_lse
+        if lse is None:
+            lse, mean = _scan(calls, wanted)
+        loss, pull, count, near = _near(calls, lse, wanted)
+        ctx.save_for_backward(
+            unit, inverse, shrink, temperature, lse, pull, count, mean, near,
+            *(side.rows if learns else None for side, learns in zip(sides, learning, strict=True)),
+            *(side.inverse for side in sides), *(tensor for pair in pairs for tensor in pair[:5]),
+        )  # fmt: skip
+        ctx.options, ctx.shards, ctx.known = options, len(keys), known_lse is not None
+        ctx.ranges = [(pair.positive_start, pair.negative_stop) for pair in pairs]
+        ctx.columnwise = [columnwise(anchors), *map(columnwise, keys)]
+        ctx.mark_non_differentiable(count)
+        return loss, lse.clone() if known_lse is not None else lse, count
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        unit, inverse, shrink, temperature, lse, pull, count, mean, near, *rest = ctx.saved_tensors
+        shards, options = ctx.shards, ctx.options
+        units, inverses, tensors = rest[:shards], rest[shards : 2 * shards], rest[2 * shards :]
+        grad_loss = torch.zeros_like(lse) if grad_loss is None else grad_loss
+        push = grad_loss * pull
+        if grad_lse is not None:  # torch's logsumexp sends NaN where all that it merges is -inf
+            push = push + torch.where(lse == -torch.inf, 0.0, grad_lse)
+        grad_known, rows = None, folded(unit, shrink)
+        if ctx.known:
+            grad_known, push = push, torch.zeros_like(push)
+        draw = torch.where(count > 0, grad_loss / count, 0.0).to(lse.dtype)
+        grad_keys: list[Tensor | None] = [None] * shards
+        counted = torch.ones((), dtype=torch.bool, device=lse.device)
+        for k in range(shards):
+            if not ctx.needs_input_grad[5 + k]:
+                continue
+            _, grad = ops.contrast_backward(
+                torch.ones((), dtype=lse.dtype, device=lse.device).expand(lse.shape), push, draw, rows,
+                units[k].to(rows.dtype), *tensors[5 * k : 5 * k + 5], *ctx.ranges[k], lse, options.scale,
+                int(options.flags & ~Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT), options.backend,
+            )  # fmt: skip
+            grad_keys[k] = once(through_norm(grad, units[k], inverses[k], counted, ctx.columnwise[1 + k], options))
+        grad_anchors = grad_temperature = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            grad_rows = (
+                _weighted(near, grad_loss) if mean is None else _weighted(near, grad_loss) + _weighted(mean, push)
+            )
+            if ctx.needs_input_grad[1]:
+                product = torch.where(grad_rows == 0, 0.0, grad_rows * rows)  # a row that does not count may hold a NaN
+                total = -product.sum() / temperature.detach().to(product.dtype)
+                grad_temperature = once(total.reshape(temperature.shape).to(temperature.dtype))
+            if ctx.needs_input_grad[0]:
+                grad_rows = grad_rows if shrink is None else grad_rows * shrink
+                grad_anchors = once(through_norm(grad_rows, unit, inverse, counted, ctx.columnwise[0], options))
+        return grad_anchors, grad_temperature, once(grad_known), None, None, *grad_keys
+
+
+class _Side(NamedTuple):
+    """One shard's keys: unit rows and 1 / norm where they learn, else as they lie and the factor that makes them so."""
+
+    rows: Tensor
+    inverse: Tensor | None
+    factor: Tensor | None
+
+
+def _side(keys: Tensor, pairs: Pairs, options: ContrastOptions, learns: bool) -> _Side:
+    if learns:
+        return _Side(*unit_rows(keys, pairs.key_labels, options), None)
+    return _Side(keys, None, ops.row_inverse(keys, pairs.key_labels, options.backend) if options.normalize else None)
+
+
+class _Call(NamedTuple):
+    """The anchors against one shard."""
+
+    rows: Tensor
+    keys: Tensor
+    pairs: Pairs
+    factor: Tensor | None
+    options: ContrastOptions
+
+    def run(self, known_lse: Tensor | None, flags: Flag) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = ops.contrast(
+            self.rows, self.keys, *self.pairs, self.factor, known_lse, self.options.scale, int(flags),
+            self.options.backend,
+        )  # fmt: skip
+        return found
+
+    @property
+    def flags(self) -> Flag:
+        return self.options.flags & (Flag.NEGATIVES | Flag.UNIT)
+
+    @property
+    def attracts(self) -> bool:
+        """Whether a key of the shard may be a positive one."""
+        return self.pairs.positive_start < self.keys.shape[0]
+
+    @property
+    def repels(self) -> bool:
+        """Whether a key of the shard may be in the denominator."""
+        return self.pairs.negative_stop > 0 or (self.attracts and Flag.NEGATIVES not in self.flags)
+
+
+def _scan(calls: Sequence[_Call], wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """The log-sum-exp over all shards [N] and, where wanted, its gradient [N, D]."""
+    flags = Flag.SCAN | (Flag.ANCHOR_GRADIENT if wanted else Flag(0))
+    found = [call.run(None, call.flags | flags) for call in calls if call.repels]
+    if not found:
+        rows, wide = calls[0].rows, calls[0].rows if calls[0].rows.dtype == torch.float64 else calls[0].rows.float()
+        empty = wide.new_full((rows.shape[0],), -torch.inf)
+        return empty, torch.zeros_like(wide) if wanted else None
+    lse = torch.logsumexp(torch.stack([each[1] for each in found]), dim=0)
+    if not wanted:
+        return lse, None
+    shares = [torch.where(each[1] == -torch.inf, 0.0, torch.exp(each[1] - lse)) for each in found]
+    return lse, _total([_weighted(each[4], share) for share, each in zip(shares, found, strict=True)])
+
+
+def _near(calls: Sequence[_Call], lse: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Loss, pull and count [N] over all positives and, where wanted, the gradient [N, D] at a constant lse."""
+    flags = Flag.ANCHOR_GRADIENT if wanted else Flag(0)
+    found = [call.run(lse, call.flags | flags) for call in calls if call.attracts]
+    if not found:
+        nothing = torch.zeros_like(lse)
+        gradient = torch.zeros_like(calls[0].rows, dtype=lse.dtype) if wanted else None
+        return nothing, nothing.clone(), nothing.to(torch.int32), gradient
+    count = _total([each[3] for each in found])
+    shares = [each[3] / count.clamp(min=1).to(lse.dtype) for each in found]
+    loss, pull = (
+        _total([torch.where(share > 0, share * each[place], 0.0) for share, each in zip(shares, found, strict=True)])
+        for place in (0, 2)
+    )
+    gradient = (
+        _total([_weighted(each[4], share) for share, each in zip(shares, found, strict=True)]) if wanted else None
+    )
+    return loss, pull, count, gradient
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _weighted(rows: Tensor, factor: Tensor) -> Tensor:
+    """Each row times its factor; a factor of 0 leaves nothing of a NaN."""
+    return torch.where(factor[:, None] == 0, 0.0, rows * factor[:, None])
+
+
+def reduce_loss(parts: ContrastParts, weights: Tensor | None, reduction: str) -> Tensor:
+    """The mean over the anchors that have a positive, the sum, or each anchor's own loss."""
+    valid = parts.count > 0
+    factor = valid.to(parts.loss.dtype) if weights is None else torch.where(valid, weights.to(parts.loss.dtype), 0.0)
+    loss = parts.loss if weights is None else torch.where(valid, parts.loss * factor, 0.0)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    total = factor.sum()
+    return loss.sum() / torch.where(total > 0, total, 1.0)
+
+
+def contrast_shards(
+    given: ContrastInput, shards: Sequence[Shard], options: ContrastSpec, lse: Tensor | None = None
+) -> ContrastParts:
+    """Loss, log-sum-exp and count of each anchor over all shards; a given lse replaces theirs."""
+    learned = options.temperature if isinstance(options.temperature, Tensor) else None
+    flags = options.flags
+    if torch.is_grad_enabled() and (given.anchors.requires_grad or (learned is not None and learned.requires_grad)):
+        flags |= Flag.ANCHOR_GRADIENT
+    keys = [given.anchors if shard.keys is None else shard.keys for shard in shards]
+    own = torch.arange(given.anchors.shape[0], device=given.anchors.device)  # whom an anchor must not see
+    pairs = [shard.pairs if shard.keys is not None else shard.pairs._replace(exclude=own) for shard in shards]
+    passes = ContrastOptions(options.scale, flags, options.normalize, options.backend)
+    found = ShardedContrast.apply(given.anchors, learned, lse, pairs, passes, *keys)  # type: ignore[no-untyped-call]
+    return ContrastParts(*found)
