@@ -44,7 +44,7 @@ Columns pack_columns(const Problem& problem, const RowReader& reader, const Sort
   Columns columns{make_spans(side, kernel.strip), strips * kernel.strip,
                   Buffer(strips * kernel.strip * problem.depth),
                   Buffer(values ? strips * kernel.strip * problem.stride : 0)};
-  const int64_t workers = torch::stable::get_num_threads();
+  const int64_t workers = worker_count();
   const Buffer scratch(workers * problem.stride);
   for_each(strips, workers, [&](int64_t worker, int64_t strip) {
     const int64_t first = strip * kernel.strip;

@@ -73,7 +73,7 @@ void for_blocks(Problem& p, const RowReader& reader, SortedSide& rows, SortedSid
                 const Columns& columns, const Body& body) {
   const std::vector<Span> spans = make_spans(rows, p.kernel.rows);
   const int64_t tiles = static_cast<int64_t>(spans.size());
-  const int64_t workers = torch::stable::get_num_threads();
+  const int64_t workers = worker_count();
   // Few rows: smaller blocks keep every worker busy, and every row's arithmetic is the same in any block.
   const int64_t per_block = std::clamp<int64_t>(tiles / (4 * workers), 1, p.kernel.max_tiles);
   std::vector<Workspace> workspaces;

@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "operations.h"
+#include "parallel.h"
 
 namespace secl::cpu {
 namespace {
@@ -97,7 +98,7 @@ Tensor gather(const Tensor& features, const Tensor& index) {
   const int64_t* pixel = index.const_data_ptr<int64_t>();
   check_range(pixel, index.size(0), map.pixels());
   Tensor rows = torch::stable::empty({index.size(0), map.channels()}, features.scalar_type());
-  torch::stable::parallel_for(0, index.size(0), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, index.size(0), kGrain, [&](int64_t begin, int64_t end) {
     with_row_type(features.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       copy_rows(map, static_cast<const T*>(features.const_data_ptr()), pixel, begin, end,
@@ -121,7 +122,7 @@ void gather_backward(const Tensor& grad, const Tensor& index, Tensor result) {
     if (pixel[i] >= 0) order.push_back(i);
   }
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return pixel[a] < pixel[b]; });
-  torch::stable::parallel_for(0, static_cast<int64_t>(order.size()), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, static_cast<int64_t>(order.size()), kGrain, [&](int64_t begin, int64_t end) {
     with_row_type(result.scalar_type(), [&](auto zero) {
       using T = decltype(zero);
       add_rows(map, static_cast<const T*>(grad.const_data_ptr()), pixel, order, begin, end,

@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "operations.h"
+#include "parallel.h"
 #include "sides.h"
 
 namespace secl::cpu {
@@ -59,7 +60,7 @@ std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
   Tensor inverse = torch::stable::empty({rows.size(0)}, ScalarType::Float);
   const RowReader reader(rows);
   const int32_t* label = labels.const_data_ptr<int32_t>();
-  torch::stable::parallel_for(0, rows.size(0), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows.size(0), kGrain, [&](int64_t begin, int64_t end) {
     with_row_type(rows.scalar_type(), [&](auto zero) {
       normalize(reader, label, begin, end, static_cast<decltype(zero)*>(unit.mutable_data_ptr()),
                 inverse.mutable_data_ptr<float>());
@@ -77,7 +78,7 @@ Tensor unit_rows_backward(const Tensor& grad, const Tensor& unit, const Tensor& 
   check_vector("inverse", inverse, unit.size(0), ScalarType::Float);
   Tensor result = torch::stable::empty_like(unit);
   const RowReader reader(unit);
-  torch::stable::parallel_for(0, unit.size(0), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, unit.size(0), kGrain, [&](int64_t begin, int64_t end) {
     with_row_type(unit.scalar_type(), [&](auto zero) {
       normalize_backward(reader, grad.const_data_ptr<float>(), inverse.const_data_ptr<float>(), begin, end,
                          static_cast<decltype(zero)*>(result.mutable_data_ptr()));

@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "operations.h"
+#include "parallel.h"
 
 namespace secl::cpu {
 namespace {
@@ -180,7 +181,7 @@ std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, c
                   static_cast<uint64_t>(*seed.const_data_ptr<int64_t>()),
                   index.mutable_data_ptr<int64_t>(),
                   label.mutable_data_ptr<int32_t>()};
-  torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
     for (int64_t image = begin; image < end; ++image) draw_image(draw, image, strategy);
   });
   return {index, label};

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "parallel.h"
 
 namespace secl {
 
@@ -97,7 +98,7 @@ void pack_values(const RowReader& rows, const SortedSide& side, int64_t first, i
 template <class Body>
 void for_each(int64_t items, int64_t workers, const Body& body) {
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
       for (int64_t item = next++; item < items; item = next++) body(worker, item);
     }
