@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-gpu lint bench clean
+.PHONY: help setup demo test test-gpu sanitize lint bench clean
 
 help:            ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
@@ -32,6 +32,9 @@ test: setup lint ## Style, types and every test that runs without a GPU
 
 test-gpu: setup  ## The tests on a CUDA device; none may be skipped for want of one
 	@SECL_REQUIRE=cuda,triton $(BIN)/python -m pytest -q tests --ignore tests/models
+
+sanitize: setup  ## The native tests under AddressSanitizer + UBSan, then under ThreadSanitizer; needs GCC
+	@$(BIN)/python -m tests.sanitize address thread
 
 lint: setup      ## ruff and mypy --strict
 	@$(BIN)/ruff check .

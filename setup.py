@@ -14,6 +14,11 @@ from setuptools import setup  # type: ignore[import-untyped]  # its stubs are a 
 CHOICES = ("auto", "cpu", "cuda", "none")
 TORCH_TARGET = "0x020b000000000000"  # the oldest torch that the shared object loads on: 2.11
 FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"]
+CHECKED = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", "-DSECL_SANITIZE"]
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined,float-cast-overflow,bounds-strict", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
 
 
 def notice(text: str) -> None:
@@ -33,19 +38,33 @@ def obstacle() -> str | None:
     return None
 
 
+def sanitizer() -> list[str]:
+    """Flags of the sanitizer that SECL_SANITIZE names, of compiler and linker; none where it names none.
+
+    Raises:
+        SystemExit: SECL_SANITIZE is unknown.
+    """
+    choice = os.environ.get("SECL_SANITIZE", "")
+    if choice and choice not in SANITIZERS:
+        raise SystemExit(f"SECL_SANITIZE must be one of {', '.join(SANITIZERS)}; got {choice!r}")
+    return SANITIZERS[choice] if choice else []
+
+
 def extension() -> dict[str, Any]:
     """Arguments of `setup` that build the CPU extension over torch's stable ABI."""
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
     sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
     headers = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+    checks = sanitizer()
     quiet = [f"-isystem{path}" for path in include_paths()]  # no warnings about headers that are not ours
     module = CppExtension(  # type: ignore[no-untyped-call]  # torch's build helpers are untyped
         "secl_ops._C",
         sources,
         depends=headers,
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-        extra_compile_args=[*FLAGS, *quiet],
+        extra_compile_args=[*FLAGS, *quiet, *(CHECKED if checks else []), *checks],
+        extra_link_args=checks,
         py_limited_api=True,
     )
     return {

@@ -30,8 +30,8 @@ class ContrastParts(NamedTuple):
     Example:
         >>> import torch, secl_ops
         >>> parts = secl_ops.info_nce_parts(torch.eye(2), anchor_labels=torch.tensor([0, 1]))
-        >>> parts.count.tolist(), parts.lse.tolist()
-        ([0, 0], [0.0, 0.0])
+        >>> parts.count.tolist(), parts.loss.tolist(), tuple(parts.lse.shape)
+        ([0, 0], [0.0, 0.0], (2,))
     """
 
     loss: Tensor  # [N], 0 where count is 0

@@ -15,7 +15,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIRED = set(filter(None, os.environ.get("SECL_REQUIRE", "").split(",")))
-torch.set_num_threads(1)  # the tests' tensors are small: waiting for a second thread costs more than it gives
+# The tests' tensors are small: waiting for a second thread costs more than it gives; ThreadSanitizer needs some.
+torch.set_num_threads(int(os.environ.get("SECL_TEST_THREADS", "1")))
 if torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 else:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+DIFFERENTIABLE = ("anchors", "keys", "positives", "temperature")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Call:
     anchor_labels: Tensor
     keys: Tensor | None = None
     key_labels: Tensor | None = None
-    temperature: float = 0.1
+    temperature: float | Tensor = 0.1
     denominator: str = "negatives"
     normalize: bool = True
     weights: Tensor | None = None
@@ -31,13 +34,13 @@ class Call:
     reduction: str = "mean"
 
     def to(self, dtype: torch.dtype) -> Call:
-        """The same call with its rows in another dtype."""
-        rows = {name: getattr(self, name) for name in ("anchors", "keys", "positives")}
-        return replace(self, **{name: None if value is None else value.to(dtype) for name, value in rows.items()})
+        """The same call with its rows, and a temperature tensor, in another dtype."""
+        given = {name: getattr(self, name) for name in DIFFERENTIABLE}
+        return replace(self, **{name: value.to(dtype) for name, value in given.items() if isinstance(value, Tensor)})
 
-    def leaves(self) -> tuple[Call, list[Tensor]]:
-        """The same call on fresh leaves that require gradients, and those leaves."""
-        names = [name for name in ("anchors", "keys", "positives") if getattr(self, name) is not None]
+    def leaves(self, names: Sequence[str] = DIFFERENTIABLE) -> tuple[Call, list[Tensor]]:
+        """The same call with those of its tensors as fresh leaves that require gradients, and those leaves."""
+        names = [name for name in names if isinstance(getattr(self, name), Tensor)]
         fresh = {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
         return replace(self, **fresh), list(fresh.values())
 
@@ -95,6 +98,20 @@ def _one_loss(positive: list[float], negative: list[float], denominator: str) ->
         return math.log(sum(map(math.exp, positive + negative))) - sum(positive) / len(positive)
     push = sum(map(math.exp, negative))
     return sum(math.log1p(push * math.exp(-s)) for s in positive) / len(positive)
+
+
+def dense(call: Call, names: Sequence[str] = DIFFERENTIABLE) -> tuple[Tensor, list[Tensor]]:
+    """The dense loss and its gradients; without anchors or without keys nothing is left to differentiate."""
+    call, leaves = call.leaves(names)
+    keyless = call.keys is not None and call.keys.numel() == 0 and call.positives is None
+    if call.anchors.numel() == 0 or keyless:
+        size = call.anchors.shape[0] if call.reduction == "none" else ()
+        return torch.zeros(size, dtype=call.anchors.dtype), [torch.zeros_like(leaf) for leaf in leaves]
+    loss = dense_loss(call)
+    if not leaves:
+        return loss, []
+    gradients = torch.autograd.grad(loss.sum(), leaves, allow_unused=True, materialize_grads=True)
+    return loss.detach(), list(gradients)
 
 
 def dense_loss(call: Call) -> Tensor:

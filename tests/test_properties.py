@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole option space of `info_nce`, drawn by hypothesis: loss and gradients keep the budget on every backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import secl_ops
+from tests.budget import assert_within_budget
+from tests.cases import labels, rows
+from tests.oracle import DIFFERENTIABLE, Call, dense
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+EXAMPLES = {"native": 500, "reference": 150, "triton": 60}
+WIDEST = {"native": 70, "reference": 70, "triton": 40}
+LAYOUTS = ("dense", "permuted", "sliced", "embedded")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PROTOTYPES_MAY_HAVE_GROUPS = False  # info_nce refuses the pair, and test_refused_combinations holds it to that
+seeds = st.integers(0, 2**31)
+
+
+class Drawn(NamedTuple):
+    """One call, what of it learns, and how its rows lie in memory."""
+
+    call: Call
+    learning: tuple[str, ...]
+    layout: str
+    temperature_dtype: torch.dtype | None
+
+
+class Numbers:
+    """Sizes and numbers of one call, from one seed: hypothesis itself prefers 0 to 3, of which most losses are 0."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def among(self, low: int, high: int) -> int:
+        """An integer of low .. high."""
+        return int(torch.randint(low, high + 1, (), generator=self.generator))
+
+    def size(self, low: int, high: int) -> int:
+        """A number of rows: anything, and often next to nothing."""
+        return self.among(low, 3 if self.among(0, 4) == 0 else high)
+
+    def rows(self, n: int, d: int) -> Tensor:
+        """Rows [n, d], sometimes short ones, sometimes with zeros among them."""
+        found = rows(n, d, self.among(0, 2**30)) * (1.0, 0.125)[self.among(0, 1)]
+        found[:: (n + 1, n + 1, 3)[self.among(0, 2)]] *= self.among(0, 1)
+        return found
+
+    def labels(self, n: int, classes: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        """Labels [n], some or rarely all of them ignored."""
+        share = (0.0, 0.1, 0.3)[self.among(0, 2)] if self.among(0, 15) else 1.0
+        return labels(n, classes, self.among(0, 2**30), share).to(dtype)
+
+
+@st.composite
+def calls(draw: Any, widest: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Drawn:
+    """Any call that the contract allows."""
+    chance, integer = Numbers(draw(seeds)), draw(st.sampled_from([torch.int64, torch.int32, torch.int8]))
+    n, m, d = chance.size(0, widest), chance.size(0, widest), chance.size(1, widest)
+    p, classes, alone = chance.size(1, 6), chance.among(1, 5), draw(st.booleans())
+    options: dict[str, Any] = {
+        "denominator": draw(st.sampled_from(["negatives", "all"])),
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+        "normalize": draw(st.booleans()),
+    }
+    call = Call(chance.rows(n, d), chance.labels(n, classes, integer), **options)
+    if not alone:
+        call = replace(call, keys=chance.rows(m, d), key_labels=chance.labels(m, classes, integer))
+        if draw(st.booleans()):
+            call = replace(call, exclude=chance.labels(n, max(m, 1)))
+    if draw(st.booleans()):
+        call = replace(call, positives=chance.rows(p, d), positive_labels=chance.labels(p, classes))
+    if draw(st.booleans()) and (call.positives is None or PROTOTYPES_MAY_HAVE_GROUPS):
+        call = replace(call, anchor_groups=chance.labels(n, 2))
+        call = call if alone else replace(call, key_groups=chance.labels(m, 2))
+    if draw(st.booleans()):
+        call = replace(call, weights=(torch.arange(n) + chance.among(0, 3)) % 4 / 2.0)
+    dtype = draw(st.sampled_from(dtypes))
+    # Values that bf16 holds; where plain torch would overflow in fp16 it is no measure.
+    cold = options["normalize"] or dtype != torch.float16
+    temperature: float = draw(st.sampled_from([0.0625, 0.25, 1.0, 2.0, *([0.01, 1 / 128] if cold else [0.5])]))
+    learned = draw(st.sampled_from([None, dtype if dtype == torch.float64 else torch.float32, dtype]))
+    if learned is not None and temperature != 0.01:
+        call = replace(call, temperature=torch.full(draw(st.sampled_from([(), (1,)])), temperature))
+    else:
+        call, learned = replace(call, temperature=temperature), None
+    may = [name for name in DIFFERENTIABLE if isinstance(getattr(call, name), Tensor)]
+    learning = tuple(name for name in may if draw(st.booleans()))
+    return Drawn(call.to(dtype), learning, draw(st.sampled_from(LAYOUTS)), learned)
+
+
+def laid_out(values: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    """The rows [n, d] in a memory layout, and the buffer that holds them amid NaN."""
+    n, d = values.shape
+    if layout == "permuted":
+        buffer = values.T.contiguous()
+        return buffer.T, buffer
+    buffer = values.new_full((n + 5, d + (7 if layout == "sliced" else 0)), torch.nan)
+    view = buffer[2 : 2 + n, 3 : 3 + d] if layout == "sliced" else buffer[2 : 2 + n]
+    view.copy_(values)
+    return (values.clone(), values) if layout == "dense" else (view, buffer)
+
+
+def run(drawn: Drawn, backend: str, device: str) -> tuple[Tensor, list[Tensor]]:
+    """Loss and gradients of a backend, after a look at the memory around its input."""
+    call, buffers = drawn.call, []
+    for name, value in call.__dict__.items():
+        if not isinstance(value, Tensor):
+            continue
+        moved = value.to(device)
+        if name in ("anchors", "keys", "positives"):
+            moved, buffer = laid_out(moved, drawn.layout)
+            buffers.append((buffer, buffer.clone()))
+        elif name == "temperature":
+            moved = moved.to(drawn.temperature_dtype)
+        call = replace(call, **{name: moved.detach().requires_grad_(name in drawn.learning)})
+    loss = secl_ops.info_nce(**call.arguments(), backend=backend)
+    leaves = [getattr(call, name) for name in drawn.learning]
+    gradients = torch.autograd.grad(loss.sum(), leaves) if leaves else ()
+    for now, before in buffers:
+        assert torch.equal(now.isnan(), before.isnan())
+        assert torch.equal(now.nan_to_num(), before.nan_to_num())
+    if drawn.layout == "permuted" and "anchors" in drawn.learning and min(call.anchors.shape) > 1:
+        assert gradients[drawn.learning.index("anchors")].stride() == call.anchors.stride()
+    for name, leaf, gradient in zip(drawn.learning, leaves, gradients, strict=True):
+        assert gradient.dtype == leaf.dtype, name
+    return loss.detach().cpu(), [gradient.cpu() for gradient in gradients]
+
+
+def _longest(values: Tensor | None) -> float:
+    return 0.0 if values is None or values.numel() == 0 else float(values.double().norm(dim=1).max())
+
+
+def _shortest(values: Tensor) -> float:
+    norms = values.double().norm(dim=1)
+    return float(norms[norms > 0].min()) if norms.any() else 1.0
+
+
+def magnitudes(call: Call, learning: tuple[str, ...]) -> tuple[float, dict[str, float]]:
+    """Of the largest similarity, and of the largest term that each gradient adds up."""
+    temperature = float(call.temperature)
+    anchor, other = _longest(call.anchors), max(_longest(call.keys), _longest(call.positives), 0.0)
+    other = max(other, anchor) if call.keys is None else other
+    peak = (1.0 if call.normalize else anchor * other) / temperature
+    weight = 1.0 if call.weights is None else float(call.weights.max()) if len(call.weights) else 0.0
+    weight *= len(call.anchors) if call.reduction != "mean" else 1  # every anchor pulls at one key
+    terms = {"temperature": weight * peak / temperature}
+    for name in set(learning) - {"temperature"}:
+        value = getattr(call, name)
+        across = max(other, anchor) if name == "anchors" or call.keys is None else anchor
+        reach = 1 / _shortest(value) if call.normalize else across
+        terms[name] = weight * reach / temperature
+    return peak, terms
+
+
+def check(drawn: Drawn, backend: str, device: str) -> None:
+    loss, gradients = run(drawn, backend, device)
+    wide = loss.dtype == torch.float64
+    truth, true_gradients = dense(drawn.call.to(torch.float64), drawn.learning)
+    rough, rough_gradients = dense(drawn.call, drawn.learning)
+    assert wide == (drawn.call.anchors.dtype == torch.float64)
+    assert truth.isfinite().all()
+    peak, terms = magnitudes(drawn.call, drawn.learning)
+    assert_within_budget("loss", loss, truth, rough, amplification=4 * peak, magnitude=peak)
+    for name, *found in zip(drawn.learning, gradients, true_gradients, rough_gradients, strict=True):
+        assert_within_budget(name, *found, amplification=4 * peak, magnitude=terms[name])
+
+
+def every_example(backend: str, count: int, *dtypes: torch.dtype) -> Any:
+    """Decorators of a test over all calls, the same ones each time; a failing one is made small."""
+    drawn = calls(WIDEST[backend], dtypes) if dtypes else calls(WIDEST[backend])
+    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    phases = (Phase.explicit, Phase.generate, Phase.shrink)
+    options = settings(
+        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=quiet, phases=phases
+    )
+    return lambda test: options(given(drawn)(test))
+
+
+def test_every_option_keeps_the_budget(backend: str, device: str) -> None:
+    @every_example(backend, EXAMPLES[backend])
+    def holds(drawn: Drawn) -> None:
+        check(drawn, backend, device)
+
+    holds()
+
+
+def test_the_reference_keeps_the_budget_in_fp64() -> None:
+    @every_example("reference", EXAMPLES["reference"], torch.float64)
+    def holds(drawn: Drawn) -> None:
+        check(drawn, "reference", "cpu")
+
+    holds()
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("key labels without keys", {"keys": None}, "key_labels needs keys as well"),
+    ("keys without labels", {"key_labels": None}, "keys needs key_labels as well"),
+    ("groups of one side", {"anchor_groups": "anchors"}, "anchor_groups needs key_groups as well"),
+    ("groups of the other side", {"key_groups": "keys"}, "key_groups needs anchor_groups as well"),
+    ("exclude alone", {"keys": None, "key_labels": None, "exclude": "anchors"}, "exclude goes with keys"),
+    ("key groups alone", {"keys": None, "key_labels": None, "key_groups": "keys"}, "key_groups goes with keys"),
+    ("prototypes without labels", {"positives": "rows"}, "positives needs positive_labels as well"),
+    ("prototype labels alone", {"positive_labels": "keys"}, "positive_labels needs positives as well"),
+]  # fmt: skip
+if not PROTOTYPES_MAY_HAVE_GROUPS:
+    both = {"positives": "rows", "positive_labels": "keys", "anchor_groups": "anchors", "key_groups": "keys"}
+    REFUSED.append(("prototypes and groups", both, "positives belong to no group"))
+
+
+@pytest.mark.parametrize(("change", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_refused_combinations(change: dict[str, Any], message: str) -> None:
+    @every_example("reference", 20)
+    def holds(drawn: Drawn) -> None:
+        n, d = drawn.call.anchors.shape
+        beside = {
+            "anchors": torch.zeros(n).long(),
+            "keys": torch.zeros(3).long(),
+            "rows": drawn.call.anchors.new_ones(3, d),
+        }
+        bare = replace(
+            drawn.call, keys=beside["rows"], key_labels=beside["keys"], positives=None, positive_labels=None,
+            anchor_groups=None, key_groups=None, exclude=None,
+        )  # fmt: skip
+        secl_ops.info_nce(**bare.arguments())
+        given = {name: beside.get(value) if isinstance(value, str) else value for name, value in change.items()}
+        with pytest.raises(ValueError, match=message):
+            secl_ops.info_nce(**replace(bare, **given).arguments())
+
+    holds()
