@@ -68,7 +68,7 @@ class Contrast(torch.autograd.Function):
         rows = folded(unit, shrink)
         grad_keys = None
         if options.flags & (Flag.SELF | Flag.KEY_GRADIENT):
-            draw = torch.where(valid, 1.0 / count, 0.0).to(lse.dtype)
+            draw = torch.where(valid, 1.0 / count.to(lse.dtype), 0.0)
             flags = options.flags if shared else options.flags & ~Flag.ANCHOR_GRADIENT
             key_rows = rows if key_unit is None else key_unit.to(rows.dtype)
             grad_both, grad_keys = ops.contrast_backward(

@@ -23,7 +23,6 @@ EXAMPLES = {"native": 500, "reference": 150, "triton": 60}
 WIDEST = {"native": 70, "reference": 70, "triton": 40}
 LAYOUTS = ("dense", "permuted", "sliced", "embedded")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PROTOTYPES_MAY_HAVE_GROUPS = False  # info_nce refuses the pair, and test_refused_combinations holds it to that
 seeds = st.integers(0, 2**31)
 
 
@@ -34,6 +33,7 @@ class Drawn(NamedTuple):
     learning: tuple[str, ...]
     layout: str
     temperature_dtype: torch.dtype | None
+    cut: int | None  # the keys come as a list of two pieces, cut here
 
 
 class Numbers:
@@ -80,9 +80,11 @@ def calls(draw: Any, widest: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> D
             call = replace(call, exclude=chance.labels(n, max(m, 1)))
     if draw(st.booleans()):
         call = replace(call, positives=chance.rows(p, d), positive_labels=chance.labels(p, classes))
-    if draw(st.booleans()) and (call.positives is None or PROTOTYPES_MAY_HAVE_GROUPS):
+    if draw(st.booleans()):
         call = replace(call, anchor_groups=chance.labels(n, 2))
         call = call if alone else replace(call, key_groups=chance.labels(m, 2))
+        if call.positives is not None and draw(st.booleans()):
+            call = replace(call, positive_groups=chance.labels(p, 2))
     if draw(st.booleans()):
         call = replace(call, weights=(torch.arange(n) + chance.among(0, 3)) % 4 / 2.0)
     dtype = draw(st.sampled_from(dtypes))
@@ -96,7 +98,8 @@ def calls(draw: Any, widest: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> D
         call, learned = replace(call, temperature=temperature), None
     may = [name for name in DIFFERENTIABLE if isinstance(getattr(call, name), Tensor)]
     learning = tuple(name for name in may if draw(st.booleans()))
-    return Drawn(call.to(dtype), learning, draw(st.sampled_from(LAYOUTS)), learned)
+    cut = None if alone else draw(st.sampled_from([None, 0, m // 3]))
+    return Drawn(call.to(dtype), learning, draw(st.sampled_from(LAYOUTS)), learned, cut)
 
 
 def laid_out(values: Tensor, layout: str) -> tuple[Tensor, Tensor]:
@@ -124,7 +127,12 @@ def run(drawn: Drawn, backend: str, device: str) -> tuple[Tensor, list[Tensor]]:
         elif name == "temperature":
             moved = moved.to(drawn.temperature_dtype)
         call = replace(call, **{name: moved.detach().requires_grad_(name in drawn.learning)})
-    loss = secl_ops.info_nce(**call.arguments(), backend=backend)
+    arguments = call.arguments()
+    if drawn.cut is not None:
+        for name in ("keys", "key_labels", "key_groups"):
+            whole = getattr(call, name)
+            arguments[name] = None if whole is None else [whole[: drawn.cut], whole[drawn.cut :]]
+    loss = secl_ops.info_nce(**arguments, backend=backend)
     leaves = [getattr(call, name) for name in drawn.learning]
     gradients = torch.autograd.grad(loss.sum(), leaves) if leaves else ()
     for now, before in buffers:
@@ -211,11 +219,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("exclude alone", {"keys": None, "key_labels": None, "exclude": "anchors"}, "exclude goes with keys"),
     ("key groups alone", {"keys": None, "key_labels": None, "key_groups": "keys"}, "key_groups goes with keys"),
     ("prototypes without labels", {"positives": "rows"}, "positives needs positive_labels as well"),
+    ("prototype groups alone", {"positive_groups": "keys"}, "positive_groups goes with positives"),
     ("prototype labels alone", {"positive_labels": "keys"}, "positive_labels needs positives as well"),
 ]  # fmt: skip
-if not PROTOTYPES_MAY_HAVE_GROUPS:
-    both = {"positives": "rows", "positive_labels": "keys", "anchor_groups": "anchors", "key_groups": "keys"}
-    REFUSED.append(("prototypes and groups", both, "positives belong to no group"))
 
 
 @pytest.mark.parametrize(("change", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
@@ -230,7 +236,7 @@ def test_refused_combinations(change: dict[str, Any], message: str) -> None:
         }
         bare = replace(
             drawn.call, keys=beside["rows"], key_labels=beside["keys"], positives=None, positive_labels=None,
-            anchor_groups=None, key_groups=None, exclude=None,
+            positive_groups=None, anchor_groups=None, key_groups=None, exclude=None,
         )  # fmt: skip
         secl_ops.info_nce(**bare.arguments())
         given = {name: beside.get(value) if isinstance(value, str) else value for name, value in change.items()}

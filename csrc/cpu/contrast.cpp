@@ -244,7 +244,7 @@ class Forward {
     // Exactly 0 for a lone pair: below the rounding of its terms the difference is noise. Over its own
     // denominator the loss is never negative.
     const double difference = log2 * M_LN2 - p_.scale * similarity * share;
-    const double magnitude = std::max(std::abs(log2), p_.flags & kUnit ? 2 * p_.scale : 0.0);
+    const double magnitude = std::max(std::abs(log2), p_.bounded ? 2 * M_LN2 * p_.maximum : 0.0);
     const double excess = given_ ? std::abs(difference) : difference;
     const bool is_noise = excess < std::numeric_limits<float>::epsilon() * magnitude;
     return is_noise ? 0.0f : static_cast<float>(difference);
