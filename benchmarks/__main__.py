@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks run` times the loss beside plain torch, interleaved in one process; `plot` draws the table."""
+"""`python -m benchmarks run` times the loss beside plain torch, interleaved in one process; `plot` draws the table;
+`static` compiles every Triton kernel."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import platform
 import statistics
-import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,21 +16,10 @@ import torch
 import secl_ops
 from benchmarks.contenders import CASES, Case, contenders
 from benchmarks.plot import plot
+from benchmarks.provenance import RESULTS, commit, machine
+from benchmarks.static import report
 
 FIELDS = ("case", "contender", "p50_ms", "min_ms", "max_ms", "rounds", "threads", "machine", "torch", "commit", "date")
-
-
-def commit() -> str:
-    """The commit of this checkout, marked where files differ from it."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
-
-
-def machine() -> str:
-    """The processor's name and its widest vectors."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def agree(case: Case) -> None:
@@ -93,6 +81,11 @@ def main() -> None:
     drawing.add_argument("--table", type=Path, default=Path("benchmarks/results/cpu.csv"))
     drawing.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu.png"))
     drawing.set_defaults(call=lambda options: plot(options.table, options.out))
+    static = commands.add_parser("static", help="compile every Triton kernel and print what the machine code predicts")
+    static.add_argument("--full", action="store_true", help="every dtype, width, group and exclusion, not bf16 alone")
+    static.add_argument("--kernel", default="", help="only configurations whose name holds this, such as scan-bf16")
+    static.add_argument("--out", type=Path, default=RESULTS / "static.csv")
+    static.set_defaults(call=lambda options: report(options.out, full=options.full, only=options.kernel))
     options = parser.parse_args()
     options.call(options)
 

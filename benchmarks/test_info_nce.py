@@ -18,4 +18,4 @@ def test_forward_and_backward(case: Case, name: str, benchmark: BenchmarkFixture
         pytest.skip(f"{name} cannot run here; see `secl doctor`")
     agree(case)
     benchmark.group = case.name
-    benchmark.pedantic(steps[name], rounds=5, warmup_rounds=1)
+    benchmark.pedantic(steps[name], rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
