@@ -6,16 +6,22 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.__main__ import agree
-from benchmarks.contenders import CASES, Case, contenders
+from benchmarks.cases import CASES, Case
+from benchmarks.contenders import OURS, YARDSTICKS, contender, names
+from benchmarks.gate import agree
+
+TIMED = [
+    (case, name) for case in CASES for name in names(case) if name in (OURS, "eager torch", *YARDSTICKS)
+]  # the rivals take minutes; `python -m benchmarks run` has them
 
 
-@pytest.mark.parametrize("name", ["eager torch", "secl_ops native", "matrix products alone"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "name"), TIMED, ids=[f"{case.name}-{name}" for case, name in TIMED])
 def test_forward_and_backward(case: Case, name: str, benchmark: BenchmarkFixture) -> None:
-    steps = contenders(case)
-    if name not in steps:
-        pytest.skip(f"{name} cannot run here; see `secl doctor`")
-    agree(case)
+    try:
+        step = contender(case, name)
+    except RuntimeError as error:
+        pytest.skip(f"{name} cannot run here: {error}")
+    if name not in YARDSTICKS:
+        agree(case, name, step())
     benchmark.group = case.name
-    benchmark.pedantic(steps[name], rounds=5, warmup_rounds=1)
+    benchmark.pedantic(step, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ import secl_ops
 from tests.conftest import REPOSITORY
 from tests.floors import FLOORS
 
-PACKAGES = ("secl_ops", "secl_models")
+PACKAGES = ("secl_ops", "secl_models", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 
 

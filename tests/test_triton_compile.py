@@ -6,14 +6,31 @@ SECL_COMPILE=full compiles every configuration instead of the representative one
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from benchmarks.compile import COPIES, Build, Built, compile_apart, every, faults
 from secl_ops import tiles
-from tests.triton_process import CONTRAST, Build, Built, cases, compile_apart
 
 pytest.importorskip("triton")
-SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # 8.6 and 8.9 run the code of 8.0 and offer 99 KiB
-CASES = cases()
+USED = ("scan", "running", "positive_mean", "keys", "self")
+
+
+def representative() -> list[Build]:
+    """The configurations that sit closest to a spill, with groups and exclusions."""
+    both = (True, False)
+    copies = [Build(kernel, dtype, 128, 90) for kernel in COPIES for dtype in ("bf16", "fp32")]
+    hopper = [Build(kernel, "bf16", width, 90, side) for width in (64, 128, 256) for kernel in USED for side in both]
+    others = [
+        Build(kernel, "bf16", width, capability, True)
+        for capability in (80, 100) for width in (128, 256) for kernel in ("running", "positive_mean", "keys")
+    ]  # fmt: skip
+    full = [Build(kernel, "fp32", 128, capability, True) for capability in (80, 100) for kernel in USED]
+    return copies + hopper + others + full + [Build(kernel, "fp16", 128, 90, True) for kernel in ("running", "keys")]
+
+
+CASES = every() if os.environ.get("SECL_COMPILE") == "full" else representative()
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +39,26 @@ def built() -> dict[Build, Built]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_compiles_without_spills(case: Build, built: dict[Build, Built]) -> None:
-    found = built[case]
-    assert not found.failure, found.failure
-    assert (found.stack, found.local) == (0, 0), found
-    assert found.shared <= SHARED_BYTES[case.capability], found
-    if case.kernel in CONTRAST and case.dtype == "bf16" and case.capability == 90:
-        assert found.wgmma, "the products of a Hopper kernel run as wgmma"
+def test_compiles_without_spills_and_keeps_the_tensor_cores(case: Build, built: dict[Build, Built]) -> None:
+    assert faults(case, built[case]) == []
 
 
 def test_a_spill_and_a_failure_are_seen() -> None:
     crowded = tiles.Tile(128, 128, 128, 128, 4, 2)
-    spilled, unknown = compile_apart([Build("running", "bf16", 128, 90), Build("running", "int7", 128, 90)], crowded)
-    assert spilled.stack > 0
-    assert unknown.failure
+    spill, unknown = Build("running", "bf16", 128, 90), Build("running", "int7", 128, 90)
+    spilled, failed = compile_apart([spill, unknown], crowded)
+    assert [fault.split()[0] for fault in faults(spill, spilled)] == ["spills"]
+    assert faults(unknown, failed) == [failed.failure]
+    assert failed.failure
+
+
+def test_lost_tensor_cores_of_hopper_are_seen() -> None:
+    case = Build("scan", "bf16", 64, 90)
+    narrow = tiles.Tile(32, 32, 64, 64, 4, 2)  # wgmma takes 64 rows
+    assert faults(case, *compile_apart([case], narrow)) == ["its products do not run as wgmma"]
+
+
+def test_shared_memory_beyond_the_card_is_seen() -> None:
+    built = Built(registers=128, shared=100 * 1024)
+    assert faults(Build("scan", "bf16", 128, 100), built) == []
+    assert "takes 102400 bytes" in faults(Build("scan", "bf16", 128, 80), built)[0]

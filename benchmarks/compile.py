@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles Triton kernels for GPUs this machine need not have, in a process of its own.
+
+Triton reads TRITON_INTERPRET once, when imported, and tests without a GPU import it interpreting.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.sass import Loop, Shape, main_loop
+from secl_ops import tiles
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CAPABILITIES = (80, 90, 100)
+SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # 8.6 and 8.9 run the code of 8.0 and offer 99 KiB
+
+
+class Kernel(NamedTuple):
+    """One way a kernel is launched."""
+
+    module: str  # of secl_ops.backends.triton
+    function: str
+    purpose: str = ""  # in tiles.pick; "" for a kernel that only moves memory
+    products: int = 0  # of rows with rows: 1 for the similarities, 2 when an output is summed up as well
+    switches: Mapping[str, bool] = {}  # its compile-time options, but for NEGATIVES
+
+
+_OUTPUT = {"VALUE": True, "SELF": False}
+KERNELS: dict[str, Kernel] = {
+    "scan": Kernel(
+        "contrast", "denominator_kernel", "scan", 1, {"VALUE": False, "BOUNDED": True, "SELF": False}
+    ),
+    "mean": Kernel("contrast", "denominator_kernel", "value", 2, {**_OUTPUT, "BOUNDED": True}),
+    "running": Kernel("contrast", "denominator_kernel", "value", 2, {"VALUE": True, "BOUNDED": False, "SELF": True}),
+    "positive": Kernel("contrast", "positive_kernel", "positive", 1, {"VALUE": False, "SELF": False, "KNOWN": True}),
+    "positive_mean": Kernel("contrast", "positive_kernel", "positive", 2, {**_OUTPUT, "KNOWN": False}),
+    "keys": Kernel(
+        "contrast", "gradient_kernel", "gradient", 2,
+        {"ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True, "SELF": False},
+    ),
+    "anchors": Kernel(
+        "contrast", "gradient_kernel", "gradient", 2,
+        {"ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False, "SELF": False},
+    ),
+    "self": Kernel(
+        "contrast", "gradient_kernel", "gradient", 2,
+        {"ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True, "SELF": True},
+    ),
+    "unit_rows": Kernel("rows", "unit_rows_kernel"),
+    "unit_rows_backward": Kernel("rows", "unit_rows_backward_kernel"),
+    "gather": Kernel("pixels", "gather_kernel"),
+    "gather_backward": Kernel("pixels", "gather_backward_kernel"),
+}  # fmt: skip
+COPIES = tuple(name for name, kernel in KERNELS.items() if not kernel.purpose)
+CONTRAST = tuple(name for name, kernel in KERNELS.items() if kernel.purpose)
+
+# Triton's types of kernel arguments, by the naming of the kernels; the first pattern that fits the whole name decides.
+TYPES: tuple[tuple[str, str], ...] = (
+    ("p_(anchors|keys|rows|columns|unit|map|out)", "*{dtype}"),
+    ("p_(exclude|index|order)", "*i64"),
+    ("p_.*(label|group).*|p_count", "*i32"),
+    ("p_.*", "*fp32"),
+    ("[A-Z0-9_]+", "constexpr"),
+    ("scale|scale2|bound2|mean_scale", "fp32"),
+    (".*", "i32"),
+)
+LEFT_OUT = re.compile("p_exclude|p_key_inverse|p_.*group.*")  # of a plain call
+
+
+class Build(NamedTuple):
+    """One configuration to compile."""
+
+    kernel: str
+    dtype: str
+    width: int
+    capability: int
+    negatives: bool = False
+    plain: bool = False  # without groups and exclusions
+
+    @property
+    def denominator(self) -> str:
+        """The public option it serves."""
+        return "negatives" if self.negatives else "all"
+
+    def __str__(self) -> str:
+        return f"{self.kernel}-{self.dtype}-{self.width}-sm{self.capability}-{self.denominator}" + "-plain" * self.plain
+
+
+class Built(NamedTuple):
+    """What the compiler made of it."""
+
+    registers: int = 0
+    stack: int = 0
+    local: int = 0
+    shared: int = 0
+    wgmma: bool = False
+    failure: str = ""
+    unread: str = ""  # why the main loop is not known
+    loop: Loop | None = None
+
+
+def every() -> list[Build]:
+    """Every configuration that the backend can launch at the widths of the tile table (minutes)."""
+    copies = [Build(kernel, dtype, 128, 90) for kernel in COPIES for dtype in ("bf16", "fp32")]
+    return copies + [
+        Build(kernel, dtype, width, capability, negatives, plain)
+        for dtype in DTYPES for width in (64, 128, 256, 512) for capability in CAPABILITIES
+        for kernel in CONTRAST for negatives in (True, False) for plain in (True, False)
+    ]  # fmt: skip
+
+
+def common() -> list[Build]:
+    """What training in bf16 launches, without groups or exclusions."""
+    copies = [Build(kernel, "bf16", 128, capability) for kernel in COPIES for capability in CAPABILITIES]
+    return [
+        Build(kernel, "bf16", width, capability, negatives, True)
+        for kernel in CONTRAST for negatives in (False, True) for width in (64, 128, 256) for capability in CAPABILITIES
+    ] + copies  # fmt: skip
+
+
+def faults(build: Build, built: Built) -> list[str]:
+    """What is wrong with a compiled configuration: it failed, spills, does not fit, or lost the tensor cores.
+
+    Example:
+        >>> faults(Build("scan", "bf16", 128, 90), Built(registers=255, stack=8, wgmma=True))
+        ['spills 8 bytes']
+    """
+    if built.failure:
+        return [built.failure]
+    found = []
+    if built.stack or built.local:
+        found.append(f"spills {built.stack + built.local} bytes")
+    if built.shared > SHARED_BYTES[build.capability]:
+        found.append(f"takes {built.shared} bytes of shared memory of {SHARED_BYTES[build.capability]}")
+    if build.kernel in CONTRAST and build.dtype != "fp32" and build.capability == 90 and not built.wgmma:
+        found.append("its products do not run as wgmma")
+    return found
+
+
+def tile_of(build: Build) -> tiles.Tile:
+    """The pinned tile of a contrast kernel."""
+    return tiles.pick(build.width, DTYPES[build.dtype], KERNELS[build.kernel].purpose)
+
+
+def outputs(build: Build, tile: tiles.Tile) -> int:
+    """Programs that share a row's output, each of which repeats its similarities."""
+    return -(-build.width // tile.block_out) if KERNELS[build.kernel].products > 1 else 1
+
+
+def compile_apart(wanted: Sequence[Build], tile: tiles.Tile | None = None) -> list[Built]:
+    """Compile each configuration, with the table's tile or with this one, in one process that compiles.
+
+    Raises:
+        RuntimeError: That process died; its output is in the message.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.compile"]
+    task = json.dumps([list(wanted), tile])
+    done = subprocess.run(
+        command, input=task, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the compiling process exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return [_built(values) for values in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _built(values: list[Any]) -> Built:
+    built = Built(*values)
+    return built if built.loop is None else built._replace(loop=Loop(*built.loop))
+
+
+def _type(name: str, build: Build) -> str:
+    if build.plain and LEFT_OUT.fullmatch(name):
+        return "constexpr"
+    return next(kind for pattern, kind in TYPES if re.fullmatch(pattern, name)).format(dtype=build.dtype)
+
+
+def _launch(build: Build, tile: tiles.Tile | None) -> tuple[dict[str, object], dict[str, int]]:
+    """Compile-time values and launch options."""
+    kernel = KERNELS[build.kernel]
+    if not kernel.purpose:
+        values: dict[str, object] = {
+            "WIDTH": build.width, "BLOCK_N": tiles.COPY_ROWS, "BLOCK_D": tiles.COPY_COLUMNS, **kernel.switches,
+        }  # fmt: skip
+        return values, {"num_warps": 4, "num_stages": 3}
+    tile = tile or tile_of(build)
+    blocks = dict(zip(("BLOCK_N", "BLOCK_M", "BLOCK_D", "BLOCK_OUT"), tile[:4], strict=True))
+    values = {"WIDTH": build.width, "NEGATIVES": build.negatives, **kernel.switches, **blocks}
+    return values, {"num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def _build(build: Build, tile: tiles.Tile | None) -> Built:
+    """Compile one configuration and read its resources and its main loop out of the machine code."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    module = importlib.import_module(f"secl_ops.backends.triton.{KERNELS[build.kernel].module}")
+    kernel = getattr(module, KERNELS[build.kernel].function)
+    values, options = _launch(build, tile)
+    signature = {name: _type(name, build) for name in kernel.arg_names}
+    constants = {name: values.get(name) for name, kind in signature.items() if kind == "constexpr"}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+    }  # fmt: skip
+    source = ASTSource(kernel, signature, constants, aligned)
+    found = compile(source, target=GPUTarget("cuda", build.capability, 32), options=options)
+    usage = _disassemble(found.asm["cubin"], "-res-usage")
+    match = re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage)
+    if match is None:
+        raise ValueError(f"no resource usage in cuobjdump's output: {usage}")
+    registers, stack, local = map(int, match.groups())
+    wgmma = "wgmma.mma_async" in found.asm["ptx"]
+    result = Built(registers, stack, local, found.metadata.shared, wgmma)
+    if not KERNELS[build.kernel].products:
+        return result
+    try:
+        loop = main_loop(_disassemble(found.asm["cubin"], "-sass"), shape_of(build, tile or tile_of(build)))
+    except ValueError as error:  # a loop of a new kind hides no spill
+        return result._replace(unread=str(error))
+    return result._replace(loop=loop, unread="" if loop else "no loop holds a product")
+
+
+def shape_of(build: Build, tile: tiles.Tile) -> Shape:
+    """What the products of one tile come to.
+
+    Example:
+        >>> shape_of(Build("scan", "bf16", 128, 90), tiles.Tile(128, 64, 128, 128, 8, 3)).pair_flop
+        256
+    """
+    summed = KERNELS[build.kernel].products > 1
+    weight_depth = 8 if build.dtype == "fp16" else 16  # fp16 rows are summed up in tf32; see primitives.value_product
+    return Shape(
+        warps=tile.warps,
+        pairs=tile.block_n * tile.block_m,
+        pair_flop=2 * (build.width + (tile.block_out if summed else 0)),
+        chunks=-(-build.width // tile.block_d),
+        steps=build.width // 16 + (tile.block_m // weight_depth if summed else 0),
+    )
+
+
+def _disassemble(cubin: bytes, option: str) -> str:
+    """What the cuobjdump in Triton's wheel prints about a compiled kernel."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _attempt(build: Build, tile: tiles.Tile | None) -> Built:
+    try:
+        return _build(build, tile)
+    except Exception as error:  # one refused configuration must not hide the others
+        return Built(failure=f"{type(error).__name__}: {error}")
+
+
+def _attempts(wanted: Iterable[Build], tile: tiles.Tile | None) -> list[Built]:
+    return [_attempt(build, tile) for build in wanted]
+
+
+if __name__ == "__main__":
+    asked, shape = json.load(sys.stdin)
+    chosen = None if shape is None else tiles.Tile(*shape)
+    sys.stdout.write(json.dumps(_attempts((Build(*each) for each in asked), chosen)) + "\n")
