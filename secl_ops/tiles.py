@@ -42,8 +42,7 @@ _HALF: dict[str, tuple[tuple[int, Tile], ...]] = {
     "positive": (
         (64, Tile(128, 32, 64, 64, 8, 2)),  # softplus and sigmoid need the registers that 64 keys would take
         (128, Tile(64, 32, 128, 128, 4, 2)),  # 128 rows spill 8 bytes on sm_80
-        (256, Tile(64, 32, 256, 256, 8, 2)),
-        (WIDEST, Tile(64, 32, 128, 256, 8, 2)),
+        (WIDEST, Tile(64, 32, 128, 256, 8, 2)),  # whole rows of 256 spill 32 bytes on sm_90 with a factor per key
     ),
     "gradient": (
         (64, Tile(128, 32, 64, 64, 8, 3)),  # streamed anchors bring 6 numbers each: 64 of them spill on sm_100
