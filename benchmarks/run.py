@@ -57,10 +57,8 @@ def measured(case: Case, rounds: int, threads: int) -> list[tuple[object, ...]]:
     right, refused = admit(case)
     times = milliseconds(right, rounds)
     base = min((times[name] for name in YARDSTICKS if name in times), key=statistics.median)
-    print(
     print(f"\n{case.name}: {case.flop / 1e9:.1f} GFLOP of products")
     print(f"{'':28}{'ms':>9}{'min':>9}{'max':>9}{'x products':>12}{'extra MiB':>11}")
-    )
     rows: list[tuple[object, ...]] = []
     for name, values in times.items():
         spread, times_products = _spread(values), f"{ratio(values, base):.2f}"
