@@ -39,6 +39,7 @@ class ClassQueue(nn.Module):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("size", size), ("dim", dim)):
             spec.check_positive_int(name, value)
+        spec.check_places("num_classes * size", num_classes * size)
         self.num_classes, self.size, self.dim = num_classes, size, dim
         self.register_buffer("rows", torch.zeros(num_classes * size + 1, dim))
         self.register_buffer("labels", torch.full((num_classes * size + 1,), -1, dtype=torch.int32))

@@ -51,6 +51,18 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
+def check_bool(name: str, value: object) -> None:
+    """Refuse anything but True and False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
+
+
+def check_places(rule: str, count: int) -> None:
+    """Refuse more places than 32 bits count."""
+    if count >= 2**31:
+        raise ValueError(f"{rule} must stay below 2^31; got {count}; ask for fewer")
+
+
 def check_positive_int(name: str, value: object) -> None:
     """Refuse anything but an integer above zero."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
@@ -74,13 +86,13 @@ class ContrastSpec:
         check_choice("denominator", self.denominator, DENOMINATORS)
         check_choice("reduction", self.reduction, REDUCTIONS)
         check_choice("backend", self.backend, BACKENDS)
-        if not isinstance(self.normalize, bool):
-            raise TypeError(f"normalize must be a bool; got {type(self.normalize).__name__}")
+        check_bool("normalize", self.normalize)
+        check_bool("validate", self.validate)
         self._check_temperature()
 
     def _check_temperature(self) -> None:
         if isinstance(self.temperature, Tensor):
-            if self.temperature.numel() != 1 or not self.temperature.is_floating_point():
+            if self.temperature.numel() != 1 or self.temperature.dtype not in DTYPES:
                 raise ValueError(
                     "temperature must be a float or a floating tensor of one element; got a tensor of shape "
                     f"{tuple(self.temperature.shape)} and dtype {self.temperature.dtype}"
@@ -205,6 +217,16 @@ def check_map(name: str, features: Tensor) -> None:
             f"{name} must have shape [B, D, *spatial] with 1 to 3 spatial axes; got {tuple(features.shape)}"
         )
     check_floating(name, features)
+
+
+def check_like_map(name: str, value: Tensor, features: Tensor) -> None:
+    """Refuse a second map that differs from `features` in width, dtype or device."""
+    check_map(name, value)
+    if value.shape[1] != features.shape[1]:
+        raise ValueError(f"{name} must be as wide as features, {features.shape[1]}; got {value.shape[1]}")
+    if value.dtype != features.dtype:
+        raise TypeError(f"{name} must have the dtype of features, {features.dtype}; got {value.dtype}; cast one")
+    check_device(name, value, features, "features")
 
 
 def check_label_map(name: str, labels: Tensor) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TESTS = ("sanitizers", "native", "backends", "sample", "properties")
+TESTS = ("sanitizers", "native", "backends", "sample", "properties", "wrong_arguments")
 NOT_HERE = "not reference and not triton and not faster"  # a checked build is slow, and the others are not checked
 
 

@@ -112,6 +112,13 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("queue map", maps(queue=secl_ops.ClassQueue(2, 2, 5)), ValueError, "queue must be as wide as features, 3"),
     ("module seed", lambda: secl_ops.PixelContrastLoss(2, 2, seed=1.5), TypeError, "seed must be an int; got float"),
     ("module queue", lambda: secl_ops.PixelContrastLoss(2, 2, queue=1), TypeError, "queue must be a ClassQueue"),
+    ("validate kind", loss(validate=1), TypeError, "validate must be a bool; got int"),
+    ("temperature kind", loss(temperature=torch.ones(1).to(torch.float8_e5m2)), ValueError, "dtype torch.float8_e5m2"),
+    ("draws", pixels(per_class=2**30), ValueError, r"B \* num_classes \* per_class must stay below 2\^31; got 42949"),
+    ("classes", lambda: secl_ops.class_means(A, Y, 2**29), ValueError, "num_classes times the number of rows must"),
+    ("places", lambda: secl_ops.ClassQueue(2**16, 2**15, 1), ValueError, r"num_classes \* size must stay below 2\^31"),
+    ("key map", maps(F, MAP, F[:, :2], MAP), ValueError, "key_features must be as wide as features, 3; got 2"),
+    ("key map kind", maps(F, MAP, F.half(), MAP), TypeError, "key_features must have the dtype of features"),
     ("queue size", lambda: secl_ops.ClassQueue(2, 0, 3), ValueError, "size must be at least 1; got 0"),
     ("queue width", lambda: secl_ops.ClassQueue(2, 4, 8).enqueue(A, Y), ValueError, "rows must be 8 wide"),
 ]  # fmt: skip
