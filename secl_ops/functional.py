@@ -187,6 +187,7 @@ def sample_pixels(
 
 def _seed_tensor(seed: int | Tensor, labels: Tensor) -> Tensor:
     if isinstance(seed, Tensor):
+        spec.check_tensor("seed", seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(f"seed must be an int or an int64 tensor of one element; got {seed.dtype}, {seed.numel()}")
         spec.check_device("seed", seed, labels, "labels")

@@ -67,6 +67,7 @@ class ClassQueue(nn.Module):
             raise ValueError(f"rows must be {self.dim} wide, the queue's dim; got {rows.shape[1]}")
         spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
         spec.check_device("rows", rows, self.rows, "the queue")
+        labels = labels.long()
         member = labels[:, None] == torch.arange(self.num_classes, device=labels.device)  # [n, C]
         place = member.cumsum(dim=0) - 1  # how many of its class came before
         total = member.sum(dim=0)

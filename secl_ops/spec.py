@@ -92,6 +92,7 @@ class ContrastSpec:
 
     def _check_temperature(self) -> None:
         if isinstance(self.temperature, Tensor):
+            check_tensor("temperature", self.temperature)
             if self.temperature.numel() != 1 or self.temperature.dtype not in DTYPES:
                 raise ValueError(
                     "temperature must be a float or a floating tensor of one element; got a tensor of shape "
@@ -141,9 +142,12 @@ class SampleSpec:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse anything but a tensor."""
+    """Refuse anything but a tensor of numbers at strides: neither sparse nor nested."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else str(value.layout)
+        raise TypeError(f"{name} must be dense (torch.strided); got {kind}; convert it, for example with .to_dense()")
 
 
 def check_floating(name: str, values: Tensor) -> None:
@@ -192,8 +196,7 @@ def check_integers(name: str, values: Tensor, length: int, like: Tensor, like_na
 def check_weights(weights: Tensor, anchors: Tensor) -> None:
     """Refuse weights that are not N floating numbers beside the anchors."""
     check_tensor("weights", weights)
-    if not weights.is_floating_point():
-        raise TypeError(f"weights must be floating; got {weights.dtype}; cast it, for example with .float()")
+    check_floating("weights", weights)
     if weights.ndim != 1 or weights.shape[0] != anchors.shape[0]:
         raise ValueError(f"weights must have shape [{anchors.shape[0]}], one per anchor; got {tuple(weights.shape)}")
     check_device("weights", weights, anchors, "anchors")
@@ -269,15 +272,20 @@ def check_index(index: Tensor, features: Tensor, *, validate: bool) -> None:
     check_device("index", index, features, "features")
     if validate and index.numel():
         pixels = features.shape[0] * math.prod(features.shape[2:])
-        low, high = int(index.min()), int(index.max())
+        low, high = _extremes(index)
         if low < -1 or high >= pixels:
             raise ValueError(f"index must lie in -1..{pixels - 1} (B * prod(spatial) - 1); got {low}..{high}")
+
+
+def _extremes(values: Tensor) -> tuple[int, int]:
+    low, high = values.long().aminmax()  # torch has no minimum of unsigned integers wider than a byte
+    return int(low), int(high)
 
 
 def check_exclude_range(exclude: Tensor, keys: int) -> None:
     """Refuse an excluded key that does not exist; synchronises."""
     if exclude.numel():
-        low, high = int(exclude.min()), int(exclude.max())
+        low, high = _extremes(exclude)
         if low < -1 or high >= keys:
             raise ValueError(f"exclude must lie in -1..{keys - 1}; got {low}..{high}")
 
@@ -285,7 +293,7 @@ def check_exclude_range(exclude: Tensor, keys: int) -> None:
 def check_group_range(name: str, groups: Tensor) -> None:
     """Refuse groups that are no int32; synchronises."""
     if groups.numel():
-        low, high = int(groups.min()), int(groups.max())
+        low, high = _extremes(groups)
         if low < -(2**31) or high > 2**31 - 1:
             raise ValueError(f"{name} must lie in -2147483648..2147483647; got {low}..{high}")
 
@@ -293,6 +301,6 @@ def check_group_range(name: str, groups: Tensor) -> None:
 def check_label_range(name: str, labels: Tensor) -> None:
     """Refuse labels outside -1..2^31 - 1; synchronises."""
     if labels.numel():
-        low, high = int(labels.min()), int(labels.max())
+        low, high = _extremes(labels)
         if low < -1 or high > 2**31 - 1:
             raise ValueError(f"{name} must lie in -1..2147483647, -1 meaning ignored; got {low}..{high}")

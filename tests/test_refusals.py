@@ -33,6 +33,11 @@ def maps(features: object = F, labels: object = MAP, *keys: object, **options: o
 
 REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("rows as list", loss([[1.0]]), TypeError, "anchors must be a torch.Tensor; got list"),
+    ("sparse rows", loss(A.to_sparse()), TypeError, r"anchors must be dense .*; got torch.sparse_coo; convert it"),
+    (
+        "nested map",
+        lambda: secl_ops.gather_pixels(torch.nested.nested_tensor([A, A[:2]]), Y), TypeError, "got a nested tensor",
+    ),
     ("rank", loss(F), ValueError, r"anchors must have two dimensions \[rows, width\]; got shape \(2, 3, 4, 4\)"),
     ("integer rows", loss(A.long()), TypeError, r"anchors must be floating .*; got torch.int64; cast it"),
     ("float8 rows", loss(A.to(torch.float8_e5m2)), TypeError, "anchors must be floating .* got torch.float8_e5m2"),
@@ -56,7 +61,7 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("backend", loss(backend="cuda"), ValueError, "backend must be one of 'auto', 'reference', 'native', 'triton'"),
     ("normalize", loss(normalize=1), TypeError, "normalize must be a bool; got int"),
     ("weights shape", loss(weights=torch.ones(3)), ValueError, r"weights must have shape \[4\], one per anchor"),
-    ("weights kind", loss(weights=Y), TypeError, "weights must be floating; got torch.int64"),
+    ("weights kind", loss(weights=Y), TypeError, "weights must be floating .*; got torch.int64"),
     ("weights below 0", loss(weights=-torch.ones(4), validate=True), ValueError, "weights must be at least 0; got"),
     ("positives alone", loss(positives=A), ValueError, "positives needs positive_labels as well"),
     (

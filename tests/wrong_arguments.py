@@ -199,15 +199,23 @@ def main(group: str, path: str) -> None:
         target.function(**target.arguments)  # what is changed must be right before
     under_way = os.open(path, os.O_WRONLY | os.O_CREAT)
 
+    def make(call: Wrong) -> None:
+        os.ftruncate(under_way, 0)
+        os.pwrite(under_way, repr(call).encode(), 0)
+        call.make()
+
+    for target in targets:  # each argument alone is wrong in every way; several at once, as chance has it
+        for name in target.arguments:
+            for value in (*TENSORS, *SCALARS):
+                make(Wrong(target, {name: value}))
+
     @settings(
         max_examples=EXAMPLES[group], deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(calls(targets))
     def holds(call: Wrong) -> None:
-        os.ftruncate(under_way, 0)
-        os.pwrite(under_way, repr(call).encode(), 0)
-        call.make()
+        make(call)
 
     holds()
 
