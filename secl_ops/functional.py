@@ -242,6 +242,7 @@ def sample_pixels(
         raise ValueError(
             f'scores go with strategy="hard" and with it alone; got {strategy!r}, scores={scores is not None}'
         )
+    spec.check_places("B * num_classes * per_class", labels.shape[0] * options.num_classes * options.per_class)
     found = ops.sample(
         labels, eligible, scores, _seed_tensor(seed, labels), options.per_class, options.num_classes,
         options.ignore_index, strategy, backend,
@@ -251,6 +252,7 @@ def sample_pixels(
 
 def _seed_tensor(seed: int | Tensor, labels: Tensor) -> Tensor:
     if isinstance(seed, Tensor):
+        spec.check_tensor("seed", seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(f"seed must be an int or an int64 tensor of one element; got {seed.dtype}, {seed.numel()}")
         spec.check_device("seed", seed, labels, "labels")
@@ -293,6 +295,7 @@ def gather_pixels(
     """
     spec.check_map("features", features)
     spec.check_choice("backend", backend, spec.BACKENDS)
+    spec.check_bool("validate", validate)
     spec.check_index(index, features, validate=validate)
     rows: Tensor = Gather.apply(features, index, backend)  # type: ignore[no-untyped-call]  # torch types no Function
     return rows
@@ -360,6 +363,7 @@ def class_means(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor,
     spec.check_rows("rows", rows)
     spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
     spec.check_positive_int("num_classes", num_classes)
+    spec.check_places("num_classes times the number of rows", num_classes * max(1, rows.shape[0]))
     wide = rows if rows.dtype == torch.float64 else rows.float()
     member = labels.long()[None, :] == torch.arange(num_classes, device=rows.device)[:, None]  # [C, n]
     count = member.sum(dim=1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from secl_ops.backends.reference import ContrastState
 from secl_ops.backends.select import select
-from secl_ops.spec import Flag, Pairs
+from secl_ops.spec import Flag, Pairs, check_places
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _PAIRS = (
@@ -52,13 +52,39 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _demand(name: str, value: Tensor | None, *shape: int | None) -> None:
+    """Refuse a shape that kernels, which trust it, would read past; None stands for any size."""
+    if value is None:  # what the dispatcher makes of a None in a place that must hold a tensor
+        raise TypeError(f"{name} must be a tensor; got None")
+    fits = value.ndim == len(shape)
+    if not fits or any(want not in (None, have) for want, have in zip(shape, value.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape [{wanted}]; got {tuple(value.shape)}")
+
+
+def _demand_map(name: str, value: Tensor, least: int) -> None:
+    _demand(name, value, *([None] * max(least, 0 if value is None else value.ndim)))
+
+
+def _demand_pairs(anchors: Tensor, keys: Tensor, pairs: Pairs) -> None:
+    _demand("anchors", anchors, None, None)
+    _demand("keys", keys, None, anchors.shape[1])
+    for name, side in zip(Pairs._fields, (anchors, keys, anchors, keys, anchors), strict=False):
+        value = getattr(pairs, name)
+        if value is not None or name.endswith("labels"):
+            _demand(name, value, side.shape[0])
+
+
 @_implement("unit_rows")
 def _unit_rows(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    _demand("rows", rows, None, None)
+    _demand("labels", labels, rows.shape[0])
     return select(backend, rows.device, rows.dtype, "info_nce").unit_rows(rows, labels)
 
 
 @_fake("unit_rows")
 def _unit_rows_fake(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    _demand("rows", rows, None, None)
     return rows.new_empty(rows.shape), rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
 
 
@@ -74,6 +100,9 @@ def _row_inverse_fake(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
 
 @_implement("unit_rows_backward")
 def _unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor, backend: str) -> Tensor:
+    _demand("unit", unit, None, None)
+    _demand("grad", grad, *unit.shape)
+    _demand("inverse", inverse, unit.shape[0])
     module = select(backend, unit.device, unit.dtype, "info_nce")
     return module.unit_rows_backward(grad, unit, inverse)
 
@@ -94,15 +123,23 @@ def _contrast(
     positive_start: int, negative_stop: int, key_inverse: Tensor | None, known_lse: Tensor | None,
     scale: float, flags: int, backend: str,
 ) -> ContrastState:  # fmt: skip
+    pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
+    _demand_pairs(anchors, keys, pairs)
+    for name, value, length in (
+        ("key_inverse", key_inverse, keys.shape[0]),
+        ("known_lse", known_lse, anchors.shape[0]),
+    ):
+        if value is not None:
+            _demand(name, value, length)
     module = select(backend, anchors.device, anchors.dtype, "info_nce")
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         state = _contrast_outputs(anchors, flags)
         return ContrastState._make(tensor.zero_() for tensor in state)
-    pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
     return module.contrast_forward(anchors, keys, pairs, scale, Flag(flags), known_lse, key_inverse)
 
 
 def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
+    _demand("anchors", anchors, None, None)
     loss, lse, pull = (anchors.new_empty(anchors.shape[0], dtype=_wide(anchors.dtype)) for _ in range(3))
     count = anchors.new_empty(anchors.shape[0], dtype=torch.int32)
     return ContrastState(loss, lse, pull, count, _empty_gradient(anchors, bool(flags & Flag.ANCHOR_GRADIENT)))
@@ -125,15 +162,20 @@ def _contrast_backward(
     exclude: Tensor | None, positive_start: int, negative_stop: int, lse: Tensor,
     scale: float, flags: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
+    _demand_pairs(anchors, keys, pairs)
+    for name, value in (("grad_loss", grad_loss), ("push", push), ("draw", draw), ("lse", lse)):
+        _demand(name, value, anchors.shape[0])
     module = select(backend, anchors.device, anchors.dtype, "info_nce")
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         grad_anchors, grad_keys = _contrast_gradients(anchors, keys, flags)
         return grad_anchors.zero_(), grad_keys.zero_()
-    pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
     return module.contrast_backward((grad_loss, push, draw), anchors, keys, pairs, lse, scale, Flag(flags))
 
 
 def _contrast_gradients(anchors: Tensor, keys: Tensor, flags: int) -> tuple[Tensor, Tensor]:
+    _demand("anchors", anchors, None, None)
+    _demand("keys", keys, None, None)
     shared = bool(flags & Flag.SELF)
     return (
         _empty_gradient(anchors, shared or bool(flags & Flag.ANCHOR_GRADIENT)),
@@ -153,16 +195,24 @@ def _contrast_backward_fake(
 
 @_implement("gather")
 def _gather(features: Tensor, index: Tensor, backend: str) -> Tensor:
+    _demand_map("features", features, 3)
+    _demand("index", index, None)
     return select(backend, features.device, features.dtype, "gather_pixels").gather(features, index)
 
 
 @_fake("gather")
 def _gather_fake(features: Tensor, index: Tensor, backend: str) -> Tensor:
+    _demand_map("features", features, 3)
+    _demand("index", index, None)
     return features.new_empty((index.shape[0], features.shape[1]))
 
 
 @_implement("gather_backward")
 def _gather_backward(grad: Tensor, index: Tensor, size: list[int], stride: list[int], backend: str) -> Tensor:
+    _demand("index", index, None)
+    if len(size) < 3 or len(stride) != len(size) or min(*size, *stride) < 0:
+        raise ValueError(f"size and stride must be those of a map [B, D, *spatial]; got {size} and {stride}")
+    _demand("grad", grad, index.shape[0], size[1])
     module = select(backend, grad.device, grad.dtype, "gather_pixels")
     dense = torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride()
     return module.gather_backward(grad, index, size, dense)
@@ -178,6 +228,14 @@ def _sample(
     labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor, per_class: int,
     num_classes: int, ignore_index: int, strategy: str, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _demand_map("labels", labels, 2)
+    for name, value in (("eligible", eligible), ("scores", scores)):
+        if value is not None:
+            _demand(name, value, *labels.shape)
+    _demand("seed", seed, 1)
+    if min(per_class, num_classes) < 0:
+        raise ValueError(f"per_class and num_classes must not be negative; got {per_class} and {num_classes}")
+    check_places("B * num_classes * per_class", labels.shape[0] * num_classes * per_class)
     module = select(backend, labels.device, labels.dtype, "sample_pixels")
     return module.sample(labels, eligible, scores, seed, per_class, num_classes, ignore_index, strategy)
 
@@ -187,6 +245,7 @@ def _sample_fake(
     labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor, per_class: int,
     num_classes: int, ignore_index: int, strategy: str, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _demand_map("labels", labels, 2)
     size = labels.shape[0] * num_classes * per_class
     return labels.new_empty(size, dtype=torch.int64), labels.new_empty(size, dtype=torch.int32)
 

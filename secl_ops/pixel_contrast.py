@@ -92,6 +92,7 @@ def pixel_contrast(
     anchors, anchor_labels = _draw_rows("features", features, "labels", labels, eligible, scores, options, seed)
     exclude = None
     if key_features is not None:
+        spec.check_like_map("key_features", key_features, features)
         if key_labels is None:
             key_labels, key_eligible = labels, eligible if key_eligible is None else key_eligible
         uniform = replace(options, strategy="uniform") if strategy == "hard" else options

@@ -39,6 +39,7 @@ class ClassQueue(nn.Module):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("size", size), ("dim", dim)):
             spec.check_positive_int(name, value)
+        spec.check_places("num_classes * size", num_classes * size)
         self.num_classes, self.size, self.dim = num_classes, size, dim
         self.register_buffer("rows", torch.zeros(num_classes * size + 1, dim))
         self.register_buffer("labels", torch.full((num_classes * size + 1,), -1, dtype=torch.int32))
@@ -66,6 +67,7 @@ class ClassQueue(nn.Module):
             raise ValueError(f"rows must be {self.dim} wide, the queue's dim; got {rows.shape[1]}")
         spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
         spec.check_device("rows", rows, self.rows, "the queue")
+        labels = labels.long()
         member = labels[:, None] == torch.arange(self.num_classes, device=labels.device)  # [n, C]
         place = member.cumsum(dim=0) - 1  # how many of its class came before
         total = member.sum(dim=0)

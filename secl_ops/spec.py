@@ -52,6 +52,18 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
+def check_bool(name: str, value: object) -> None:
+    """Refuse anything but True and False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
+
+
+def check_places(rule: str, count: int) -> None:
+    """Refuse more places than 32 bits count."""
+    if count >= 2**31:
+        raise ValueError(f"{rule} must stay below 2^31; got {count}; ask for fewer")
+
+
 def check_positive_int(name: str, value: object) -> None:
     """Refuse anything but an integer above zero."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
@@ -75,13 +87,14 @@ class ContrastSpec:
         check_choice("denominator", self.denominator, DENOMINATORS)
         check_choice("reduction", self.reduction, REDUCTIONS)
         check_choice("backend", self.backend, BACKENDS)
-        if not isinstance(self.normalize, bool):
-            raise TypeError(f"normalize must be a bool; got {type(self.normalize).__name__}")
+        check_bool("normalize", self.normalize)
+        check_bool("validate", self.validate)
         self._check_temperature()
 
     def _check_temperature(self) -> None:
         if isinstance(self.temperature, Tensor):
-            if self.temperature.numel() != 1 or not self.temperature.is_floating_point():
+            check_tensor("temperature", self.temperature)
+            if self.temperature.numel() != 1 or self.temperature.dtype not in DTYPES:
                 raise ValueError(
                     "temperature must be a float or a floating tensor of one element; got a tensor of shape "
                     f"{tuple(self.temperature.shape)} and dtype {self.temperature.dtype}"
@@ -130,9 +143,12 @@ class SampleSpec:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse anything but a tensor."""
+    """Refuse anything but a tensor of numbers at strides: neither sparse nor nested."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else str(value.layout)
+        raise TypeError(f"{name} must be dense (torch.strided); got {kind}; convert it, for example with .to_dense()")
 
 
 def check_floating(name: str, values: Tensor) -> None:
@@ -181,8 +197,7 @@ def check_integers(name: str, values: Tensor, length: int, like: Tensor, like_na
 def check_per_anchor(name: str, values: Tensor, anchors: Tensor) -> None:
     """Refuse anything but N floating numbers beside the anchors."""
     check_tensor(name, values)
-    if not values.is_floating_point():
-        raise TypeError(f"{name} must be floating; got {values.dtype}; cast it, for example with .float()")
+    check_floating(name, values)
     if values.ndim != 1 or values.shape[0] != anchors.shape[0]:
         raise ValueError(f"{name} must have shape [{anchors.shape[0]}], one per anchor; got {tuple(values.shape)}")
     check_device(name, values, anchors, "anchors")
@@ -206,6 +221,16 @@ def check_map(name: str, features: Tensor) -> None:
             f"{name} must have shape [B, D, *spatial] with 1 to 3 spatial axes; got {tuple(features.shape)}"
         )
     check_floating(name, features)
+
+
+def check_like_map(name: str, value: Tensor, features: Tensor) -> None:
+    """Refuse a second map that differs from `features` in width, dtype or device."""
+    check_map(name, value)
+    if value.shape[1] != features.shape[1]:
+        raise ValueError(f"{name} must be as wide as features, {features.shape[1]}; got {value.shape[1]}")
+    if value.dtype != features.dtype:
+        raise TypeError(f"{name} must have the dtype of features, {features.dtype}; got {value.dtype}; cast one")
+    check_device(name, value, features, "features")
 
 
 def check_label_map(name: str, labels: Tensor) -> None:
@@ -248,15 +273,20 @@ def check_index(index: Tensor, features: Tensor, *, validate: bool) -> None:
     check_device("index", index, features, "features")
     if validate and index.numel():
         pixels = features.shape[0] * math.prod(features.shape[2:])
-        low, high = int(index.min()), int(index.max())
+        low, high = _extremes(index)
         if low < -1 or high >= pixels:
             raise ValueError(f"index must lie in -1..{pixels - 1} (B * prod(spatial) - 1); got {low}..{high}")
+
+
+def _extremes(values: Tensor) -> tuple[int, int]:
+    low, high = values.long().aminmax()  # torch has no minimum of unsigned integers wider than a byte
+    return int(low), int(high)
 
 
 def check_exclude_range(exclude: Tensor, keys: int) -> None:
     """Refuse an excluded key that does not exist; synchronises."""
     if exclude.numel():
-        low, high = int(exclude.min()), int(exclude.max())
+        low, high = _extremes(exclude)
         if low < -1 or high >= keys:
             raise ValueError(f"exclude must lie in -1..{keys - 1}; got {low}..{high}")
 
@@ -264,7 +294,7 @@ def check_exclude_range(exclude: Tensor, keys: int) -> None:
 def check_group_range(name: str, groups: Tensor) -> None:
     """Refuse groups that are no int32; synchronises."""
     if groups.numel():
-        low, high = int(groups.min()), int(groups.max())
+        low, high = _extremes(groups)
         if low < -(2**31) or high > 2**31 - 1:
             raise ValueError(f"{name} must lie in -2147483648..2147483647; got {low}..{high}")
 
@@ -272,6 +302,6 @@ def check_group_range(name: str, groups: Tensor) -> None:
 def check_label_range(name: str, labels: Tensor) -> None:
     """Refuse labels outside -1..2^31 - 1; synchronises."""
     if labels.numel():
-        low, high = int(labels.min()), int(labels.max())
+        low, high = _extremes(labels)
         if low < -1 or high > 2**31 - 1:
             raise ValueError(f"{name} must lie in -1..2147483647, -1 meaning ignored; got {low}..{high}")

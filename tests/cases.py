@@ -25,6 +25,15 @@ def labels(n: int, classes: int, seed: int, ignored: float = 0.0) -> torch.Tenso
     return torch.where(torch.rand(n, generator=generator) < ignored, -1, drawn)
 
 
+def surrounded(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values as a contiguous view into a larger buffer of NaN, or of class 0, and that buffer."""
+    margin, outside = 80, torch.nan if values.is_floating_point() else 0
+    buffer = values.new_full((len(values) + 2 * margin, *values.shape[1:]), outside)
+    view = buffer[margin : margin + len(values)]
+    view.copy_(values)
+    return view, buffer
+
+
 def separate(n: int, m: int, d: int, seed: int = 0, classes: int = 4, ignored: float = 0.2) -> Call:
     """Anchors and keys of their own."""
     return Call(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,3 +70,31 @@ def backend(request: pytest.FixtureRequest) -> str:
 def device(backend: str) -> str:
     """Where this backend's tensors live in the tests."""
     return "cuda" if backend != "native" and torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def built() -> None:
+    """Skip where the C++ extension is not built."""
+    from secl_ops import library
+
+    if library.ABSENCE:
+        skip_or_fail("native", library.ABSENCE)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest, built: None) -> Iterator[str]:
+    """Each instruction set that this machine runs, forced for one test."""
+    try:
+        torch.ops.secl_native.set_isa(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error).splitlines()[0])
+    yield str(request.param)
+    torch.ops.secl_native.set_isa("auto")
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TESTS = ("sanitizers", "native", "backends", "sample", "properties")
-NOT_HERE = "not reference and not triton and not faster"  # a checked build is slow, and the others are not checked
+TESTS = ("sanitizers", "native", "backends", "sample", "properties", "wrong_arguments", "native_bounds", "traps")
+# The other backends are not checked, and a checked build is slow.
+NOT_HERE = "not reference and not triton and not faster and not more_pairs"
 
 
 class Lane(NamedTuple):

@@ -56,7 +56,7 @@ def test_every_case(name: str, denominator: str, backend: str, device: str) -> N
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
-@pytest.mark.parametrize("name", ["ragged", "self", "prototypes", "not normalised"])
+@pytest.mark.parametrize("name", CASES)
 def test_low_precision(name: str, denominator: str, dtype: torch.dtype, backend: str, device: str) -> None:
     check(replace(CASES[name](), denominator=denominator).to(dtype), backend, device)
 
@@ -256,7 +256,7 @@ def map_like(layout: str) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gather_reads_and_its_gradient_writes(layout: str, dtype: torch.dtype, backend: str, device: str) -> None:
     features = map_like(layout).to(device, dtype).requires_grad_()
     index = torch.tensor([0, 69, -1, 17, 17, 34, 35], device=device)

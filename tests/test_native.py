@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -24,8 +24,6 @@ from tests.budget import assert_within_budget
 from tests.cases import push_and_draw
 from tests.conftest import REPOSITORY, skip_or_fail
 
-ISAS = ("portable", "avx2", "avx512")
-
 
 @pytest.fixture
 def unbuilt() -> None:
@@ -36,25 +34,6 @@ def unbuilt() -> None:
 def _built(request: pytest.FixtureRequest) -> None:
     if library.ABSENCE and "unbuilt" not in request.fixturenames:
         skip_or_fail("native", library.ABSENCE)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine runs, forced for one test."""
-    try:
-        torch.ops.secl_native.set_isa(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
-    yield str(request.param)
-    torch.ops.secl_native.set_isa("auto")
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of threads, and puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -198,21 +177,6 @@ def test_a_lone_positive_pair_costs_exactly_nothing(isa: str) -> None:
     for i in range(63):
         state = native.contrast_forward(rows[i : i + 1], rows[i + 1 : i + 2], pairs, 14.3, Flag.UNIT)
         assert state.loss.item() == 0.0
-
-
-def test_more_pairs_than_32_bits_count(threads: Callable[[int], None]) -> None:
-    n = 47_000
-    assert n * n > 2**31
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.nn.functional.normalize(torch.randn(n, 2, generator=generator), dim=1)
-    labels = torch.randint(0, 3, (n,), generator=generator, dtype=torch.int32)
-    pairs = Pairs(labels, labels, None, None, None, 0, n)
-    found = native.contrast_forward(rows, rows, pairs, 5.0, Flag.SELF | Flag.UNIT)
-    picked = torch.tensor([0, n // 2, n - 1])
-    some = Pairs(labels[picked], labels, None, None, picked, 0, n)
-    truth = reference.contrast_forward(rows[picked].double(), rows.double(), some, 5.0, Flag.UNIT)
-    plain = reference.contrast_forward(rows[picked], rows, some, 5.0, Flag.UNIT)
-    assert_within_budget("loss", found.loss[picked], truth.loss, plain.loss, amplification=4 * 5.0)
 
 
 @pytest.mark.parametrize("denominator", ["all", "negatives"])

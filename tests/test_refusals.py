@@ -33,6 +33,11 @@ def maps(features: object = F, labels: object = MAP, *keys: object, **options: o
 
 REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("rows as list", loss([[1.0]]), TypeError, "anchors must be a torch.Tensor; got list"),
+    ("sparse rows", loss(A.to_sparse()), TypeError, r"anchors must be dense .*; got torch.sparse_coo; convert it"),
+    (
+        "nested map",
+        lambda: secl_ops.gather_pixels(torch.nested.nested_tensor([A, A[:2]]), Y), TypeError, "got a nested tensor",
+    ),
     ("rank", loss(F), ValueError, r"anchors must have two dimensions \[rows, width\]; got shape \(2, 3, 4, 4\)"),
     ("integer rows", loss(A.long()), TypeError, r"anchors must be floating .*; got torch.int64; cast it"),
     ("float8 rows", loss(A.to(torch.float8_e5m2)), TypeError, "anchors must be floating .* got torch.float8_e5m2"),
@@ -56,7 +61,7 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("backend", loss(backend="cuda"), ValueError, "backend must be one of 'auto', 'reference', 'native', 'triton'"),
     ("normalize", loss(normalize=1), TypeError, "normalize must be a bool; got int"),
     ("weights shape", loss(weights=torch.ones(3)), ValueError, r"weights must have shape \[4\], one per anchor"),
-    ("weights kind", loss(weights=Y), TypeError, "weights must be floating; got torch.int64"),
+    ("weights kind", loss(weights=Y), TypeError, "weights must be floating .*; got torch.int64"),
     ("weights below 0", loss(weights=-torch.ones(4), validate=True), ValueError, "weights must be at least 0; got"),
     ("positives alone", loss(positives=A), ValueError, "positives needs positive_labels as well"),
     (
@@ -120,6 +125,13 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("queue map", maps(queue=secl_ops.ClassQueue(2, 2, 5)), ValueError, "queue must be as wide as features, 3"),
     ("module seed", lambda: secl_ops.PixelContrastLoss(2, 2, seed=1.5), TypeError, "seed must be an int; got float"),
     ("module queue", lambda: secl_ops.PixelContrastLoss(2, 2, queue=1), TypeError, "queue must be a ClassQueue"),
+    ("validate kind", loss(validate=1), TypeError, "validate must be a bool; got int"),
+    ("temperature kind", loss(temperature=torch.ones(1).to(torch.float8_e5m2)), ValueError, "dtype torch.float8_e5m2"),
+    ("draws", pixels(per_class=2**30), ValueError, r"B \* num_classes \* per_class must stay below 2\^31; got 42949"),
+    ("classes", lambda: secl_ops.class_means(A, Y, 2**29), ValueError, "num_classes times the number of rows must"),
+    ("places", lambda: secl_ops.ClassQueue(2**16, 2**15, 1), ValueError, r"num_classes \* size must stay below 2\^31"),
+    ("key map", maps(F, MAP, F[:, :2], MAP), ValueError, "key_features must be as wide as features, 3; got 2"),
+    ("key map kind", maps(F, MAP, F.half(), MAP), TypeError, "key_features must have the dtype of features"),
     ("queue size", lambda: secl_ops.ClassQueue(2, 0, 3), ValueError, "size must be at least 1; got 0"),
     ("queue width", lambda: secl_ops.ClassQueue(2, 4, 8).enqueue(A, Y), ValueError, "rows must be 8 wide"),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 import secl_ops
 
 STRATEGIES = ["uniform", "stratified"]
+ALL_STRATEGIES = [*STRATEGIES, "hard"]
 
 
 @pytest.fixture(params=["reference", "native"])
@@ -50,15 +51,21 @@ def flat_draw(labels: Tensor, per_class: int, classes: int, **options: object) -
     return index
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ALL_STRATEGIES)
 @pytest.mark.parametrize("shape", [(3, 40), (3, 9, 11), (2, 5, 6, 7)])
 @pytest.mark.parametrize("per_class", [1, 5, 64])
-def test_exact_counts(strategy: str, shape: tuple[int, ...], per_class: int, sampler: str) -> None:
-    labels = maps(shape=shape)
-    index = flat_draw(labels, per_class, 3, seed=7, strategy=strategy, backend=sampler)
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_exact_counts(strategy: str, shape: tuple[int, ...], per_class: int, share: float, sampler: str) -> None:
+    labels, generator = maps(shape=shape), torch.Generator().manual_seed(1)
+    eligible = torch.rand(shape, generator=generator) < share
+    scores = torch.randint(0, 4, shape, generator=generator) / 2.0 if strategy == "hard" else None
+    index = flat_draw(
+        labels, per_class, 3, seed=7, strategy=strategy, eligible=eligible, scores=scores, backend=sampler
+    )
+    assert eligible.flatten()[index[index >= 0]].all()
     for image in range(len(labels)):
         for number in range(3):
-            available = int((labels[image] == number).sum())
+            available = int(((labels[image] == number) & eligible[image]).sum())
             assert int((index[image, number] >= 0).sum()) == min(per_class, available)
 
 
@@ -73,12 +80,66 @@ def test_every_pixel_is_equally_likely(strategy: str, sampler: str) -> None:
     inside = hits[labels.flatten() == 0]
     assert hits.sum() == 3000 * 7
     assert inside.sum() == hits.sum()
+    assert len(inside) == 30
+    assert rarity(inside, 7) > 1e-3
+    assert strategy == "stratified" or rarity(inside, 7) < 1 - 1e-3
+
+
+def rarity(hits: Tensor, drawn: int = 0) -> float:
+    """Chance of counts [n] at least as uneven as these, where each of `drawn` distinct of n is equally likely."""
+    n = len(hits)
+    statistic = float(((hits - hits.mean()) ** 2 / hits.mean()).sum())
     # Draws without replacement vary less than a multinomial, by exactly (1 - k/n) n / (n - 1).
-    statistic = float(((inside - inside.mean()) ** 2 / inside.mean()).sum()) / (1 - 7 / 30) * 29 / 30
-    if strategy == "uniform":
-        assert 1e-3 < stats.chi2.sf(statistic, df=29) < 1 - 1e-3
-    else:
-        assert stats.chi2.sf(statistic, df=29) > 1e-3
+    return float(stats.chi2.sf(statistic / (1 - drawn / n) * (n - 1) / n if drawn else statistic, df=n - 1))
+
+
+@pytest.mark.parametrize("strategy", ALL_STRATEGIES)
+def test_every_eligible_pixel_of_each_class_is_equally_likely(strategy: str, sampler: str) -> None:
+    images, draws = 250, 12
+    generator = torch.Generator().manual_seed(3)
+    labels, eligible = maps(4, (7, 9), classes=2), torch.rand(7, 9, generator=generator) < 0.6
+    scores = torch.arange(63.0).view(7, 9) if strategy == "hard" else None
+    hits = torch.zeros(63)
+    for seed in range(draws):
+        many = {
+            "eligible": eligible.expand(images, 7, 9),
+            "scores": None if scores is None else scores.expand(images, 7, 9),
+        }
+        sample = secl_ops.sample_pixels(
+            labels.expand(images, 7, 9), 6, num_classes=2, seed=seed, strategy=strategy, **many, backend=sampler
+        )
+        hits += torch.bincount(sample.index % 63, minlength=63)
+    assert hits.sum() == images * draws * 2 * 6
+    for number in range(2):
+        members = hits[((labels == number) & eligible).flatten()]
+        drawn = 6
+        if strategy == "hard":  # the three of the lowest scores always, three others by chance
+            assert (members[:3] == images * draws).all()
+            members, drawn = members[3:], 3
+        assert members.sum() == images * draws * drawn
+        rare = rarity(members, drawn)
+        assert rare > 1e-3
+        assert strategy == "stratified" or rare < 1 - 1e-3
+
+
+def test_every_pair_of_pixels_is_equally_likely(sampler: str) -> None:
+    sample = secl_ops.sample_pixels(torch.zeros(2800, 8).long(), 2, num_classes=1, seed=1, backend=sampler)
+    first, second = (sample.index.view(2800, 2) % 8).sort(dim=1).values.T
+    pairs = torch.bincount(first * 8 + second, minlength=64).view(8, 8).float()
+    upper = pairs[torch.triu(torch.ones(8, 8), 1) > 0]
+    assert upper.sum() == 2800
+    assert 1e-3 < rarity(upper) < 1 - 1e-3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_draws_of_one_image_and_seed_tell_nothing_of_the_next(strategy: str, sampler: str) -> None:
+    labels = torch.zeros(1801, 6).long()
+    drawn = [
+        secl_ops.sample_pixels(labels, 1, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index % 6
+        for seed in (0, 1)
+    ]
+    for this, other in ((drawn[0], drawn[1]), (drawn[0][:-1], drawn[0][1:])):
+        assert 1e-3 < rarity(torch.bincount(this * 6 + other, minlength=36).float()) < 1 - 1e-3
 
 
 def test_stratified_draws_are_spread(sampler: str) -> None:

@@ -14,6 +14,7 @@ namespace {
 constexpr int kIndexBits = 28;  // low bits of a priority: the pixel, so that no two tie
 constexpr int kRandomBits = 63 - kIndexBits;
 constexpr int64_t kCellsPerAxis = 4;
+constexpr int64_t kMostPlaces = (int64_t{1} << 31) - 1;
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
 
 // The splitmix64 finaliser: a counter becomes 64 random bits.
@@ -160,6 +161,9 @@ std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, c
   STD_TORCH_CHECK(pixels < int64_t{1} << kIndexBits, "an image may have at most 2^28 - 1 pixels; got ",
                   pixels);
   check_vector("seed", seed, 1, ScalarType::Long);
+  STD_TORCH_CHECK(per_class >= 0 && num_classes >= 0 && per_class <= kMostPlaces &&
+                      images <= kMostPlaces && num_classes <= kMostPlaces / std::max<int64_t>(per_class * images, 1),
+                  "images * num_classes * per_class must lie in 0..2^31 - 1");
   for (const Maybe* map : {&eligible, &scores}) {
     if (!map->has_value()) continue;
     check_dense("eligible and scores", **map, labels.dim());

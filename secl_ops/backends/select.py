@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secl_ops.backends import native, reference, triton
 from secl_ops.backends.reference import ContrastState
-from secl_ops.spec import Flag, Pairs
+from secl_ops.spec import BACKENDS, Flag, Pairs, check_choice
 
 _IN_ORDER = {"native": native, "triton": triton, "reference": reference}
 
@@ -47,8 +47,10 @@ def select(backend: str, device: torch.device, dtype: torch.dtype, operation: st
     """The backend module that serves `operation` on this device and dtype.
 
     Raises:
+        ValueError: No backend has this name.
         RuntimeError: A named backend has objections; the message lists each.
     """
+    check_choice("backend", backend, BACKENDS)
     if backend != "auto":
         reasons = MODULES[backend].objections(device.type, dtype, operation)
         if reasons:

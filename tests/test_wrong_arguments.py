@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong arguments never end the process: every failure is an exception, and a public one names the argument."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from secl_ops import library, ops
+from tests.conftest import REPOSITORY, skip_or_fail
+
+LIMIT_SECONDS = 300
+
+
+@pytest.mark.parametrize("group", ["public", "secl", "native"])
+def test_wrong_arguments_are_refused_and_nothing_crashes(group: str, tmp_path: Path) -> None:
+    if library.ABSENCE:
+        skip_or_fail("native", library.ABSENCE)
+    if group != "native" and os.environ.get("SECL_SANITIZE"):
+        pytest.skip("a sanitizer ends the process where a size is too large to allocate, as those of torch may be")
+    under_way = tmp_path / "call"
+    program = [sys.executable, "-m", "tests.wrong_arguments", group.replace("native", "secl_native"), str(under_way)]
+    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
+    last = under_way.read_text() if under_way.exists() else "the imports"
+    if done.returncode < 0:
+        pytest.fail(f"{signal.Signals(-done.returncode).name} in {last}\n{done.stderr[-2000:]}")
+    assert done.returncode == 0, f"{last}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+ROWS, LABELS = torch.ones(4, 3), torch.zeros(4, dtype=torch.int32)
+MAP = torch.zeros(1, 2, 4, 4)
+RAW = [
+    ("labels", lambda: ops.unit_rows(ROWS, LABELS[:3], "reference"), r"labels must have shape \[4\]; got \(3,\)"),
+    ("rank", lambda: ops.unit_rows(ROWS[0], LABELS, "reference"), r"rows must have shape \[any, any\]; got \(3,\)"),
+    ("inverse", lambda: ops.unit_rows_backward(ROWS, ROWS, ROWS, "reference"), r"inverse must have shape \[4\]"),
+    ("backend", lambda: ops.unit_rows(ROWS, LABELS, "numpy"), "backend must be one of 'auto', .* got 'numpy'"),
+    (
+        "keys",
+        lambda: ops.contrast(ROWS, ROWS[:, :2], LABELS, LABELS, None, None, None, 0, 4, 1.0, 0, "reference"),
+        r"keys must have shape \[any, 3\]; got \(4, 2\)",
+    ),
+    ("map", lambda: ops.gather(ROWS, LABELS.long(), "reference"), r"features must have shape \[any, any, any\]"),
+    (
+        "strides",
+        lambda: ops.gather_backward(ROWS, LABELS.long(), [1, 3, 4], [12, 4], "reference"),
+        "size and stride must be those of a map",
+    ),
+    (
+        "draws",
+        lambda: ops.sample(MAP[:, 0].long(), None, None, torch.zeros(1).long(), -1, 2, -1, "uniform", "reference"),
+        "per_class and num_classes must not be negative; got -1 and 2",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), [row[1:] for row in RAW], ids=[row[0] for row in RAW])
+def test_a_raw_operation_refuses_what_its_kernel_would_read_past(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_raw_operation_refuses_an_absent_tensor() -> None:
+    with pytest.raises(TypeError, match="rows must be a tensor; got None"):
+        ops.unit_rows(None, LABELS, "reference")
+
+
+def test_the_native_sampler_refuses_more_places_than_it_can_count() -> None:
+    if library.ABSENCE:
+        skip_or_fail("native", library.ABSENCE)
+    labels, seed = torch.zeros(2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    for per_class, classes in ((2**62, 4), (2**31 - 1, 2**31 - 1), (-1, 2), (2, -1)):
+        with pytest.raises(RuntimeError, match=r"images \* num_classes \* per_class must lie in 0\.\.2\^31 - 1"):
+            torch.ops.secl_native.sample(labels, None, None, seed, per_class, classes, -1, "uniform")

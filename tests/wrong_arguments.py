@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls every public function and every raw operation with wrong arguments, in a process that a crash may end.
+
+    python -m tests.wrong_arguments public|secl|secl_native FILE
+
+FILE always holds the call that is under way, so that whoever started this process can name what killed it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import secl_ops
+from secl_ops.spec import Flag
+
+EXAMPLES = {"public": 3000, "secl": 1500, "secl_native": 1500}
+MEMORY = 16 * 2**30  # a size that no rule forbids is refused by the system, before the machine starves
+ALLOWED = (TypeError, ValueError, RuntimeError)  # NotImplementedError is a RuntimeError
+EDGES = (-(2**63), -(2**31) - 1, -1, 0, 1, 3, 2**31 - 1, 2**31, 2**62, 2**63 - 1)
+
+
+class Target(NamedTuple):
+    """One function, arguments that it takes, and the names of which a refusal must hold one."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    names_argument: bool = True
+
+
+def _tensors() -> Iterator[Tensor]:
+    """Tensors of every kind, shape, dtype and place; most are wrong wherever they go."""
+    dtypes = (
+        torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.complex64, torch.bool,
+        torch.uint8, torch.int8, torch.int32, torch.int64, torch.uint16,
+    )  # fmt: skip
+    for shape in ((), (0,), (1,), (4,), (5,), (4, 3), (0, 3), (4, 0), (2, 3, 4, 4), (2, 4, 4), (2, 0, 4), (1,) * 7):
+        for dtype in dtypes:
+            yield torch.ones(shape, dtype=dtype)
+    for dtype in (torch.float32, torch.int32, torch.int64):
+        base = torch.arange(-6, 30).to(dtype)
+        yield from (base[:12].view(3, 4).T, base[:1].expand(4, 3), base[::9], base[:32].view(2, 4, 4).mT)
+        yield from (torch.ones(4, 3, dtype=dtype).to_sparse(), torch.ones(4, 3, dtype=dtype, device="meta"))
+        yield torch.full((4,), torch.iinfo(dtype).max if dtype != torch.float32 else torch.inf, dtype=dtype)
+        yield torch.full((4,), torch.iinfo(dtype).min if dtype != torch.float32 else torch.nan, dtype=dtype)
+    yield torch.quantize_per_tensor(torch.ones(4, 3), 0.1, 0, torch.qint8)
+    yield torch.ones(4, 3, requires_grad=True)
+    yield torch.ones(4, 3, dtype=torch.complex64).imag
+    yield torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
+
+
+TENSORS = list(_tensors())
+SCALARS: list[Any] = [
+    None, True, 0.0, 0.5, -1.0, float("nan"), float("inf"), 1e-320, "", "native", "reference", "triton", "all", "none",
+    "hard", "stratified", "é\0", [], [1, 2], (2, 2), (0, 0), (1, 2**40), ("2", 2), {}, object, b"x", 2**70, *EDGES,
+]  # fmt: skip
+
+
+def _public() -> list[Target]:
+    rows, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    keys, key_labels = torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1])
+    features, classes = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+    drawing = {"per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": "uniform"}
+    contrasting = {
+        "temperature": 0.1, "denominator": "all", "normalize": True, "reduction": "mean", "backend": "auto",
+        "validate": False,
+    }  # fmt: skip
+    info = {
+        "anchors": rows, "keys": keys, "anchor_labels": labels, "key_labels": key_labels, "weights": torch.ones(4),
+        "positives": None, "positive_labels": None, "anchor_groups": labels, "key_groups": key_labels,
+        "exclude": labels, **contrasting,
+    }  # fmt: skip
+    apart = {"features": features, "labels": classes, "key_features": features, "key_labels": classes}
+    extra = {"eligible": classes == 0, "key_eligible": classes == 0, "scores": None}
+    sample = {"labels": classes, **drawing, "eligible": classes == 0, "scores": None, "seed": 0, "backend": "auto"}
+    index = {"features": features, "index": labels, "backend": "auto", "validate": False}
+    queue = {"num_classes": 2, "size": 3, "dim": 3}
+    keyless = {**info, **dict.fromkeys(("keys", "key_labels", "key_groups", "exclude"))}
+    return [
+        Target("info_nce", secl_ops.info_nce, info),
+        Target("info_nce", secl_ops.info_nce, keyless),
+        Target("info_nce", secl_ops.info_nce, {**info, "validate": True, "backend": "reference"}),
+        Target("sample_pixels", secl_ops.sample_pixels, sample),
+        Target("sample_pixels", secl_ops.sample_pixels, {**sample, "strategy": "hard", "scores": classes.float()}),
+        Target("gather_pixels", secl_ops.gather_pixels, index),
+        Target("pool_regions", secl_ops.pool_regions, {"features": features, "grid": (2, 2)}),
+        Target("class_means", secl_ops.class_means, {"rows": rows, "labels": labels, "num_classes": 2}),
+        Target(
+            "pixel_contrast", secl_ops.pixel_contrast,
+            {**apart, **extra, **drawing, **contrasting, "seed": 0, "queue": secl_ops.ClassQueue(2, 3, 3)},
+        ),
+        Target("PixelContrastLoss", secl_ops.PixelContrastLoss, {**drawing, **contrasting, "queue": None, "seed": 0}),
+        Target("PixelContrastLoss()", secl_ops.PixelContrastLoss(2, 2), {**apart, **extra}),
+        Target("ClassQueue", secl_ops.ClassQueue, queue),
+        Target("ClassQueue.enqueue", secl_ops.ClassQueue(2, 3, 3).enqueue, {"rows": rows, "labels": labels}),
+    ]  # fmt: skip
+
+
+def _raw(namespace: str) -> list[Target]:
+    """Every operation of a namespace, with arguments that it takes."""
+    rows, keys = torch.randn(4, 3), torch.randn(5, 3)
+    labels, others = torch.tensor([0, 0, 1, 1]).int(), torch.tensor([0, 1, 0, 1, 1]).int()
+    features, classes = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+    named = {} if namespace == "secl_native" else {"backend": "native"}
+    pairs = {
+        "anchor_labels": labels, "key_labels": others, "anchor_groups": labels, "key_groups": others,
+        "exclude": labels.long(), "positive_start": 0, "negative_stop": 5,
+    }  # fmt: skip
+    contrast = {"anchors": rows, "keys": keys, **pairs, "scale": 10.0, "flags": int(Flag.UNIT | Flag.ANCHOR_GRADIENT)}
+    state = {"lse": torch.zeros(4), "pull": torch.ones(4), "count": labels + 1}
+    known: dict[str, dict[str, Any]] = {
+        "unit_rows": {"rows": rows, "labels": labels},
+        "unit_rows_backward": {"grad": rows, "unit": rows, "inverse": torch.ones(4)},
+        "contrast": contrast,
+        "contrast_forward": contrast,
+        "contrast_backward": {"grad_loss": torch.ones(4), **contrast, **state, "flags": int(Flag.UNIT) + 24},
+        "gather": {"features": features, "index": labels.long()},
+        "gather_backward": {
+            "grad": rows, "index": labels.long(),
+            **({"result": features} if not named else {"size": [2, 3, 4, 4], "stride": [48, 16, 4, 1]}),
+        },
+        "sample": {
+            "labels": classes, "eligible": classes == 0, "scores": classes.double(), "seed": torch.zeros(1).long(),
+            "per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": "hard",
+        },
+        "probe": {"x": torch.ones(4), "function": "exp2"},
+        "set_isa": {"name": "auto"},
+    }  # fmt: skip
+    names = {schema.name.removeprefix(f"{namespace}::") for schema in torch._C._jit_get_all_schemas()
+             if schema.name.startswith(f"{namespace}::")}  # fmt: skip
+    return [
+        Target(f"{namespace}::{name}", getattr(torch.ops, namespace).__getattr__(name).default,
+               {**known[name], **({} if name in ("probe", "set_isa") else named)}, names_argument=False)
+        for name in sorted(names)
+    ]  # fmt: skip
+
+
+def described(value: Any) -> str:
+    """An argument, short enough to print beside others."""
+    if isinstance(value, Tensor):
+        sizes = "nested" if value.is_nested else f"{tuple(value.shape)}"
+        return f"<{str(value.dtype)[6:]} {sizes} {str(value.layout)[6:]} {value.device}>"
+    return repr(value)[:60]
+
+
+class Wrong(NamedTuple):
+    """One wrong call: a target's valid arguments with some of them exchanged."""
+
+    target: Target
+    changes: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"{self.target.name}({', '.join(f'{name}={described(self.changes[name])}' for name in self.changes)})"
+
+    def make(self) -> None:
+        """Make the call; one that is refused must say so properly."""
+        arguments = {
+            name: value.clone() if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+            and value.is_contiguous() else value
+            for name, value in {**self.target.arguments, **self.changes}.items()
+        }  # fmt: skip
+        try:
+            self.target.function(**arguments)
+        except ALLOWED as error:
+            words = set(re.findall(r"\w+", str(error)))
+            starved = "can't allocate memory" in str(error)  # torch's own word on a size that no rule forbids
+            if self.target.names_argument and not starved and not words & set(arguments):
+                raise AssertionError(f"{self!r}: {type(error).__name__} names no argument: {error}") from error
+        except Exception as error:
+            raise AssertionError(f"{self!r}: {type(error).__name__} is no refusal: {error}") from error
+
+
+def calls(targets: list[Target]) -> st.SearchStrategy[Wrong]:
+    """Wrong calls of any of the targets."""
+    values = st.one_of(st.sampled_from(TENSORS), st.sampled_from(SCALARS))
+
+    def changed(target: Target) -> st.SearchStrategy[Wrong]:
+        names = st.lists(st.sampled_from(sorted(target.arguments)), min_size=1, max_size=3, unique=True)
+        changes = names.flatmap(lambda chosen: st.fixed_dictionaries(dict.fromkeys(chosen, values)))
+        return changes.map(lambda found: Wrong(target, found))
+
+    return st.sampled_from(targets).flatmap(changed)
+
+
+def main(group: str, path: str) -> None:
+    """Make the group's calls; the first improper failure ends the process."""
+    targets = _public() if group == "public" else _raw(group)
+    for target in targets:
+        target.function(**target.arguments)  # what is changed must be right before
+    under_way = os.open(path, os.O_WRONLY | os.O_CREAT)
+
+    def make(call: Wrong) -> None:
+        os.ftruncate(under_way, 0)
+        os.pwrite(under_way, repr(call).encode(), 0)
+        call.make()
+
+    for target in targets:  # each argument alone is wrong in every way; several at once, as chance has it
+        for name in target.arguments:
+            for value in (*TENSORS, *SCALARS):
+                make(Wrong(target, {name: value}))
+
+    @settings(
+        max_examples=EXAMPLES[group], deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(calls(targets))
+    def holds(call: Wrong) -> None:
+        make(call)
+
+    holds()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if "SECL_SANITIZE" not in os.environ:  # a sanitizer's shadow alone is larger
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    main(*sys.argv[1:])
