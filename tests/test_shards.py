@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ CUTS = (0, 5, 5, 31, 45)  # of 45 keys: shards of ragged sizes, one of them empt
 
 
 def pieces(value: Tensor) -> list[Tensor]:
-    return [value[begin:end] for begin, end in zip(CUTS[:-1], CUTS[1:], strict=True)]
+    return [value[begin:end] for begin, end in itertools.pairwise(CUTS)]
 
 
 def joined(denominator: str) -> Call:
