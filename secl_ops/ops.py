@@ -7,12 +7,12 @@ The backend is an argument and is chosen here, on real tensors, so that a traced
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from secl_ops.backends.reference import ContrastState
+from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.backends.select import select
 from secl_ops.spec import Flag, Pairs
 
@@ -23,22 +23,36 @@ _PAIRS = (
 )
 SCHEMAS = {
     "unit_rows": "(Tensor rows, Tensor labels, str backend) -> (Tensor unit, Tensor inverse)",
-    "unit_rows_backward": "(Tensor grad, Tensor unit, Tensor inverse, str backend) -> Tensor",
+    "unit_rows_backward": "(Tensor grad, Tensor? factor, Tensor? upstream, Tensor unit, Tensor inverse, str backend)"
+    " -> Tensor",
     "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, Tensor? known_lse, float scale, int flags,"
     " str backend) -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
     "contrast_backward": f"(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, {_PAIRS},"
     " Tensor lse, float scale, int flags, str backend) -> (Tensor grad_anchors, Tensor grad_keys)",
-    "gather": "(Tensor features, Tensor index, str backend) -> Tensor",
-    "gather_backward": "(Tensor grad, Tensor index, SymInt[] size, SymInt[] stride, str backend) -> Tensor",
+    "reduce": "(Tensor loss, Tensor pull, Tensor count, Tensor? weights, str reduction, str backend)"
+    " -> (Tensor value, Tensor factor, Tensor push, Tensor draw)",
+    "gather": "(Tensor features, Tensor index, bool normalize, ScalarType dtype, str backend)"
+    " -> (Tensor rows, Tensor inverse)",
+    "gather_backward": "(Tensor grad, Tensor? factor, Tensor? upstream, Tensor index, Tensor? unit, Tensor? inverse,"
+    " bool unique, SymInt[] size, SymInt[] stride, ScalarType dtype, str backend) -> Tensor",
     "sample": "(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, SymInt per_class, int num_classes,"
-    " int ignore_index, str strategy, str backend) -> (Tensor index, Tensor label)",
+    " int ignore_index, str strategy, int stream, str backend) -> (Tensor index, Tensor label)",
 }
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"secl::{_name}", _schema)
 
 
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+"""What runs behind each schema, by name."""
+
+
 def _implement(name: str) -> Callable[[Function], Function]:
-    return cast(Callable[[Function], Function], torch.library.impl(f"secl::{name}", ("cpu", "cuda")))
+    def register(function: Function) -> Function:
+        IMPLEMENTATIONS[name] = function
+        torch.library.impl(f"secl::{name}", ("cpu", "cuda"))(function)
+        return function
+
+    return register
 
 
 def _fake(name: str) -> Callable[[Function], Function]:
@@ -60,14 +74,22 @@ def _unit_rows_fake(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor,
     return rows.new_empty(rows.shape), rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
 
 
+def _together(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if first is None or second is None else (first, second)
+
+
 @_implement("unit_rows_backward")
-def _unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor, backend: str) -> Tensor:
+def _unit_rows_backward(
+    grad: Tensor, factor: Tensor | None, upstream: Tensor | None, unit: Tensor, inverse: Tensor, backend: str
+) -> Tensor:
     module = select(backend, unit.device, unit.dtype, "info_nce")
-    return module.unit_rows_backward(grad, unit, inverse)
+    return module.unit_rows_backward(grad, _together(factor, upstream), unit, inverse)
 
 
 @_fake("unit_rows_backward")
-def _unit_rows_backward_fake(grad: Tensor, unit: Tensor, inverse: Tensor, backend: str) -> Tensor:
+def _unit_rows_backward_fake(
+    grad: Tensor, factor: Tensor | None, upstream: Tensor | None, unit: Tensor, inverse: Tensor, backend: str
+) -> Tensor:
     return unit.new_empty(unit.shape)
 
 
@@ -137,41 +159,70 @@ def _contrast_backward_fake(
     return _contrast_gradients(anchors, keys, flags)
 
 
+@_implement("reduce")
+def _reduce(
+    loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str, backend: str
+) -> Reduction:
+    return select(backend, loss.device, loss.dtype, "info_nce").reduce(loss, pull, count, weights, reduction)
+
+
+@_fake("reduce")
+def _reduce_fake(
+    loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str, backend: str
+) -> Reduction:
+    value = loss.new_empty(loss.shape if reduction == "none" else ())
+    return Reduction(value, *(loss.new_empty(loss.shape) for _ in range(3)))
+
+
 @_implement("gather")
-def _gather(features: Tensor, index: Tensor, backend: str) -> Tensor:
-    return select(backend, features.device, features.dtype, "gather_pixels").gather(features, index)
+def _gather(
+    features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor]:
+    widest = torch.promote_types(features.dtype, dtype)
+    module = select(backend, features.device, features.dtype if widest != torch.float64 else widest, "gather_pixels")
+    return module.gather(features, index, normalize, dtype)
 
 
 @_fake("gather")
-def _gather_fake(features: Tensor, index: Tensor, backend: str) -> Tensor:
-    return features.new_empty((index.shape[0], features.shape[1]))
+def _gather_fake(
+    features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor]:
+    rows = features.new_empty((index.shape[0], features.shape[1]), dtype=dtype)
+    return rows, rows.new_empty(index.shape[0] if normalize else 0, dtype=_wide(features.dtype))
 
 
 @_implement("gather_backward")
-def _gather_backward(grad: Tensor, index: Tensor, size: list[int], stride: list[int], backend: str) -> Tensor:
-    module = select(backend, grad.device, grad.dtype, "gather_pixels")
-    dense = torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride()
-    return module.gather_backward(grad, index, size, dense)
+def _gather_backward(
+    grad: Tensor, factor: Tensor | None, upstream: Tensor | None, index: Tensor, unit: Tensor | None,
+    inverse: Tensor | None, unique: bool, size: list[int], stride: list[int], dtype: torch.dtype, backend: str,
+) -> Tensor:  # fmt: skip
+    widest = torch.promote_types(grad.dtype, dtype)
+    module = select(backend, grad.device, dtype if widest != torch.float64 else widest, "gather_pixels")
+    like = MapLike(size, torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride(), dtype)
+    return module.gather_backward(grad, _together(factor, upstream), index, _together(unit, inverse), unique, like)
 
 
 @_fake("gather_backward")
-def _gather_backward_fake(grad: Tensor, index: Tensor, size: list[int], stride: list[int], backend: str) -> Tensor:
-    return torch.empty_like(grad.new_empty_strided(size, stride))
+def _gather_backward_fake(
+    grad: Tensor, factor: Tensor | None, upstream: Tensor | None, index: Tensor, unit: Tensor | None,
+    inverse: Tensor | None, unique: bool, size: list[int], stride: list[int], dtype: torch.dtype, backend: str,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(grad.new_empty_strided(size, stride, dtype=dtype))
 
 
 @_implement("sample")
 def _sample(
     labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor, per_class: int,
-    num_classes: int, ignore_index: int, strategy: str, backend: str,
+    num_classes: int, ignore_index: int, strategy: str, stream: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     module = select(backend, labels.device, labels.dtype, "sample_pixels")
-    return module.sample(labels, eligible, scores, seed, per_class, num_classes, ignore_index, strategy)
+    return module.sample(labels, eligible, scores, seed, per_class, num_classes, ignore_index, strategy, stream)
 
 
 @_fake("sample")
 def _sample_fake(
     labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor, per_class: int,
-    num_classes: int, ignore_index: int, strategy: str, backend: str,
+    num_classes: int, ignore_index: int, strategy: str, stream: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     size = labels.shape[0] * num_classes * per_class
     return labels.new_empty(size, dtype=torch.int64), labels.new_empty(size, dtype=torch.int32)
@@ -181,6 +232,7 @@ unit_rows = torch.ops.secl.unit_rows.default
 unit_rows_backward = torch.ops.secl.unit_rows_backward.default
 contrast = torch.ops.secl.contrast.default
 contrast_backward = torch.ops.secl.contrast_backward.default
+reduce = torch.ops.secl.reduce.default
 gather = torch.ops.secl.gather.default
 gather_backward = torch.ops.secl.gather_backward.default
 sample = torch.ops.secl.sample.default

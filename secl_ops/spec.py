@@ -207,6 +207,17 @@ def check_map(name: str, features: Tensor) -> None:
     check_floating(name, features)
 
 
+def check_like_map(name: str, features: Tensor, like: Tensor, like_name: str) -> None:
+    """Refuse a feature map whose pixels cannot be compared with those of another."""
+    if features.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"{name} and {like_name} must have as many channels; got {features.shape[1]} and {like.shape[1]}"
+        )
+    if features.dtype != like.dtype:
+        raise TypeError(f"{name} and {like_name} must have one dtype; got {features.dtype} and {like.dtype}; cast one")
+    check_device(name, features, like, like_name)
+
+
 def check_label_map(name: str, labels: Tensor) -> None:
     """Refuse anything but an integer label map [B, *spatial]."""
     check_tensor(name, labels)
@@ -239,8 +250,17 @@ def check_grid(grid: Sequence[int], features: Tensor) -> None:
             raise ValueError(f"grid must not be finer than the map {spatial}; got {tuple(grid)}; name fewer cells")
 
 
-def check_index(index: Tensor, features: Tensor, *, validate: bool) -> None:
-    """Refuse an index that is not int64 [n]; its range is checked only under `validate`, since that synchronises."""
+def check_gather(normalize: object, dtype: object, unique: object) -> None:
+    """Refuse options of `gather_pixels` that are no such options."""
+    for name, value in (("normalize", normalize), ("unique", unique)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
+    if dtype is not None and dtype not in DTYPES:
+        raise TypeError(f"dtype must be None or floating (fp16, bf16, fp32, fp64); got {dtype}")
+
+
+def check_index(index: Tensor, features: Tensor, *, unique: bool, validate: bool) -> None:
+    """Refuse an index that is not int64 [n]; its values are checked only under `validate`, since that synchronises."""
     check_tensor("index", index)
     if index.dtype != torch.int64 or index.ndim != 1:
         raise TypeError(f"index must be int64 of shape [n]; got {index.dtype} of shape {tuple(index.shape)}")
@@ -250,6 +270,12 @@ def check_index(index: Tensor, features: Tensor, *, validate: bool) -> None:
         low, high = int(index.min()), int(index.max())
         if low < -1 or high >= pixels:
             raise ValueError(f"index must lie in -1..{pixels - 1} (B * prod(spatial) - 1); got {low}..{high}")
+        drawn = index[index >= 0].sort().values
+        twice = drawn[1:][drawn[1:] == drawn[:-1]]
+        if unique and twice.numel():
+            raise ValueError(
+                f"index must name no pixel twice under unique=True; got {int(twice[0])} twice; pass unique=False"
+            )
 
 
 def check_exclude_range(exclude: Tensor, keys: int) -> None:

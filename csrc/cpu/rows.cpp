@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Normalisation of rows and its gradient; the work of one row is one thread's.
+#include "rows.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "../checks.h"
 #include "operations.h"
-#include "sides.h"
 
 namespace secl::cpu {
 namespace {
@@ -19,18 +20,13 @@ void normalize(const RowReader& reader, const int32_t* labels, int64_t begin, in
   const int64_t depth = reader.depth();
   std::vector<float> wide(depth);
   for (int64_t row = begin; row < end; ++row) {
-    double square = 0;
     if (labels[row] >= 0) {
       reader.read(row, wide.data());
-      for (const float value : wide) square += static_cast<double>(value) * value;
     } else {
       std::fill(wide.begin(), wide.end(), 0.0f);
     }
-    const double factor = square == 0 ? 0.0 : 1.0 / std::sqrt(square);
-    // The inverse of a subnormal norm is no float; std::min in this order lets a NaN through.
-    inverse[row] = static_cast<float>(std::min(factor, double{std::numeric_limits<float>::max()}));
-    for (int64_t d = 0; d < depth; ++d)
-      unit[row * depth + d] = static_cast<T>(static_cast<float>(wide[d] * factor));
+    inverse[row] = to_unit(wide.data(), depth);
+    for (int64_t d = 0; d < depth; ++d) unit[row * depth + d] = static_cast<T>(wide[d]);
   }
 }
 
@@ -38,19 +34,32 @@ template <class T>
 void normalize_backward(const RowReader& reader, const float* grad, const float* inverse, int64_t begin,
                         int64_t end, T* result) {
   const int64_t depth = reader.depth();
-  std::vector<float> unit(depth);
+  std::vector<float> unit(depth), tangential(depth);
   for (int64_t row = begin; row < end; ++row) {
     reader.read(row, unit.data());
-    double radial = 0;
-    for (int64_t d = 0; d < depth; ++d) radial += static_cast<double>(unit[d]) * grad[row * depth + d];
-    for (int64_t d = 0; d < depth; ++d) {
-      const double tangential = grad[row * depth + d] - unit[d] * radial;
-      result[row * depth + d] = static_cast<T>(static_cast<float>(tangential * inverse[row]));
-    }
+    std::copy(grad + row * depth, grad + (row + 1) * depth, tangential.data());
+    through_norm(tangential.data(), unit.data(), inverse[row], depth);
+    for (int64_t d = 0; d < depth; ++d) result[row * depth + d] = static_cast<T>(tangential[d]);
   }
 }
 
 }  // namespace
+
+float to_unit(float* row, int64_t depth) {
+  double square = 0;
+  for (int64_t d = 0; d < depth; ++d) square += static_cast<double>(row[d]) * row[d];
+  const double factor = square == 0 ? 0.0 : 1.0 / std::sqrt(square);
+  for (int64_t d = 0; d < depth; ++d) row[d] = static_cast<float>(row[d] * factor);
+  // The inverse of a subnormal norm is no float; std::min in this order lets a NaN through.
+  return static_cast<float>(std::min(factor, double{std::numeric_limits<float>::max()}));
+}
+
+void through_norm(float* grad, const float* unit, float inverse, int64_t depth) {
+  if (std::all_of(grad, grad + depth, [](float value) { return value == 0; })) return;
+  double radial = 0;
+  for (int64_t d = 0; d < depth; ++d) radial += static_cast<double>(unit[d]) * grad[d];
+  for (int64_t d = 0; d < depth; ++d) grad[d] = static_cast<float>((grad[d] - unit[d] * radial) * inverse);
+}
 
 std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
   check_rows("rows", rows);
