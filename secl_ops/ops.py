@@ -174,12 +174,16 @@ def _reduce_fake(
     return Reduction(value, *(loss.new_empty(loss.shape) for _ in range(3)))
 
 
+def _wider(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """What decides on the backend: fp64 on either side."""
+    return other if other == torch.float64 else dtype
+
+
 @_implement("gather")
 def _gather(
     features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
-    widest = torch.promote_types(features.dtype, dtype)
-    module = select(backend, features.device, features.dtype if widest != torch.float64 else widest, "gather_pixels")
+    module = select(backend, features.device, _wider(features.dtype, dtype), "gather_pixels")
     return module.gather(features, index, normalize, dtype)
 
 
@@ -196,8 +200,7 @@ def _gather_backward(
     grad: Tensor, factor: Tensor | None, upstream: Tensor | None, index: Tensor, unit: Tensor | None,
     inverse: Tensor | None, unique: bool, size: list[int], stride: list[int], dtype: torch.dtype, backend: str,
 ) -> Tensor:  # fmt: skip
-    widest = torch.promote_types(grad.dtype, dtype)
-    module = select(backend, grad.device, dtype if widest != torch.float64 else widest, "gather_pixels")
+    module = select(backend, grad.device, _wider(dtype, grad.dtype), "gather_pixels")
     like = MapLike(size, torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride(), dtype)
     return module.gather_backward(grad, _together(factor, upstream), index, _together(unit, inverse), unique, like)
 

@@ -268,8 +268,8 @@ def test_gather_reads_any_layout() -> None:
 def test_an_index_outside_the_map_is_refused(bad: int) -> None:
     with pytest.raises(RuntimeError, match=rf"index must lie in -1\.\.7; got {bad}"):
         native.gather(torch.zeros(2, 1, 2, 2), torch.tensor([0, bad]), False, torch.float32)
+    like = MapLike([2, 1, 2, 2], [4, 4, 2, 1], torch.float32)
     with pytest.raises(RuntimeError, match="index must lie in"):
-        like = MapLike([2, 1, 2, 2], [4, 4, 2, 1], torch.float32)
         native.gather_backward(torch.zeros(1, 1), None, torch.tensor([bad]), None, True, like)
 
 

@@ -34,12 +34,21 @@ CONTRAST: dict[str, tuple[str, str, dict[str, bool]]] = {
     "anchors": ("gradient_kernel", "gradient", {"ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False, "SELF": False}),
     "self": ("gradient_kernel", "gradient", {"ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True, "SELF": True}),
 }
-COPIES = {
-    "unit_rows": ("rows", "unit_rows_kernel"),
-    "unit_rows_backward": ("rows", "unit_rows_backward_kernel"),
-    "gather": ("pixels", "gather_kernel"),
-    "gather_backward": ("pixels", "gather_backward_kernel"),
+SAMPLE = {"BLOCK": tiles.SAMPLE_PIXELS, "HARD": False, "CELLS_Z": 1, "CELLS_Y": 1, "CELLS_X": 1}
+COPIES: dict[str, tuple[str, str, dict[str, object]]] = {
+    "unit_rows": ("rows", "unit_rows_kernel", {}),
+    "unit_rows_backward": ("rows", "unit_rows_backward_kernel", {}),
+    "reduce": ("rows", "reduce_kernel", {"MEAN": True, "NONE": False, "BLOCK_N": tiles.REDUCE_ROWS}),
+    "gather": ("pixels", "gather_kernel", {}),
+    "gather_unit": ("pixels", "gather_unit_kernel", {}),
+    "scatter": ("pixels", "scatter_kernel", {}),
+    "gather_backward": ("pixels", "gather_backward_kernel", {}),
+    "sample": ("sampling", "sample_kernel", SAMPLE),
+    "sample_stratified": ("sampling", "sample_kernel", SAMPLE | {"CELLS_Z": 4, "CELLS_Y": 4, "CELLS_X": 4}),
+    "sample_hard": ("sampling", "sample_kernel", SAMPLE | {"HARD": True}),
 }
+WHOLE_ROWS = ("gather_unit", "scatter")
+EIGHT_WARPS = ("reduce", "sample", "sample_stratified", "sample_hard")
 
 
 class Build(NamedTuple):
@@ -72,6 +81,8 @@ def cases() -> list[Build]:
     """The configurations to compile: representative ones, or every one under SECL_COMPILE=full."""
     both = (True, False)
     copies = [Build(kernel, dtype, 128, 90) for kernel in COPIES for dtype in ("bf16", "fp32")]
+    copies += [Build(kernel, "bf16", 512, capability) for kernel in WHOLE_ROWS for capability in (80, 100)]
+    copies += [Build(kernel, "bf16", 128, capability) for kernel in EIGHT_WARPS for capability in (80, 100)]
     if os.environ.get("SECL_COMPILE") == "full":
         return copies + [
             Build(kernel, dtype, width, capability, negatives, plain)
@@ -96,8 +107,10 @@ def _type(name: str, case: Build) -> str:
     if name == "p_exclude" or "groups" in name:
         whole = "*i64" if name == "p_exclude" else "*i32"
         return "constexpr" if case.plain else whole
-    if name in ("p_index", "p_order"):
+    if name in ("p_index", "p_order", "p_labels", "p_seed") and (name != "p_labels" or "sample" in case.kernel):
         return "*i64"
+    if name == "p_eligible":
+        return "*i1"
     if name.startswith("p_"):
         return "*i32" if "label" in name or name == "p_count" else "*fp32"
     if name.isupper():
@@ -108,9 +121,10 @@ def _type(name: str, case: Build) -> str:
 def _kernel(case: Build, tile: tiles.Tile | None) -> tuple[Any, dict[str, object], dict[str, int]]:
     """The jitted function, its compile-time values and its launch options."""
     if case.kernel in COPIES:
-        module, name = COPIES[case.kernel]
-        values: dict[str, object] = {"WIDTH": case.width, "BLOCK_N": tiles.COPY_ROWS, "BLOCK_D": tiles.COPY_COLUMNS}
-        options = {"num_warps": 4, "num_stages": 3}
+        module, name, extra = COPIES[case.kernel]
+        block = tiles.pick_rows(case.width) if case.kernel in WHOLE_ROWS else (tiles.COPY_ROWS, tiles.COPY_COLUMNS)
+        values: dict[str, object] = {"WIDTH": case.width, "BLOCK_N": block[0], "BLOCK_D": block[1], **extra}
+        options = {"num_warps": 8 if case.kernel in EIGHT_WARPS else 4, "num_stages": 3}
     else:
         module = "contrast"
         name, purpose, switches = CONTRAST[case.kernel]

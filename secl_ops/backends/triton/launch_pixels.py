@@ -103,6 +103,8 @@ def sample(
     label = torch.empty_like(index, dtype=torch.int32)
     if labels.numel() == 0:
         return index.fill_(-1), label.fill_(-1)
+    if math.prod(spatial) > tiles.MOST_PIXELS:
+        raise ValueError(f"labels must have at most {tiles.MOST_PIXELS} pixels an image; got {math.prod(spatial)}")
     missing = (1,) * (PIXEL_AXES - len(spatial))
     axis_cells = (CELLS_PER_AXIS if strategy == "stratified" else 1,) * len(spatial)
     maps = (None if value is None else value.contiguous() for value in (labels, eligible, scores))

@@ -22,7 +22,7 @@ BITS = tl.constexpr(63 - reference.INDEX_BITS)  # of a key
 DROPPED = tl.constexpr(reference.INDEX_BITS + 1)  # low bits of the random number
 KEYS = tl.constexpr((1 << 63 - reference.INDEX_BITS) - 1)
 SCORE_SHIFT = tl.constexpr(31 - reference.INDEX_BITS)  # brings 32 bits to the length of a key
-BINS = tl.constexpr(4096)  # of one digit of 12 bits; three hold a key
+BINS = tl.constexpr(512)  # of one digit of 9 bits, four of which hold a key; a warp counts bins / 32 in each thread
 SIZES = ("size_z", "size_y", "size_x")
 
 
@@ -47,11 +47,12 @@ def score_key(b_score):
 def load_members(p_labels, p_eligible, box, start, wanted, BLOCK: tl.constexpr):
     """Pixels [BLOCK] of the batch, numbered through a box of one image, and which of them are of the wanted class."""
     length, first, low_z, low_y, low_x, box_y, box_x, size_y, size_x = box
-    o_box = (start + tl.arange(0, BLOCK)).to(tl.int64)
+    o_box = start + tl.arange(0, BLOCK)
     m_box = o_box < length
-    o_z = low_z + o_box // box_x // box_y
-    o_y = low_y + o_box // box_x % box_y
-    o_place = first + (o_z * size_y + o_y) * size_x + low_x + o_box % box_x
+    o_line = o_box // box_x
+    o_plane = o_line // box_y
+    o_y, o_x = o_line - o_plane * box_y, o_box - o_line * box_x
+    o_place = first + (((low_z + o_plane) * size_y + low_y + o_y) * size_x + low_x + o_x)
     m_member = m_box & (tl.load(p_labels + o_place, mask=m_box, other=0).to(tl.int64) == wanted)
     if p_eligible is not None:
         m_member = m_member & (tl.load(p_eligible + o_place, mask=m_box, other=0) != 0)
@@ -105,8 +106,8 @@ def smallest(p_labels, p_eligible, p_scores, box, wanted, hashed, need, gone,
     shift = (hashed * 0 + BITS).to(tl.int32)
     found = shift * 0 + 2147483647  # keys at the prefix
     o_bin = tl.arange(0, BINS)
-    for level in tl.static_range(3):
-        low = 24 - 12 * level
+    for level in range(4):
+        low = 27 - 9 * level
         if (found > need) & (need > 0):
             b_bins = tl.zeros([BINS], tl.int32)
             ties = need * 0
@@ -122,7 +123,7 @@ def smallest(p_labels, p_eligible, p_scores, box, wanted, hashed, need, gone,
             place = tl.sum((b_below < need).to(tl.int32), 0)
             found = tl.sum(tl.where(o_bin == place, b_bins, 0), 0)
             need = need - tl.max(tl.where(b_below < need, b_below, 0), 0)
-            prefix = (prefix << 12) | place
+            prefix = (prefix << 9) | place
             shift = shift * 0 + low
     return prefix, shift, need
 
@@ -163,16 +164,17 @@ def cell_share(p_labels, p_eligible, box, cell, size_z, wanted, random, per_clas
                CELLS_Z: tl.constexpr, CELLS_Y: tl.constexpr, CELLS_X: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """First place and number of the draws of one cell, of those a systematic sample of all cells takes."""
     length, first, _, _, _, _, _, size_y, size_x = box
-    below, at, available = length * 0, length * 0, length * 0
+    zero = wanted * 0
+    below, at, available = zero, zero, zero
     for start in range(0, length, BLOCK):
         o_place, m_member = load_members(p_labels, p_eligible, box, start, wanted, BLOCK)
-        o_pixel = o_place - first
+        o_pixel = (o_place - first).to(tl.int32)
         o_x, o_y, o_z = o_pixel % size_x, o_pixel // size_x % size_y, o_pixel // size_x // size_y
         b_cell = o_z * CELLS_Z // size_z * CELLS_Y + o_y * CELLS_Y // size_y
         b_cell = b_cell * CELLS_X + o_x * CELLS_X // size_x
-        available += tl.sum(m_member.to(tl.int64), 0)
-        below += tl.sum((m_member & (b_cell < cell)).to(tl.int64), 0)
-        at += tl.sum((m_member & (b_cell == cell)).to(tl.int64), 0)
+        available += tl.sum(m_member.to(tl.int32), 0)
+        below += tl.sum((m_member & (b_cell < cell)).to(tl.int32), 0)
+        at += tl.sum((m_member & (b_cell == cell)).to(tl.int32), 0)
     drawn = tl.minimum(available, per_class)
     begin = draws_below(below, available, drawn, random * available >> 24)
     return begin, (draws_below(below + at, available, drawn, random * available >> 24) - begin).to(tl.int32)
@@ -190,16 +192,14 @@ def sample_kernel(
     image, wanted = part // num_classes, part % num_classes
     seed = tl.load(p_seed) ^ stream
     hashed = mix(seed)
-    pixels = size_z.to(tl.int64) * size_y * size_x
-    size_y, size_x = size_y.to(tl.int64), size_x.to(tl.int64)
-    zero = part * 0
-    length = tl.where(wanted == ignore_index, 0, pixels)
+    pixels = size_z * size_y * size_x
+    length, zero = tl.where(wanted == ignore_index, 0, pixels), tl.program_id(0) * 0
     box = (length, image * pixels, zero, zero, zero, size_y, size_x, size_y, size_x)
-    begin, need = zero, (zero + per_class).to(tl.int32)
-    nothing = (zero, need, need)
+    begin, need = part * 0, zero + per_class
+    nothing = (begin, need, need)
     if CELLS_X > 1:
         random = (mix(mix(seed ^ GOLDEN) + (wanted * n_images + image) * GOLDEN) >> 24) & 0xFFFFFF
-        cell = tl.program_id(1).to(tl.int64)
+        cell = tl.program_id(1)
         begin, need = cell_share(
             p_labels, p_eligible, box, cell, size_z, wanted, random, per_class, CELLS_Z, CELLS_Y, CELLS_X, BLOCK
         )
