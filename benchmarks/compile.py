@@ -35,10 +35,15 @@ class Kernel(NamedTuple):
     function: str
     purpose: str = ""  # in tiles.pick; "" for a kernel that only moves memory
     products: int = 0  # of rows with rows: 1 for the similarities, 2 when an output is summed up as well
-    switches: Mapping[str, bool] = {}  # its compile-time options, but for NEGATIVES
+    switches: Mapping[str, int] = {}  # its compile-time options, but for NEGATIVES
+    whole_rows: bool = False  # a program holds rows of the full width
+    warps: int = 4  # of a kernel that only moves memory
+    overrides: Mapping[str, str] = {}  # argument types that its names do not tell
 
 
 _OUTPUT = {"VALUE": True, "SELF": False}
+_SAMPLE = {"BLOCK": tiles.SAMPLE_PIXELS, "HARD": False, "CELLS_Z": 1, "CELLS_Y": 1, "CELLS_X": 1}
+_LABELS = {"p_labels": "*i64"}
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel(
         "contrast", "denominator_kernel", "scan", 1, {"VALUE": False, "BOUNDED": True, "SELF": False}
@@ -61,8 +66,21 @@ KERNELS: dict[str, Kernel] = {
     ),
     "unit_rows": Kernel("rows", "unit_rows_kernel"),
     "unit_rows_backward": Kernel("rows", "unit_rows_backward_kernel"),
+    "reduce": Kernel(
+        "rows", "reduce_kernel", switches={"MEAN": True, "NONE": False, "BLOCK_N": tiles.REDUCE_ROWS}, warps=8
+    ),
     "gather": Kernel("pixels", "gather_kernel"),
+    "gather_unit": Kernel("pixels", "gather_unit_kernel", whole_rows=True),
+    "scatter": Kernel("pixels", "scatter_kernel", whole_rows=True),
     "gather_backward": Kernel("pixels", "gather_backward_kernel"),
+    "sample": Kernel("sampling", "sample_kernel", switches=_SAMPLE, warps=8, overrides=_LABELS),
+    "sample_stratified": Kernel(
+        "sampling", "sample_kernel", switches={**_SAMPLE, "CELLS_Z": 4, "CELLS_Y": 4, "CELLS_X": 4}, warps=8,
+        overrides=_LABELS,
+    ),
+    "sample_hard": Kernel(
+        "sampling", "sample_kernel", switches={**_SAMPLE, "HARD": True}, warps=8, overrides=_LABELS
+    ),
 }  # fmt: skip
 COPIES = tuple(name for name, kernel in KERNELS.items() if not kernel.purpose)
 CONTRAST = tuple(name for name, kernel in KERNELS.items() if kernel.purpose)
@@ -70,7 +88,8 @@ CONTRAST = tuple(name for name, kernel in KERNELS.items() if kernel.purpose)
 # Triton's types of kernel arguments, by the naming of the kernels; the first pattern that fits the whole name decides.
 TYPES: tuple[tuple[str, str], ...] = (
     ("p_(anchors|keys|rows|columns|unit|map|out)", "*{dtype}"),
-    ("p_(exclude|index|order)", "*i64"),
+    ("p_(exclude|index|order|seed)", "*i64"),
+    ("p_eligible", "*i1"),
     ("p_.*(label|group).*|p_count", "*i32"),
     ("p_.*", "*fp32"),
     ("[A-Z0-9_]+", "constexpr"),
@@ -185,6 +204,8 @@ def _built(values: list[Any]) -> Built:
 def _type(name: str, build: Build) -> str:
     if build.plain and LEFT_OUT.fullmatch(name):
         return "constexpr"
+    if name in KERNELS[build.kernel].overrides:
+        return KERNELS[build.kernel].overrides[name]
     return next(kind for pattern, kind in TYPES if re.fullmatch(pattern, name)).format(dtype=build.dtype)
 
 
@@ -192,10 +213,9 @@ def _launch(build: Build, tile: tiles.Tile | None) -> tuple[dict[str, object], d
     """Compile-time values and launch options."""
     kernel = KERNELS[build.kernel]
     if not kernel.purpose:
-        values: dict[str, object] = {
-            "WIDTH": build.width, "BLOCK_N": tiles.COPY_ROWS, "BLOCK_D": tiles.COPY_COLUMNS, **kernel.switches,
-        }  # fmt: skip
-        return values, {"num_warps": 4, "num_stages": 3}
+        rows, columns = tiles.pick_rows(build.width) if kernel.whole_rows else (tiles.COPY_ROWS, tiles.COPY_COLUMNS)
+        values: dict[str, object] = {"WIDTH": build.width, "BLOCK_N": rows, "BLOCK_D": columns, **kernel.switches}
+        return values, {"num_warps": kernel.warps, "num_stages": 3}
     tile = tile or tile_of(build)
     blocks = dict(zip(("BLOCK_N", "BLOCK_M", "BLOCK_D", "BLOCK_OUT"), tile[:4], strict=True))
     values = {"WIDTH": build.width, "NEGATIVES": build.negatives, **kernel.switches, **blocks}

@@ -22,8 +22,11 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
       "anchor_labels, Tensor key_labels, Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, int "
       "positive_start, int negative_stop, Tensor lse, float scale, int flags) "
       "-> (Tensor grad_anchors, Tensor grad_keys)");
-  m.def("gather(Tensor features, Tensor index) -> Tensor");
-  m.def("gather_backward(Tensor grad, Tensor index, Tensor(a!) result) -> ()");
+  m.def("gather(Tensor features, Tensor index, Tensor(a!) rows, Tensor(b!)? inverse) -> ()");
+  m.def(
+      "gather_backward(Tensor grad, Tensor index, Tensor? unit, Tensor? inverse, bool unique, Tensor(a!) "
+      "result) "
+      "-> ()");
   m.def(
       "sample(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, int per_class, int num_classes, "
       "int ignore_index, str strategy) -> (Tensor index, Tensor label)");

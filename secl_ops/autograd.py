@@ -18,6 +18,7 @@ class ContrastOptions(NamedTuple):
     scale: float
     flags: Flag
     normalize: bool
+    reduction: str
     backend: str
 
     @property
@@ -25,9 +26,20 @@ class ContrastOptions(NamedTuple):
         """Power of a temperature tensor that each side of a product takes: half where both sides are the same rows."""
         return 0.5 if Flag.SELF in self.flags else 1.0
 
+    def teaching(self, keys: bool) -> ContrastOptions:
+        """The same with keys that learn, or that do not."""
+        return self._replace(flags=self.flags | Flag.KEY_GRADIENT if keys else self.flags & ~Flag.KEY_GRADIENT)
+
+
+class Places(NamedTuple):
+    """Where in a feature map each side's rows lie, [n] of pixels drawn at most once; None: they are rows already."""
+
+    anchors: Tensor | None = None
+    keys: Tensor | None = None
+
 
 class Contrast(torch.autograd.Function):
-    """Loss per anchor and count of positives, from raw rows; normalisation and its Jacobian are inside.
+    """The reduced loss, from raw rows or from feature maps; normalisation, reduction and their gradients are inside.
 
     A temperature tensor is folded into the rows, r = u * temperature^-share, so that its gradient costs nothing:
     dL/dtemperature = -share * <r, dL/dr> / temperature.
@@ -36,72 +48,116 @@ class Contrast(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        anchors: Tensor,  # [N, D]
-        keys: Tensor | None,  # [M, D]; None: the anchors
+        anchors: Tensor,  # [N, D], or [B, D, *spatial]
+        keys: Tensor | None,  # [M, D], or [B', D, *spatial']; None: the anchors
         temperature: Tensor | None,  # one element
+        weights: Tensor | None,  # [N]
         pairs: Pairs,
         options: ContrastOptions,
-    ) -> tuple[Tensor, Tensor]:
-        unit, inverse = unit_rows(anchors, pairs.anchor_labels, options)
+        places: Places,
+    ) -> Tensor:
+        unit, inverse = unit_source(anchors, places.anchors, pairs.anchor_labels, options)
         shrink = shrink_factor(unit, temperature, options.share)
         rows = folded(unit, shrink)
-        key_unit, key_inverse = (None, None) if keys is None else unit_rows(keys, pairs.key_labels, options)
         flags = options.flags
         if Flag.SELF in flags:  # the gradient of shared rows needs every row's log-sum-exp first
             flags &= ~Flag.ANCHOR_GRADIENT
-        key_rows = rows if key_unit is None else key_unit.to(rows.dtype)
-        loss, *state = ops.contrast(rows, key_rows, *pairs, None, None, options.scale, int(flags), options.backend)
-        ctx.save_for_backward(unit, inverse, key_unit, key_inverse, temperature, shrink, *pairs[:5], *state)
+        key_rows, key_unit, key_inverse, factor = rows, None, None, None
+        if keys is not None:
+            key_unit, key_inverse, factor = key_source(keys, places.keys, pairs.key_labels, options)
+            key_rows = key_unit.to(rows.dtype)
+        loss, lse, pull, count, grad_rows = ops.contrast(
+            rows, key_rows, *pairs, factor, None, options.scale, int(flags), options.backend
+        )
+        value, *factors = ops.reduce(loss, pull, count, weights, options.reduction, options.backend)
+        weighing = (weights, loss, count, value) if ctx.needs_input_grad[3] else (None,) * 4
+        if Flag.KEY_GRADIENT not in flags:  # frozen keys may change before the backward pass, which has no need of them
+            key_unit = key_inverse = None
+        ctx.save_for_backward(
+            unit, inverse, key_unit, key_inverse, temperature, shrink, grad_rows, lse, *factors, *weighing, *places,
+            *pairs[:5],
+        )  # fmt: skip
         ctx.options, ctx.range = options, (pairs.positive_start, pairs.negative_stop)
-        ctx.columnwise = columnwise(anchors), keys is not None and columnwise(keys)
-        count = state[2]
-        ctx.mark_non_differentiable(count)
-        return loss, count
+        ctx.origins = Origin.of(anchors), None if keys is None else Origin.of(keys)
+        return value  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        unit, inverse, key_unit, key_inverse, temperature, shrink, *rest = ctx.saved_tensors
-        tensors, (lse, pull, count, grad_rows) = rest[:5], rest[5:]
-        options = ctx.options
-        shared = Flag.SELF in options.flags
-        valid = count > 0
-        rows = folded(unit, shrink)
-        grad_keys = None
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+        unit, inverse, key_unit, key_inverse, temperature, shrink, grad_rows, lse, *rest = ctx.saved_tensors
+        (factor, push, draw), weighing, places, pairs = rest[:3], rest[3:7], rest[7:9], rest[9:]
+        options: ContrastOptions = ctx.options
+        upstream = grad_value.expand(lse.shape)
+        rows, grad_keys = folded(unit, shrink), None
+        scales: Scales = (factor, upstream)
         if options.flags & (Flag.SELF | Flag.KEY_GRADIENT):
-            draw = torch.where(valid, 1.0 / count.to(lse.dtype), 0.0)
+            shared = Flag.SELF in options.flags
             flags = options.flags if shared else options.flags & ~Flag.ANCHOR_GRADIENT
-            key_rows = rows if key_unit is None else key_unit.to(rows.dtype)
             grad_both, grad_keys = ops.contrast_backward(
-                grad_loss, pull, draw, rows, key_rows, *tensors, *ctx.range, lse, options.scale, int(flags),
-                options.backend,
+                upstream, push, draw, rows, rows if key_unit is None else key_unit.to(rows.dtype), *pairs, *ctx.range,
+                lse, options.scale, int(flags), options.backend,
             )  # fmt: skip
-        if shared:
-            grad_rows = grad_both
-        elif Flag.ANCHOR_GRADIENT in options.flags:
-            grad_rows = grad_rows * grad_loss[:, None]
-        grad_temperature = None
+            if shared:
+                grad_rows, scales = grad_both, (None, None)
+        grad_anchors, grad_temperature, grad_weights = None, None, None
+        if shrink is not None:
+            grad_rows, scales = _scaled(grad_rows, *scales), (None, None)
         if ctx.needs_input_grad[2]:
-            grad_temperature = _temperature_gradient(grad_rows, rows, valid, temperature, options)
-        grad_anchors = None
+            grad_temperature = temperature_gradient(grad_rows, rows, temperature, options)
         if ctx.needs_input_grad[0]:
             grad_rows = grad_rows if shrink is None else grad_rows * shrink
-            counted = valid.any() if shared else valid[:, None]
-            grad_anchors = through_norm(grad_rows, unit, inverse, counted, ctx.columnwise[0], options)
+            grad_anchors = to_source(grad_rows, scales, unit, inverse, places[0], ctx.origins[0], options)
         if ctx.needs_input_grad[1] and grad_keys is not None:
-            grad_keys = through_norm(grad_keys, key_unit, key_inverse, valid.any(), ctx.columnwise[1], options)
+            none = (None, None)
+            grad_keys = to_source(grad_keys, none, key_unit, key_inverse, places[1], ctx.origins[1], options)
         else:
             grad_keys = None
-        return once(grad_anchors), once(grad_keys), once(grad_temperature), None, None
+        if ctx.needs_input_grad[3]:
+            grad_weights = _weight_gradient(upstream, weighing, options.reduction)
+        return *map(once, (grad_anchors, grad_keys, grad_temperature, grad_weights)), None, None, None
 
 
-def unit_rows(rows: Tensor, labels: Tensor, options: ContrastOptions) -> tuple[Tensor, Tensor | None]:
-    if not options.normalize:
-        return rows, None
-    unit, inverse = ops.unit_rows(rows, labels, options.backend)
-    return unit, inverse
+Scales = tuple[Tensor | None, Tensor | None]  # [n] factor and upstream number of each row, or neither
+
+
+class Origin(NamedTuple):
+    """The tensor that rows came from, as far as its gradient must know it."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, source: Tensor) -> Origin:
+        return cls(source.shape, source.stride(), source.dtype)
+
+
+def unit_source(
+    source: Tensor, place: Tensor | None, labels: Tensor, options: ContrastOptions
+) -> tuple[Tensor, Tensor | None]:
+    """Rows as the loss compares them, and 1 / norm of each where they were normalised."""
+    if place is not None:
+        unit, inverse = ops.gather(source, place, options.normalize, source.dtype, options.backend)
+    elif options.normalize:
+        unit, inverse = ops.unit_rows(source, labels, options.backend)
+    else:
+        unit, inverse = source, None
+    return unit, inverse if options.normalize else None
+
+
+def key_source(
+    source: Tensor, place: Tensor | None, labels: Tensor, options: ContrastOptions
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Key rows, 1 / norm of each where they were normalised, and the factor of each where they still are not.
+
+    Frozen rows are read where they lie: no unit copy of a queue or of a teacher's rows exists.
+    """
+    if place is None and options.normalize and Flag.KEY_GRADIENT not in options.flags:
+        return source, None, ops.row_inverse(source, labels, options.backend)
+    return *unit_source(source, place, labels, options), None
 
 
 def shrink_factor(unit: Tensor, temperature: Tensor | None, share: float) -> Tensor | None:
+    """Factor on every row that a temperature tensor asks for, [1, 1]; None without one."""
     if temperature is None:
         return None
     wide = torch.float64 if unit.dtype == torch.float64 else torch.float32
@@ -116,28 +172,51 @@ def folded(unit: Tensor, shrink: Tensor | None) -> Tensor:
     return rows if unit.dtype == torch.float16 else rows.to(unit.dtype)
 
 
-def _temperature_gradient(
-    grad_rows: Tensor, rows: Tensor, valid: Tensor, temperature: Tensor, options: ContrastOptions
-) -> Tensor:
-    read = rows if Flag.SELF in options.flags else rows.masked_fill(~valid[:, None], 0.0)
-    total = -options.share * (grad_rows * read).sum() / temperature.detach().to(grad_rows.dtype)
+def _scaled(grad: Tensor, factor: Tensor | None, upstream: Tensor | None) -> Tensor:
+    """Rows times both numbers of each; a row without a gradient stays without, also under an infinite upstream."""
+    if factor is None or upstream is None:
+        return grad
+    return torch.where(grad == 0, 0.0, grad * (factor * upstream)[:, None])
+
+
+def temperature_gradient(grad_rows: Tensor, rows: Tensor, temperature: Tensor, options: ContrastOptions) -> Tensor:
+    """Gradient of a temperature tensor that is folded into these rows."""
+    product = torch.where(grad_rows == 0, 0.0, grad_rows * rows)  # a row that does not count may hold a NaN
+    total = -options.share * product.sum() / temperature.detach().to(grad_rows.dtype)
     return total.reshape(temperature.shape).to(temperature.dtype)
 
 
-def through_norm(
-    grad: Tensor, rows: Tensor, inverse: Tensor | None, counted: Tensor, columnwise: bool, options: ContrastOptions
+def _weight_gradient(upstream: Tensor, weighing: tuple[Tensor, Tensor, Tensor, Tensor], reduction: str) -> Tensor:
+    weights, loss, count, value = weighing
+    own = loss
+    if reduction == "mean":
+        total = torch.where(count > 0, weights.to(loss.dtype), 0.0).sum()
+        own = torch.where(total > 0, (loss - value) / total, loss)
+    return torch.where(count > 0, own * upstream, 0.0).to(weights.dtype)
+
+
+def to_source(
+    grad: Tensor,  # [n, D]
+    scales: Scales,
+    unit: Tensor,  # [n, D]
+    inverse: Tensor | None,  # [n]
+    place: Tensor | None,  # [n]
+    origin: Origin,
+    options: ContrastOptions,
 ) -> Tensor:
-    """Gradient of the raw rows, in their layout; 0 where nothing counted, whatever stands in the row."""
+    """Gradient of what the rows came from, in its dtype and layout."""
+    if place is not None:
+        norm = None if inverse is None else unit
+        found: Tensor = ops.gather_backward(
+            grad, *scales, place, norm, inverse, True, origin.size, origin.stride, origin.dtype, options.backend
+        )
+        return found
     if inverse is None:
-        found: Tensor = grad.to(rows.dtype)
+        found = _scaled(grad, *scales).to(origin.dtype)
     else:
-        found = ops.unit_rows_backward(grad, rows, inverse, options.backend)
-    found = found.masked_fill(~counted, 0.0)
+        found = ops.unit_rows_backward(grad, *scales, unit, inverse, options.backend)
+    columnwise = 0 < origin.stride[0] < origin.stride[1]
     return found.t().contiguous().t() if columnwise else found
-
-
-def columnwise(rows: Tensor) -> bool:
-    return 0 < rows.stride(0) < rows.stride(1)
 
 
 class _Refusal(torch.autograd.Function):
@@ -156,6 +235,7 @@ class _Refusal(torch.autograd.Function):
 
 
 def once(grad: Tensor | None) -> Tensor | None:
+    """A gradient that refuses to be differentiated again."""
     if grad is None or not torch.is_grad_enabled():
         return grad
     found: Tensor = _Refusal.apply(grad.detach(), grad.new_zeros(()).requires_grad_())  # type: ignore[no-untyped-call]
@@ -166,14 +246,15 @@ class Gather(torch.autograd.Function):
     """Rows of a feature map; the gradient is a map in the input's own layout, and the map itself is not kept."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, index: Tensor, backend: str) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.options = (features.shape, features.stride(), backend)
-        found: Tensor = ops.gather(features, index, backend)
-        return found
+    def forward(
+        ctx: Any, features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype, unique: bool, backend: str
+    ) -> Tensor:
+        rows, inverse = ops.gather(features, index, normalize, dtype, backend)
+        ctx.save_for_backward(index, *((rows, inverse) if normalize else (None, None)))
+        ctx.options = (unique, features.shape, features.stride(), features.dtype, backend)
+        return rows  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
-        (index,) = ctx.saved_tensors
-        size, stride, backend = ctx.options
-        return once(ops.gather_backward(grad.contiguous(), index, size, stride, backend)), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = ops.gather_backward(grad.contiguous(), None, None, *ctx.saved_tensors, *ctx.options)
+        return once(found), None, None, None, None, None

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from secl_ops import ops, spec
-from secl_ops.autograd import Contrast, ContrastOptions, Gather
+from secl_ops.autograd import Contrast, ContrastOptions, Gather, Places
 from secl_ops.inputs import ContrastInput
 from secl_ops.shards import ContrastParts, contrast_shards, reduce_loss
-from secl_ops.spec import ContrastSpec, Flag, SampleSpec
+from secl_ops.spec import ContrastSpec, Flag, Pairs, SampleSpec
 
 
 def info_nce(
@@ -94,16 +94,32 @@ def info_nce(
     shards = given.arrange()
     if len(shards) > 1:
         return reduce_loss(contrast_shards(given, shards, options), weights, reduction)
-    (rows, pairs), flags = shards[0], options.flags | (Flag.SELF if shards[0].keys is None else Flag(0))
-    learned = temperature if isinstance(temperature, Tensor) else None
+    flags = options.flags | (Flag.SELF if shards[0].keys is None else Flag(0))
+    return contrast_sources(anchors, *shards[0], flags, options, weights=weights)
+
+
+def contrast_sources(
+    anchors: Tensor,  # [N, D], or [B, D, *spatial]
+    keys: Tensor | None,  # [M, D], or [B', D, *spatial']; None: the anchors
+    pairs: Pairs,
+    flags: Flag,
+    options: ContrastSpec,
+    *,
+    weights: Tensor | None = None,  # [N]
+    places: Places = Places(),  # noqa: B008  # immutable
+) -> Tensor:
+    """The loss of checked rows, or of the pixels of checked feature maps at `places`."""
+    learned = options.temperature if isinstance(options.temperature, Tensor) else None
     if torch.is_grad_enabled():
         if anchors.requires_grad or (learned is not None and learned.requires_grad):
             flags |= Flag.ANCHOR_GRADIENT
-        if rows is not None and rows.requires_grad:
+        if keys is not None and keys.requires_grad:
             flags |= Flag.KEY_GRADIENT
-    passes = ContrastOptions(options.scale, flags, normalize, backend)
-    loss, count = Contrast.apply(anchors, rows, learned, pairs, passes)  # type: ignore[no-untyped-call]
-    return reduce_loss(ContrastParts(loss, loss, count), weights, reduction)
+    passes = ContrastOptions(options.scale, flags, options.normalize, options.reduction, options.backend)
+    loss: Tensor = Contrast.apply(  # type: ignore[no-untyped-call]  # torch types no Function
+        anchors, keys, learned, weights, pairs, passes, places
+    )
+    return loss
 
 
 def info_nce_parts(
@@ -232,20 +248,33 @@ def sample_pixels(
         >>> sample.label.tolist(), sample.index[:2].tolist()
         ([0, -1, 1, 1], [0, -1])
     """
-    spec.check_label_map("labels", labels)
     options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+    return draw_pixels(labels, options, eligible=eligible, scores=scores, seed=seed)
+
+
+def draw_pixels(
+    labels: Tensor,  # [B, *spatial]
+    options: SampleSpec,
+    *,
+    eligible: Tensor | None,  # [B, *spatial]
+    scores: Tensor | None,  # [B, *spatial]
+    seed: int | Tensor,
+    stream: int = 0,
+) -> PixelSample:
+    """`sample_pixels` with its options checked; the same seed draws apart in another stream."""
+    spec.check_label_map("labels", labels)
     if eligible is not None:
         spec.check_like_labels("eligible", eligible, labels, torch.bool)
     if scores is not None:
         spec.check_like_labels("scores", scores, labels, None)
-    if (strategy == "hard") != (scores is not None):
+    if (options.strategy == "hard") != (scores is not None):
         raise ValueError(
-            f'scores go with strategy="hard" and with it alone; got {strategy!r}, scores={scores is not None}'
+            f'scores go with strategy="hard" and with it alone; got {options.strategy!r}, scores={scores is not None}'
         )
     spec.check_places("B * num_classes * per_class", labels.shape[0] * options.num_classes * options.per_class)
     found = ops.sample(
         labels, eligible, scores, _seed_tensor(seed, labels), options.per_class, options.num_classes,
-        options.ignore_index, strategy, backend,
+        options.ignore_index, options.strategy, stream, options.backend,
     )  # fmt: skip
     return PixelSample(*found)
 
@@ -266,22 +295,30 @@ def gather_pixels(
     features: Tensor,  # [B, D, *spatial] floating
     index: Tensor,  # [n] int64
     *,
+    normalize: bool = False,
+    dtype: torch.dtype | None = None,
+    unique: bool = False,
     backend: str = "auto",
     validate: bool = False,
 ) -> Tensor:
     """Read the rows of a feature map at the drawn pixels, without a copy of the map.
 
-    row_r = features[b, :, pixel] with index_r = b * prod(spatial) + pixel; index -1 gives a zero row without gradient.
+    row_r = features[b, :, pixel] with index_r = b * prod(spatial) + pixel, over its norm under `normalize`;
+    index -1 gives a zero row without gradient.
 
     Args:
         features: Map [B, D, *spatial] in any memory layout, with 1 to 3 spatial axes.
         index: Numbers [n] from `sample_pixels`.
+        normalize: Divide each row by its L2 norm, in the same pass; a zero row stays zero.
+        dtype: Of the rows; None: that of the map. The norm is that of the map's own numbers.
+        unique: A promise that no pixel stands twice in the index, as after `sample_pixels`: the gradient then needs no
+            sort. If it is broken, that pixel's gradient is undefined.
         backend: "auto", "reference", "native" or "triton".
-        validate: Also check the range of the index, which waits for the device.
+        validate: Also check the range of the index and the promise, which waits for the device.
 
     Returns:
-        Rows [n, D] in the dtype of the map. The gradient comes back in the map's own layout; a pixel that stands twice
-        in the index gets the sum, in a fixed order.
+        Rows [n, D]. The gradient comes back in the map's own layout; a pixel that stands twice in the index gets the
+        sum, in a fixed order.
 
     Raises:
         TypeError, ValueError: An argument breaks its rule; the message names it.
@@ -292,12 +329,17 @@ def gather_pixels(
         >>> features = torch.arange(8.0).reshape(1, 2, 2, 2)
         >>> secl_ops.gather_pixels(features, torch.tensor([3, -1])).tolist()
         [[3.0, 7.0], [0.0, 0.0]]
+        >>> secl_ops.gather_pixels(features, torch.tensor([0]), normalize=True).tolist()
+        [[0.0, 1.0]]
     """
     spec.check_map("features", features)
     spec.check_choice("backend", backend, spec.BACKENDS)
     spec.check_bool("validate", validate)
-    spec.check_index(index, features, validate=validate)
-    rows: Tensor = Gather.apply(features, index, backend)  # type: ignore[no-untyped-call]  # torch types no Function
+    spec.check_gather(normalize, dtype, unique)
+    spec.check_index(index, features, unique=unique, validate=validate)
+    rows: Tensor = Gather.apply(  # type: ignore[no-untyped-call]  # torch types no Function
+        features, index, normalize, features.dtype if dtype is None else dtype, unique, backend
+    )
     return rows
 
 

@@ -7,12 +7,12 @@ The backend is an argument and is chosen here, on real tensors, so that a traced
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from secl_ops.backends.reference import ContrastState
+from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.backends.select import select
 from secl_ops.spec import Flag, Pairs, check_places
 
@@ -24,23 +24,37 @@ _PAIRS = (
 SCHEMAS = {
     "unit_rows": "(Tensor rows, Tensor labels, str backend) -> (Tensor unit, Tensor inverse)",
     "row_inverse": "(Tensor rows, Tensor labels, str backend) -> Tensor",
-    "unit_rows_backward": "(Tensor grad, Tensor unit, Tensor inverse, str backend) -> Tensor",
+    "unit_rows_backward": "(Tensor grad, Tensor? factor, Tensor? upstream, Tensor unit, Tensor inverse, str backend)"
+    " -> Tensor",
     "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, Tensor? key_inverse, Tensor? known_lse,"
     " float scale, int flags, str backend)"
     " -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
     "contrast_backward": f"(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, {_PAIRS},"
     " Tensor lse, float scale, int flags, str backend) -> (Tensor grad_anchors, Tensor grad_keys)",
-    "gather": "(Tensor features, Tensor index, str backend) -> Tensor",
-    "gather_backward": "(Tensor grad, Tensor index, SymInt[] size, SymInt[] stride, str backend) -> Tensor",
+    "reduce": "(Tensor loss, Tensor pull, Tensor count, Tensor? weights, str reduction, str backend)"
+    " -> (Tensor value, Tensor factor, Tensor push, Tensor draw)",
+    "gather": "(Tensor features, Tensor index, bool normalize, ScalarType dtype, str backend)"
+    " -> (Tensor rows, Tensor inverse)",
+    "gather_backward": "(Tensor grad, Tensor? factor, Tensor? upstream, Tensor index, Tensor? unit, Tensor? inverse,"
+    " bool unique, SymInt[] size, SymInt[] stride, ScalarType dtype, str backend) -> Tensor",
     "sample": "(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, SymInt per_class, int num_classes,"
-    " int ignore_index, str strategy, str backend) -> (Tensor index, Tensor label)",
+    " int ignore_index, str strategy, int stream, str backend) -> (Tensor index, Tensor label)",
 }
 for _name, _schema in SCHEMAS.items():
     torch.library.define(f"secl::{_name}", _schema)
 
 
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+"""What runs behind each schema, by name."""
+
+
 def _implement(name: str) -> Callable[[Function], Function]:
-    return cast(Callable[[Function], Function], torch.library.impl(f"secl::{name}", ("cpu", "cuda")))
+    def register(function: Function) -> Function:
+        IMPLEMENTATIONS[name] = function
+        torch.library.impl(f"secl::{name}", ("cpu", "cuda"))(function)
+        return function
+
+    return register
 
 
 def _fake(name: str) -> Callable[[Function], Function]:
@@ -64,6 +78,12 @@ def _demand(name: str, value: Tensor | None, *shape: int | None) -> None:
 
 def _demand_map(name: str, value: Tensor, least: int) -> None:
     _demand(name, value, *([None] * max(least, 0 if value is None else value.ndim)))
+
+
+def _demand_factors(factor: Tensor | None, upstream: Tensor | None, length: int) -> None:
+    for name, value in (("factor", factor), ("upstream", upstream)):
+        if value is not None:
+            _demand(name, value, length)
 
 
 def _demand_pairs(anchors: Tensor, keys: Tensor, pairs: Pairs) -> None:
@@ -98,17 +118,26 @@ def _row_inverse_fake(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
     return rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
 
 
+def _together(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if first is None or second is None else (first, second)
+
+
 @_implement("unit_rows_backward")
-def _unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor, backend: str) -> Tensor:
+def _unit_rows_backward(
+    grad: Tensor, factor: Tensor | None, upstream: Tensor | None, unit: Tensor, inverse: Tensor, backend: str
+) -> Tensor:
     _demand("unit", unit, None, None)
     _demand("grad", grad, *unit.shape)
     _demand("inverse", inverse, unit.shape[0])
+    _demand_factors(factor, upstream, unit.shape[0])
     module = select(backend, unit.device, unit.dtype, "info_nce")
-    return module.unit_rows_backward(grad, unit, inverse)
+    return module.unit_rows_backward(grad, _together(factor, upstream), unit, inverse)
 
 
 @_fake("unit_rows_backward")
-def _unit_rows_backward_fake(grad: Tensor, unit: Tensor, inverse: Tensor, backend: str) -> Tensor:
+def _unit_rows_backward_fake(
+    grad: Tensor, factor: Tensor | None, upstream: Tensor | None, unit: Tensor, inverse: Tensor, backend: str
+) -> Tensor:
     return unit.new_empty(unit.shape)
 
 
@@ -193,40 +222,76 @@ def _contrast_backward_fake(
     return _contrast_gradients(anchors, keys, flags)
 
 
+@_implement("reduce")
+def _reduce(
+    loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str, backend: str
+) -> Reduction:
+    return select(backend, loss.device, loss.dtype, "info_nce").reduce(loss, pull, count, weights, reduction)
+
+
+@_fake("reduce")
+def _reduce_fake(
+    loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str, backend: str
+) -> Reduction:
+    value = loss.new_empty(loss.shape if reduction == "none" else ())
+    return Reduction(value, *(loss.new_empty(loss.shape) for _ in range(3)))
+
+
+def _wider(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """What decides on the backend: fp64 on either side."""
+    return other if other == torch.float64 else dtype
+
+
 @_implement("gather")
-def _gather(features: Tensor, index: Tensor, backend: str) -> Tensor:
+def _gather(
+    features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor]:
     _demand_map("features", features, 3)
     _demand("index", index, None)
-    return select(backend, features.device, features.dtype, "gather_pixels").gather(features, index)
+    module = select(backend, features.device, _wider(features.dtype, dtype), "gather_pixels")
+    return module.gather(features, index, normalize, dtype)
 
 
 @_fake("gather")
-def _gather_fake(features: Tensor, index: Tensor, backend: str) -> Tensor:
+def _gather_fake(
+    features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor]:
     _demand_map("features", features, 3)
     _demand("index", index, None)
-    return features.new_empty((index.shape[0], features.shape[1]))
+    rows = features.new_empty((index.shape[0], features.shape[1]), dtype=dtype)
+    return rows, rows.new_empty(index.shape[0] if normalize else 0, dtype=_wide(features.dtype))
 
 
 @_implement("gather_backward")
-def _gather_backward(grad: Tensor, index: Tensor, size: list[int], stride: list[int], backend: str) -> Tensor:
+def _gather_backward(
+    grad: Tensor, factor: Tensor | None, upstream: Tensor | None, index: Tensor, unit: Tensor | None,
+    inverse: Tensor | None, unique: bool, size: list[int], stride: list[int], dtype: torch.dtype, backend: str,
+) -> Tensor:  # fmt: skip
     _demand("index", index, None)
     if len(size) < 3 or len(stride) != len(size) or min(*size, *stride) < 0:
         raise ValueError(f"size and stride must be those of a map [B, D, *spatial]; got {size} and {stride}")
     _demand("grad", grad, index.shape[0], size[1])
-    module = select(backend, grad.device, grad.dtype, "gather_pixels")
-    dense = torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride()
-    return module.gather_backward(grad, index, size, dense)
+    _demand_factors(factor, upstream, index.shape[0])
+    if unit is not None and inverse is not None:
+        _demand("unit", unit, *grad.shape)
+        _demand("inverse", inverse, index.shape[0])
+    module = select(backend, grad.device, _wider(dtype, grad.dtype), "gather_pixels")
+    like = MapLike(size, torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride(), dtype)
+    return module.gather_backward(grad, _together(factor, upstream), index, _together(unit, inverse), unique, like)
 
 
 @_fake("gather_backward")
-def _gather_backward_fake(grad: Tensor, index: Tensor, size: list[int], stride: list[int], backend: str) -> Tensor:
-    return torch.empty_like(grad.new_empty_strided(size, stride))
+def _gather_backward_fake(
+    grad: Tensor, factor: Tensor | None, upstream: Tensor | None, index: Tensor, unit: Tensor | None,
+    inverse: Tensor | None, unique: bool, size: list[int], stride: list[int], dtype: torch.dtype, backend: str,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(grad.new_empty_strided(size, stride, dtype=dtype))
 
 
 @_implement("sample")
 def _sample(
     labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor, per_class: int,
-    num_classes: int, ignore_index: int, strategy: str, backend: str,
+    num_classes: int, ignore_index: int, strategy: str, stream: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     _demand_map("labels", labels, 2)
     for name, value in (("eligible", eligible), ("scores", scores)):
@@ -237,13 +302,13 @@ def _sample(
         raise ValueError(f"per_class and num_classes must not be negative; got {per_class} and {num_classes}")
     check_places("B * num_classes * per_class", labels.shape[0] * num_classes * per_class)
     module = select(backend, labels.device, labels.dtype, "sample_pixels")
-    return module.sample(labels, eligible, scores, seed, per_class, num_classes, ignore_index, strategy)
+    return module.sample(labels, eligible, scores, seed, per_class, num_classes, ignore_index, strategy, stream)
 
 
 @_fake("sample")
 def _sample_fake(
     labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor, per_class: int,
-    num_classes: int, ignore_index: int, strategy: str, backend: str,
+    num_classes: int, ignore_index: int, strategy: str, stream: int, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     _demand_map("labels", labels, 2)
     size = labels.shape[0] * num_classes * per_class
@@ -255,6 +320,7 @@ row_inverse = torch.ops.secl.row_inverse.default
 unit_rows_backward = torch.ops.secl.unit_rows_backward.default
 contrast = torch.ops.secl.contrast.default
 contrast_backward = torch.ops.secl.contrast_backward.default
+reduce = torch.ops.secl.reduce.default
 gather = torch.ops.secl.gather.default
 gather_backward = torch.ops.secl.gather_backward.default
 sample = torch.ops.secl.sample.default

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from secl_ops import spec
-from secl_ops.functional import gather_pixels, info_nce, sample_pixels
+from secl_ops.autograd import Places
+from secl_ops.functional import PixelSample, contrast_sources, draw_pixels, gather_pixels, info_nce
 from secl_ops.queue import ClassQueue
-from secl_ops.spec import ContrastSpec, SampleSpec
+from secl_ops.spec import ContrastSpec, Flag, Pairs, SampleSpec
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
 KEY_DRAW = 0x5ECC  # the teacher's pixels are drawn apart from the student's
@@ -64,7 +66,7 @@ def pixel_contrast(
         denominator: See `info_nce`.
         normalize: See `info_nce`.
         reduction: See `info_nce`; "none" gives one loss per drawn place.
-        backend: See `info_nce`; under "triton", which has no sampler, "auto" draws the pixels.
+        backend: See `info_nce`.
         validate: See `info_nce`.
 
     Returns:
@@ -83,41 +85,54 @@ def pixel_contrast(
         >>> features.grad.shape
         torch.Size([2, 16, 8, 8])
     """
-    ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
+    contrast = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
     options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
     spec.check_map("features", features)
     _check_queue(queue, num_classes, features)
     if key_features is None and (key_labels is not None or key_eligible is not None):
         raise ValueError("key_labels and key_eligible go with key_features; pass key_features as well")
-    anchors, anchor_labels = _draw_rows("features", features, "labels", labels, eligible, scores, options, seed)
-    exclude = None
+    anchor = _draw("features", features, "labels", labels, eligible, scores, options, seed)
+    key = anchor
     if key_features is not None:
         spec.check_like_map("key_features", key_features, features)
         if key_labels is None:
             key_labels, key_eligible = labels, eligible if key_eligible is None else key_eligible
         uniform = replace(options, strategy="uniform") if strategy == "hard" else options
-        keys, drawn = _draw_rows(
-            "key_features", key_features, "key_labels", key_labels, key_eligible, None, uniform, seed ^ KEY_DRAW
-        )
-    elif queue is not None:
-        keys, drawn = anchors, anchor_labels
-        exclude = torch.arange(anchors.shape[0], device=anchors.device)
-    else:
-        keys, drawn = None, None
-    newest = (anchors, anchor_labels) if keys is None or drawn is None else (keys, drawn)
+        key = _draw("key_features", key_features, "key_labels", key_labels, key_eligible, None, uniform, seed, KEY_DRAW)
     if queue is not None:
-        keys = torch.cat([newest[0], queue.keys.to(newest[0].dtype)])
-        drawn = torch.cat([newest[1], queue.key_labels])
+        return _with_queue(features, anchor, key_features, key, queue, contrast)
+    if isinstance(temperature, Tensor):
+        spec.check_device("temperature", temperature, features, "features")
+    flags, count = contrast.flags | (Flag.SELF if key_features is None else Flag(0)), key.label.shape[0]
+    pairs = Pairs(anchor.label, key.label, None, None, None, 0, count)
+    places = Places(anchor.index, None if key_features is None else key.index)
+    return contrast_sources(features, key_features, pairs, flags, contrast, places=places)
+
+
+def _with_queue(
+    features: Tensor,  # [B, D, *spatial]
+    anchor: PixelSample,
+    key_features: Tensor | None,  # [B', D, *spatial']
+    key: PixelSample,
+    queue: ClassQueue,
+    options: ContrastSpec,
+) -> Tensor:
+    """The loss against this call's keys and the queue's, which then takes this call's."""
+    gather = partial(gather_pixels, unique=True, backend=options.backend)
+    anchors = gather(features, anchor.index)
+    exclude = torch.arange(anchors.shape[0], device=anchors.device) if key_features is None else None
+    newest = anchors if key_features is None else gather(key_features, key.index)
     loss = info_nce(
-        anchors, keys, anchor_labels=anchor_labels, key_labels=drawn, exclude=exclude, temperature=temperature,
-        denominator=denominator, normalize=normalize, reduction=reduction, backend=backend, validate=validate,
+        anchors, torch.cat([newest, queue.keys.to(newest.dtype)]), anchor_labels=anchor.label,
+        key_labels=torch.cat([key.label, queue.key_labels]), exclude=exclude, temperature=options.temperature,
+        denominator=options.denominator, normalize=options.normalize, reduction=options.reduction,
+        backend=options.backend, validate=options.validate,
     )  # fmt: skip
-    if queue is not None:
-        queue.enqueue(newest[0].detach(), newest[1])
+    queue.enqueue(newest.detach(), key.label)
     return loss
 
 
-def _draw_rows(
+def _draw(
     map_name: str,
     features: Tensor,  # [B, D, *spatial]
     labels_name: str,
@@ -126,9 +141,12 @@ def _draw_rows(
     scores: Tensor | None,
     options: SampleSpec,
     seed: int | Tensor,
-) -> tuple[Tensor, Tensor]:
+    stream: int = 0,
+) -> PixelSample:
     spec.check_map(map_name, features)
     spec.check_label_map(labels_name, labels)
+    if features.shape[1] < 1:
+        raise ValueError(f"{map_name} must have at least one channel; got shape {tuple(features.shape)}")
     if labels.ndim != features.ndim - 1 or labels.shape[0] != features.shape[0]:
         raise ValueError(
             f"{labels_name} must have the batch and the number of spatial axes of {map_name}, "
@@ -142,13 +160,10 @@ def _draw_rows(
     if scores is not None:
         spec.check_like_labels("scores", scores, labels, None)
     size = features.shape[2:]
-    found = sample_pixels(
-        _nearest(labels, size), options.per_class, num_classes=options.num_classes,
-        ignore_index=options.ignore_index, eligible=None if eligible is None else _nearest(eligible, size),
-        scores=None if scores is None else _nearest(scores, size), strategy=options.strategy, seed=seed,
-        backend="auto" if options.backend == "triton" else options.backend,
+    return draw_pixels(
+        _nearest(labels, size), options, eligible=None if eligible is None else _nearest(eligible, size),
+        scores=None if scores is None else _nearest(scores, size), seed=seed, stream=stream,
     )  # fmt: skip
-    return gather_pixels(features, found.index, backend=options.backend), found.label
 
 
 def _check_queue(queue: object, num_classes: int, features: Tensor | None = None) -> None:
@@ -256,11 +271,12 @@ class PixelContrastLoss(nn.Module):
         scores: Tensor | None = None,
     ) -> Tensor:
         """The loss of one batch; see `pixel_contrast`."""
-        seed = self.draws.clone()
-        self.draws += 1
-        return pixel_contrast(
+        loss = pixel_contrast(
             features, labels, key_features, key_labels, per_class=self.per_class, num_classes=self.num_classes,
-            seed=seed, ignore_index=self.ignore_index, eligible=eligible, key_eligible=key_eligible, scores=scores,
-            strategy=self.strategy, queue=self.queue, temperature=self.temperature, denominator=self.denominator,
-            normalize=self.normalize, reduction=self.reduction, backend=self.backend, validate=self.validate,
+            seed=self.draws, ignore_index=self.ignore_index, eligible=eligible, key_eligible=key_eligible,
+            scores=scores, strategy=self.strategy, queue=self.queue, temperature=self.temperature,
+            denominator=self.denominator, normalize=self.normalize, reduction=self.reduction, backend=self.backend,
+            validate=self.validate,
         )  # fmt: skip
+        self.draws += 1
+        return loss

@@ -48,12 +48,12 @@ class ClassQueue(nn.Module):
     @property
     def keys(self) -> Tensor:
         """Rows [C * size, D], a view; an empty place is zero."""
-        return self.rows[:-1]
+        return self.rows.narrow(0, 0, self.num_classes * self.size)
 
     @property
     def key_labels(self) -> Tensor:
         """Labels [C * size] int32, a view; -1: empty."""
-        return self.labels[:-1]
+        return self.labels.narrow(0, 0, self.num_classes * self.size)
 
     @torch.no_grad()
     def enqueue(self, rows: Tensor, labels: Tensor) -> None:
@@ -68,7 +68,7 @@ class ClassQueue(nn.Module):
         spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
         spec.check_device("rows", rows, self.rows, "the queue")
         labels = labels.long()
-        member = labels[:, None] == torch.arange(self.num_classes, device=labels.device)  # [n, C]
+        member = labels.unsqueeze(1) == torch.arange(self.num_classes, device=labels.device)  # [n, C]
         place = member.cumsum(dim=0) - 1  # how many of its class came before
         total = member.sum(dim=0)
         kept = member & (place >= total - self.size)
@@ -76,6 +76,6 @@ class ClassQueue(nn.Module):
         slot = first + (self.written + place) % self.size
         inside = kept.any(dim=1)
         target = torch.where(inside, (slot * kept).sum(dim=1), self.num_classes * self.size)
-        self.rows.index_copy_(0, target, rows.to(self.rows.dtype).masked_fill(~inside[:, None], 0.0))
+        self.rows.index_copy_(0, target, rows.to(self.rows.dtype).masked_fill(inside.logical_not().unsqueeze(1), 0.0))
         self.labels.index_copy_(0, target, torch.where(inside, labels, -1).to(torch.int32))
         self.written += total

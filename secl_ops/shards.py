@@ -19,7 +19,18 @@ import torch
 from torch import Tensor
 
 from secl_ops import ops
-from secl_ops.autograd import ContrastOptions, columnwise, folded, once, shrink_factor, through_norm, unit_rows
+from secl_ops.autograd import (
+    ContrastOptions,
+    Origin,
+    Scales,
+    folded,
+    key_source,
+    once,
+    shrink_factor,
+    temperature_gradient,
+    to_source,
+    unit_source,
+)
 from secl_ops.inputs import ContrastInput, Shard
 from secl_ops.spec import ContrastSpec, Flag, Pairs
 
@@ -54,14 +65,17 @@ class ShardedContrast(torch.autograd.Function):
         *keys: Tensor,  # [M, D] each
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        unit, inverse = unit_rows(anchors, pairs[0].anchor_labels, options)
+        unit, inverse = unit_source(anchors, None, pairs[0].anchor_labels, options)
         shrink = shrink_factor(unit, temperature, options.share)
         rows = folded(unit, shrink)
         learning = ctx.needs_input_grad[-len(keys) :]
-        sides = [_side(key, pair, options, learns) for key, pair, learns in zip(keys, pairs, learning, strict=True)]
+        sides = [
+            key_source(key, None, pair.key_labels, options.teaching(learns))
+            for key, pair, learns in zip(keys, pairs, learning, strict=True)
+        ]
         calls = [
-            _Call(rows, side.rows.to(rows.dtype), pair, side.factor, options)
-            for side, pair in zip(sides, pairs, strict=True)
+            _Call(rows, side.to(rows.dtype), pair, factor, options)
+            for (side, _, factor), pair in zip(sides, pairs, strict=True)
         ]
         wanted = bool(options.flags & Flag.ANCHOR_GRADIENT)
         mean, lse = None, known_lse
@@ -70,12 +84,12 @@ class ShardedContrast(torch.autograd.Function):
         loss, pull, count, near = _near(calls, lse, wanted)
         ctx.save_for_backward(
             unit, inverse, shrink, temperature, lse, pull, count, mean, near,
-            *(side.rows if learns else None for side, learns in zip(sides, learning, strict=True)),
-            *(side.inverse for side in sides), *(tensor for pair in pairs for tensor in pair[:5]),
+            *(side[0] if learns else None for side, learns in zip(sides, learning, strict=True)),
+            *(side[1] for side in sides), *(tensor for pair in pairs for tensor in pair[:5]),
         )  # fmt: skip
         ctx.options, ctx.shards, ctx.known = options, len(keys), known_lse is not None
         ctx.ranges = [(pair.positive_start, pair.negative_stop) for pair in pairs]
-        ctx.columnwise = [columnwise(anchors), *map(columnwise, keys)]
+        ctx.origins = [Origin.of(source) for source in (anchors, *keys)]
         ctx.mark_non_differentiable(count)
         return loss, lse.clone() if known_lse is not None else lse, count
 
@@ -93,7 +107,7 @@ class ShardedContrast(torch.autograd.Function):
             grad_known, push = push, torch.zeros_like(push)
         draw = torch.where(count > 0, grad_loss / count, 0.0).to(lse.dtype)
         grad_keys: list[Tensor | None] = [None] * shards
-        counted = torch.ones((), dtype=torch.bool, device=lse.device)
+        whole: Scales = (None, None)
         for k in range(shards):
             if not ctx.needs_input_grad[5 + k]:
                 continue
@@ -102,34 +116,18 @@ class ShardedContrast(torch.autograd.Function):
                 units[k].to(rows.dtype), *tensors[5 * k : 5 * k + 5], *ctx.ranges[k], lse, options.scale,
                 int(options.flags & ~Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT), options.backend,
             )  # fmt: skip
-            grad_keys[k] = once(through_norm(grad, units[k], inverses[k], counted, ctx.columnwise[1 + k], options))
+            grad_keys[k] = once(to_source(grad, whole, units[k], inverses[k], None, ctx.origins[1 + k], options))
         grad_anchors = grad_temperature = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             grad_rows = (
                 _weighted(near, grad_loss) if mean is None else _weighted(near, grad_loss) + _weighted(mean, push)
             )
             if ctx.needs_input_grad[1]:
-                product = torch.where(grad_rows == 0, 0.0, grad_rows * rows)  # a row that does not count may hold a NaN
-                total = -product.sum() / temperature.detach().to(product.dtype)
-                grad_temperature = once(total.reshape(temperature.shape).to(temperature.dtype))
+                grad_temperature = once(temperature_gradient(grad_rows, rows, temperature, options))
             if ctx.needs_input_grad[0]:
                 grad_rows = grad_rows if shrink is None else grad_rows * shrink
-                grad_anchors = once(through_norm(grad_rows, unit, inverse, counted, ctx.columnwise[0], options))
+                grad_anchors = once(to_source(grad_rows, whole, unit, inverse, None, ctx.origins[0], options))
         return grad_anchors, grad_temperature, once(grad_known), None, None, *grad_keys
-
-
-class _Side(NamedTuple):
-    """One shard's keys: unit rows and 1 / norm where they learn, else as they lie and the factor that makes them so."""
-
-    rows: Tensor
-    inverse: Tensor | None
-    factor: Tensor | None
-
-
-def _side(keys: Tensor, pairs: Pairs, options: ContrastOptions, learns: bool) -> _Side:
-    if learns:
-        return _Side(*unit_rows(keys, pairs.key_labels, options), None)
-    return _Side(keys, None, ops.row_inverse(keys, pairs.key_labels, options.backend) if options.normalize else None)
 
 
 class _Call(NamedTuple):
@@ -234,6 +232,6 @@ def contrast_shards(
     keys = [given.anchors if shard.keys is None else shard.keys for shard in shards]
     own = torch.arange(given.anchors.shape[0], device=given.anchors.device)  # whom an anchor must not see
     pairs = [shard.pairs if shard.keys is not None else shard.pairs._replace(exclude=own) for shard in shards]
-    passes = ContrastOptions(options.scale, flags, options.normalize, options.backend)
+    passes = ContrastOptions(options.scale, flags, options.normalize, "none", options.backend)
     found = ShardedContrast.apply(given.anchors, learned, lse, pairs, passes, *keys)  # type: ignore[no-untyped-call]
     return ContrastParts(*found)

@@ -265,8 +265,17 @@ def check_grid(grid: Sequence[int], features: Tensor) -> None:
             raise ValueError(f"grid must not be finer than the map {spatial}; got {tuple(grid)}; name fewer cells")
 
 
-def check_index(index: Tensor, features: Tensor, *, validate: bool) -> None:
-    """Refuse an index that is not int64 [n]; its range is checked only under `validate`, since that synchronises."""
+def check_gather(normalize: object, dtype: object, unique: object) -> None:
+    """Refuse options of `gather_pixels` that are no such options."""
+    for name, value in (("normalize", normalize), ("unique", unique)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
+    if dtype is not None and dtype not in DTYPES:
+        raise TypeError(f"dtype must be None or floating (fp16, bf16, fp32, fp64); got {dtype}")
+
+
+def check_index(index: Tensor, features: Tensor, *, unique: bool, validate: bool) -> None:
+    """Refuse an index that is not int64 [n]; its values are checked only under `validate`, since that synchronises."""
     check_tensor("index", index)
     if index.dtype != torch.int64 or index.ndim != 1:
         raise TypeError(f"index must be int64 of shape [n]; got {index.dtype} of shape {tuple(index.shape)}")
@@ -276,6 +285,12 @@ def check_index(index: Tensor, features: Tensor, *, validate: bool) -> None:
         low, high = _extremes(index)
         if low < -1 or high >= pixels:
             raise ValueError(f"index must lie in -1..{pixels - 1} (B * prod(spatial) - 1); got {low}..{high}")
+        drawn = index[index >= 0].sort().values
+        twice = drawn[1:][drawn[1:] == drawn[:-1]]
+        if unique and twice.numel():
+            raise ValueError(
+                f"index must name no pixel twice under unique=True; got {int(twice[0])} twice; pass unique=False"
+            )
 
 
 def _extremes(values: Tensor) -> tuple[int, int]:

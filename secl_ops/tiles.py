@@ -19,6 +19,9 @@ class Tile(NamedTuple):
     stages: int
 
 
+SAMPLE_PIXELS = 2048  # labels that one program of the sampler reads at a time
+MOST_PIXELS = 1 << 28  # of one image: the sampler counts them in 32 bits
+REDUCE_ROWS = 1024  # losses that the one program of a reduction adds at a time
 WIDEST = 1 << 30
 COPY_ROWS, COPY_COLUMNS = 16, 64  # of kernels that only move memory; 32 rows spill where duplicate pixels are summed
 
@@ -84,6 +87,17 @@ _FULL: dict[str, tuple[tuple[int, Tile], ...]] = {
 def next_power_of_two(value: int) -> int:
     """The least power of two that is not below `value`."""
     return 1 << max(value - 1, 0).bit_length()
+
+
+def pick_rows(width: int) -> tuple[int, int]:
+    """Rows and columns of one program of a kernel that holds whole rows: many programs, a row read from memory once.
+
+    Example:
+        >>> pick_rows(512)
+        (4, 512)
+    """
+    columns = min(512, max(16, next_power_of_two(width)))
+    return max(4, min(8, 2048 // columns)), columns
 
 
 def pick(width: int, dtype: torch.dtype, purpose: str) -> Tile:

@@ -284,3 +284,46 @@ def test_gather_in_one_and_three_dimensions(shape: tuple[int, ...], backend: str
     pixels = features[:, 0].numel()
     rows = secl_ops.gather_pixels(features, torch.arange(pixels, device=device), backend=backend)
     assert torch.equal(rows, features.movedim(1, -1).reshape(pixels, shape[1]))
+
+
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("rows_dtype", [None, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+def test_gather_normalises_and_casts(
+    layout: str, rows_dtype: torch.dtype | None, unique: bool, backend: str, device: str
+) -> None:
+    features = map_like(layout)
+    features[0, :, 0, 0] = 0
+    index = torch.tensor([0, 69, -1, 17, 34, 35] if unique else [0, 69, -1, 17, 17, 34])
+    found = []
+    for at, name, dtype in ((device, backend, torch.float32), ("cpu", "reference", torch.float64)):
+        leaf = features.to(at, dtype).requires_grad_()
+        kept = rows_dtype if dtype == torch.float32 else None
+        rows = secl_ops.gather_pixels(
+            leaf, index.to(at), normalize=True, dtype=kept, unique=unique, backend=name, validate=True
+        )
+        assert rows.dtype == (kept or dtype)
+        upstream = (torch.arange(rows.numel(), device=at) % 5).reshape(rows.shape).to(rows.dtype)
+        (gradient,) = torch.autograd.grad(rows, leaf, upstream)
+        assert gradient.stride() == leaf.stride()
+        found.append((rows.detach().cpu(), gradient.cpu()))
+    for name, actual, truth in zip(("rows", "gradient"), *found, strict=True):
+        rough = truth.to(found[0][0].dtype)  # a gradient passes through the rows, as they were rounded
+        magnitude = 8 * float(truth.abs().max())
+        assert_within_budget(name, actual.to(rough.dtype), truth, rough, amplification=4, magnitude=magnitude)
+
+
+def test_weights_get_their_gradient(backend: str, device: str) -> None:
+    call = CASES["weighted"]()
+    for reduction in ("mean", "sum"):
+        found = []
+        for at, name, dtype in ((device, backend, torch.float32), ("cpu", "reference", torch.float64)):
+            weights = call.weights.to(at, dtype).requires_grad_()
+            moved = on(replace(call.to(dtype), weights=weights, reduction=reduction), at)
+            moved = replace(moved, weights=weights)
+            loss = secl_ops.info_nce(**moved.arguments(), backend=name)
+            found.append(torch.autograd.grad(loss, weights)[0].cpu())
+        moved, weights = call.to(torch.float64), call.weights.double().requires_grad_()
+        truth = torch.autograd.grad(dense_loss(replace(moved, weights=weights, reduction=reduction)), weights)[0]
+        assert_within_budget(reduction, found[0], truth, truth.float(), amplification=40)
+        assert_within_budget(reduction, found[1], truth, truth, amplification=40)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from secl_ops import library
 from secl_ops.backends import native, reference
+from secl_ops.backends.reference import MapLike
 from secl_ops.backends.select import select
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
@@ -205,7 +206,7 @@ def test_draws_the_pixels_that_plain_torch_draws(strategy: str, shape: tuple[int
     scores[scores == 7], scores[scores == 8], scores[scores == 0] = torch.inf, torch.nan, -torch.inf
     for seed in (0, 1, -5, 2**62):
         for per_class in (1, 4, 31, 200):
-            given = (labels, eligible, scores, torch.tensor([seed]), per_class, 5, 3, strategy)
+            given = (labels, eligible, scores, torch.tensor([seed]), per_class, 5, 3, strategy, 9)
             for expected, found in zip(reference.sample(*given), native.sample(*given), strict=True):
                 assert expected.dtype == found.dtype
                 assert torch.equal(expected, found)
@@ -215,7 +216,7 @@ def test_draws_the_pixels_that_plain_torch_draws(strategy: str, shape: tuple[int
 def test_a_pixel_drawn_twice_gets_the_sum_in_fp32(dtype: torch.dtype) -> None:
     index = torch.tensor([5, -1, 5, 0, 5])
     grad = torch.tensor([[1.0], [64.0], [2.0**-8], [3.0], [2.0**-8]], dtype=dtype)
-    found = native.gather_backward(grad, index, [2, 1, 2, 2], [4, 4, 2, 1]).flatten()
+    found = native.gather_backward(grad, None, index, None, False, MapLike([2, 1, 2, 2], [4, 4, 2, 1], dtype)).flatten()
     # Added one by one in bfloat16 the two small ones would vanish.
     assert found.tolist() == [3.0, 0.0, 0.0, 0.0, 0.0, 1.0078125, 0.0, 0.0]
 
@@ -223,15 +224,17 @@ def test_a_pixel_drawn_twice_gets_the_sum_in_fp32(dtype: torch.dtype) -> None:
 def test_gather_reads_any_layout() -> None:
     features = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)[:, :, 1:, ::2]
     index = torch.tensor([0, 17, -1, 8])
-    assert torch.equal(native.gather(features, index), reference.gather(features, index))
+    expected = reference.gather(features, index, False, torch.float32)
+    assert all(map(torch.equal, native.gather(features, index, False, torch.float32), expected))
 
 
 @pytest.mark.parametrize("bad", [-2, 8])
 def test_an_index_outside_the_map_is_refused(bad: int) -> None:
     with pytest.raises(RuntimeError, match=rf"index must lie in -1\.\.7; got {bad}"):
-        native.gather(torch.zeros(2, 1, 2, 2), torch.tensor([0, bad]))
+        native.gather(torch.zeros(2, 1, 2, 2), torch.tensor([0, bad]), False, torch.float32)
+    like = MapLike([2, 1, 2, 2], [4, 4, 2, 1], torch.float32)
     with pytest.raises(RuntimeError, match="index must lie in"):
-        native.gather_backward(torch.zeros(1, 1), torch.tensor([bad]), [2, 1, 2, 2], [4, 4, 2, 1])
+        native.gather_backward(torch.zeros(1, 1), None, torch.tensor([bad]), None, True, like)
 
 
 def test_raw_operations_check_what_they_read() -> None:

@@ -56,16 +56,32 @@ def test_opcheck_rows_maps_and_samples(permute: bool) -> None:
     matrix = permuted(rows(7, 5, 0)) if permute else rows(7, 5, 0)
     unit, inverse = ops.unit_rows(matrix, labels(7, 3, 0).int(), "auto")
     torch.library.opcheck(ops.unit_rows, (matrix, labels(7, 3, 0).int(), "auto"), test_utils=CHECKS)
-    torch.library.opcheck(ops.unit_rows_backward, (rows(7, 5, 1), unit, inverse, "auto"), test_utils=CHECKS)
+    numbers = (torch.ones(7), torch.tensor(0.5).expand(7))
+    for factors in ((None, None), numbers):
+        backward = (rows(7, 5, 1), *factors, unit, inverse, "auto")
+        torch.library.opcheck(ops.unit_rows_backward, backward, test_utils=CHECKS)
     features = torch.randn(2, 3, 4, 5)
     features = features.contiguous(memory_format=torch.channels_last) if permute else features
     index = torch.tensor([0, 39, -1, 7])
-    torch.library.opcheck(ops.gather, (features, index, "auto"), test_utils=CHECKS)
-    backward = (torch.randn(4, 3), index, list(features.shape), list(features.stride()), "auto")
-    torch.library.opcheck(ops.gather_backward, backward, test_utils=CHECKS)
+    for normalize in (False, True):
+        given = (features, index, normalize, torch.bfloat16, "auto")
+        torch.library.opcheck(ops.gather, given, test_utils=CHECKS)
+        norm = ops.gather(*given) if normalize else (None, None)
+        factors = (torch.ones(4), torch.ones(4)) if normalize else (None, None)
+        layout = (list(features.shape), list(features.stride()), torch.float32)
+        backward = (torch.randn(4, 3), *factors, index, *norm, True, *layout, "auto")
+        torch.library.opcheck(ops.gather_backward, backward, test_utils=CHECKS)
     maps = torch.randint(0, 3, (2, 4, 5))
-    sample = (maps, None, None, torch.tensor([3]), 4, 3, -1, "uniform", "auto")
+    sample = (maps, None, None, torch.tensor([3]), 4, 3, -1, "uniform", 5, "auto")
     torch.library.opcheck(ops.sample, sample, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("weights", [None, torch.arange(5) / 4])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_opcheck_reduce(reduction: str, weights: Tensor | None) -> None:
+    count = torch.tensor([1, 0, 3, 2, 0], dtype=torch.int32)
+    given = (torch.rand(5), torch.rand(5), count, weights, reduction, "auto")
+    torch.library.opcheck(ops.reduce, given, test_utils=CHECKS)
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from secl_ops import tiles
 from secl_ops.backends import reference, triton
+from secl_ops.backends.reference import MapLike
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw
@@ -153,15 +154,16 @@ def test_many_drawings_of_one_pixel_are_summed_in_order() -> None:
     index = torch.cat([torch.full((70,), 11), torch.arange(30), torch.full((9,), -1)]).to(DEVICE)
     index = index[integers(0, 2**30, 109).argsort()]
     grad = integers(-8, 8, 109 * 70).reshape(109, 70).float()
-    expected = reference.gather_backward(grad, index, [2, 70, 3, 5], [1050, 15, 5, 1])
-    found = triton.gather_backward(grad, index, [2, 70, 3, 5], [1050, 15, 5, 1])
+    given = (grad, None, index, None, False, MapLike([2, 70, 3, 5], [1050, 15, 5, 1], torch.float32))
+    expected = reference.gather_backward(*given)
+    found = triton.gather_backward(*given)
     assert torch.equal(found, expected)  # whole numbers: any order gives the same sum
 
 
 @pytest.mark.usefixtures("runs")
 def test_an_index_outside_the_map_is_not_read() -> None:
     features = draw(1, 3, 4)
-    rows = triton.gather(features, torch.tensor([4, -7, 2**40, 3], device=DEVICE))
+    rows, _ = triton.gather(features, torch.tensor([4, -7, 2**40, 3], device=DEVICE), False, torch.float32)
     assert torch.equal(rows[:3], torch.zeros(3, 3, device=DEVICE))
     assert torch.equal(rows[3], features[0, :, 3])
 
@@ -176,9 +178,9 @@ def test_unit_rows_of_any_stride() -> None:
     truth = reference.unit_rows(rows.double(), labels)
     rough = reference.unit_rows(rows, labels)
     grad = draw(90, 41, seed=3).T
-    backward = triton.unit_rows_backward(grad, unit, inverse)
-    true_backward = reference.unit_rows_backward(grad.double(), *truth)
-    rough_backward = reference.unit_rows_backward(grad, *rough)
+    backward = triton.unit_rows_backward(grad, None, unit, inverse)
+    true_backward = reference.unit_rows_backward(grad.double(), None, *truth)
+    rough_backward = reference.unit_rows_backward(grad, None, *rough)
     for name, actual, exact, plain in (
         ("unit", unit, truth[0], rough[0]), ("inverse", inverse, truth[1], rough[1]),
         ("backward", backward, true_backward, rough_backward),
@@ -198,7 +200,6 @@ def test_every_tile_can_be_multiplied(purpose: str, dtype: torch.dtype) -> None:
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("fp64 is served by the reference" in reason for reason in triton.objections("cpu", torch.float64, "x"))
     assert any("not int32" in reason for reason in triton.objections("cpu", torch.int32, "gather_pixels"))
-    assert "sampling has no Triton kernel" in triton.objections("cuda", torch.int64, "sample_pixels")[0]
     assert triton.objections("mps", torch.float32, "info_nce") == ["it runs on CUDA devices, not on mps"]
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "compiles for GPUs only" in triton.objections("cpu", torch.float32, "info_nce")[0]

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from benchmarks.compile import COPIES, Build, Built, compile_apart, every, faults
+from benchmarks.compile import COPIES, KERNELS, Build, Built, compile_apart, every, faults
 from secl_ops import tiles
 
 pytest.importorskip("triton")
@@ -21,6 +21,10 @@ def representative() -> list[Build]:
     """The configurations that sit closest to a spill, with groups and exclusions."""
     both = (True, False)
     copies = [Build(kernel, dtype, 128, 90) for kernel in COPIES for dtype in ("bf16", "fp32")]
+    copies += [
+        Build(name, "bf16", 512 if kernel.whole_rows else 128, capability)
+        for name, kernel in KERNELS.items() for capability in (80, 100) if kernel.whole_rows or kernel.warps > 4
+    ]  # fmt: skip
     hopper = [Build(kernel, "bf16", width, 90, side) for width in (64, 128, 256) for kernel in USED for side in both]
     others = [
         Build(kernel, "bf16", width, capability, True)

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of a feature map at pixel indices, and the gradient that puts them back.
 #include <algorithm>
-#include <cstring>
+#include <optional>
 #include <vector>
 
 #include "../checks.h"
 #include "operations.h"
 #include "parallel.h"
+#include "rows.h"
 
 namespace secl::cpu {
 namespace {
@@ -58,32 +59,59 @@ void check_range(const int64_t* index, int64_t count, int64_t pixels) {
   }
 }
 
+// Widened rows of the map; index -1 gives zeros.
+template <class T>
+void read_pixel(const PixelMap& map, const T* features, int64_t index, float* row /* [D] */) {
+  if (index < 0) return std::fill(row, row + map.channels(), 0.0f);
+  const T* pixel = features + map.offset(index);
+  for (int64_t d = 0; d < map.channels(); ++d) row[d] = static_cast<float>(pixel[d * map.channel_stride()]);
+}
+
+template <class T>
+void write_row(const float* row /* [D] */, int64_t depth, T* to) {
+  for (int64_t d = 0; d < depth; ++d) to[d] = static_cast<T>(row[d]);
+}
+
 template <class T>
 void copy_rows(const PixelMap& map, const T* features, const int64_t* index, int64_t begin, int64_t end,
-               T* rows) {
+               Tensor& rows, float* inverse) {
+  const int64_t depth = map.channels();
+  std::vector<float> row(depth);
   for (int64_t i = begin; i < end; ++i) {
-    T* row = rows + i * map.channels();
-    if (index[i] < 0) {
-      std::memset(static_cast<void*>(row), 0, map.channels() * sizeof(T));
-      continue;
-    }
-    const T* pixel = features + map.offset(index[i]);
-    for (int64_t d = 0; d < map.channels(); ++d) row[d] = pixel[d * map.channel_stride()];
+    read_pixel(map, features, index[i], row.data());
+    if (inverse != nullptr) inverse[i] = to_unit(row.data(), depth);
+    with_row_type(rows.scalar_type(), [&](auto zero) {
+      write_row(row.data(), depth, static_cast<decltype(zero)*>(rows.mutable_data_ptr()) + i * depth);
+    });
   }
 }
 
-// Positions order[begin..end) of draws sorted by pixel; a run of one pixel belongs to the thread that holds
-// its head.
+// What a draw adds to the gradient of its pixel.
+struct DrawGradient {
+  const RowReader grad;
+  const std::optional<RowReader> unit;
+  const float* inverse;  // [n], goes with unit
+
+  void read(int64_t draw, float* row /* [D] */, float* scratch /* [D] */) const {
+    grad.read(draw, row);
+    if (!unit.has_value()) return;
+    unit->read(draw, scratch);
+    through_norm(row, scratch, inverse[draw], grad.depth());
+  }
+};
+
+// Positions order[begin..end), where draws of one pixel lie together; a run of them belongs to the thread
+// that holds its head.
 template <class T>
-void add_rows(const PixelMap& map, const T* rows, const int64_t* index, const std::vector<int64_t>& order,
-              int64_t begin, int64_t end, T* result) {
-  std::vector<float> sum(map.channels());
+void add_rows(const PixelMap& map, const DrawGradient& draws, const int64_t* index,
+              const std::vector<int64_t>& order, int64_t begin, int64_t end, T* result) {
+  std::vector<float> sum(map.channels()), row(map.channels()), scratch(map.channels());
   for (int64_t head = begin; head < end; ++head) {
     if (head > 0 && index[order[head - 1]] == index[order[head]]) continue;
     std::fill(sum.begin(), sum.end(), 0.0f);
     for (size_t p = head; p < order.size() && index[order[p]] == index[order[head]]; ++p) {
-      const T* row = rows + order[p] * map.channels();
-      for (int64_t d = 0; d < map.channels(); ++d) sum[d] += static_cast<float>(row[d]);
+      draws.read(order[p], row.data(), scratch.data());
+      for (int64_t d = 0; d < map.channels(); ++d) sum[d] += row[d];
     }
     T* pixel = result + map.offset(index[order[head]]);
     for (int64_t d = 0; d < map.channels(); ++d) pixel[d * map.channel_stride()] = static_cast<T>(sum[d]);
@@ -92,41 +120,51 @@ void add_rows(const PixelMap& map, const T* rows, const int64_t* index, const st
 
 }  // namespace
 
-Tensor gather(const Tensor& features, const Tensor& index) {
+void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inverse) {
   check_map("features", features, index);
   const PixelMap map(features);
   const int64_t* pixel = index.const_data_ptr<int64_t>();
   check_range(pixel, index.size(0), map.pixels());
-  Tensor rows = torch::stable::empty({index.size(0), map.channels()}, features.scalar_type());
+  check_rows("rows", rows);
+  STD_TORCH_CHECK(rows.size(0) == index.size(0) && rows.size(1) == map.channels(),
+                  "rows must have shape [n, D]");
+  check_vector("inverse", inverse, index.size(0), ScalarType::Float);
+  float* norms = inverse.has_value() ? inverse->mutable_data_ptr<float>() : nullptr;
   parallel_for(0, index.size(0), kGrain, [&](int64_t begin, int64_t end) {
     with_row_type(features.scalar_type(), [&](auto zero) {
-      using T = decltype(zero);
-      copy_rows(map, static_cast<const T*>(features.const_data_ptr()), pixel, begin, end,
-                static_cast<T*>(rows.mutable_data_ptr()));
+      copy_rows(map, static_cast<const decltype(zero)*>(features.const_data_ptr()), pixel, begin, end, rows,
+                norms);
     });
   });
-  return rows;
 }
 
-void gather_backward(const Tensor& grad, const Tensor& index, Tensor result) {
+void gather_backward(const Tensor& grad, const Tensor& index, const Maybe& unit, const Maybe& inverse,
+                     bool unique, Tensor result) {
   check_map("result", result, index);
-  check_dense("grad", grad, 2);
-  check_type("grad", grad, result.scalar_type());
+  check_rows("grad", grad);
   const PixelMap map(result);
-  STD_TORCH_CHECK(grad.size(0) == index.size(0) && grad.size(1) == map.channels(),
-                  "grad must have shape [n, D]");
+  const int64_t count = index.size(0);
+  STD_TORCH_CHECK(grad.size(0) == count && grad.size(1) == map.channels(), "grad must have shape [n, D]");
+  STD_TORCH_CHECK(unit.has_value() == inverse.has_value(), "unit and inverse go together");
+  check_vector("inverse", inverse, count, ScalarType::Float);
+  if (unit.has_value()) {
+    check_rows("unit", *unit);
+    STD_TORCH_CHECK(unit->size(0) == count && unit->size(1) == map.channels(), "unit must have shape [n, D]");
+  }
   const int64_t* pixel = index.const_data_ptr<int64_t>();
-  check_range(pixel, index.size(0), map.pixels());
+  check_range(pixel, count, map.pixels());
   std::vector<int64_t> order;
-  for (int64_t i = 0; i < index.size(0); ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     if (pixel[i] >= 0) order.push_back(i);
   }
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return pixel[a] < pixel[b]; });
+  if (!unique)
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return pixel[a] < pixel[b]; });
+  const DrawGradient draws{RowReader(grad),
+                           unit.has_value() ? std::optional<RowReader>(RowReader(*unit)) : std::nullopt,
+                           inverse.has_value() ? inverse->const_data_ptr<float>() : nullptr};
   parallel_for(0, static_cast<int64_t>(order.size()), kGrain, [&](int64_t begin, int64_t end) {
     with_row_type(result.scalar_type(), [&](auto zero) {
-      using T = decltype(zero);
-      add_rows(map, static_cast<const T*>(grad.const_data_ptr()), pixel, order, begin, end,
-               static_cast<T*>(result.mutable_data_ptr()));
+      add_rows(map, draws, pixel, order, begin, end, static_cast<decltype(zero)*>(result.mutable_data_ptr()));
     });
   });
 }

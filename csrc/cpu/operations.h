@@ -47,12 +47,18 @@ Tensor unit_rows_backward(const Tensor& grad,      // [n, D] float32
                           const Tensor& unit,      // [n, D]
                           const Tensor& inverse);  // [n] float32
 
-Tensor gather(const Tensor& features,  // [B, D, *spatial]
-              const Tensor& index);    // [n] int64
+// Reads the rows, and where `inverse` is given divides each by its norm.
+void gather(const Tensor& features,  // [B, D, *spatial]
+            const Tensor& index,     // [n] int64
+            Tensor rows,             // [n, D] of any floating type, written to
+            Maybe inverse);          // [n] float32, 1 / norm, written to
 
-void gather_backward(const Tensor& grad,   // [n, D]
-                     const Tensor& index,  // [n] int64
-                     Tensor result);       // [B, D, *spatial] zeros, written to
+void gather_backward(const Tensor& grad,    // [n, D]
+                     const Tensor& index,   // [n] int64
+                     const Maybe& unit,     // [n, D] rows that the forward pass normalised
+                     const Maybe& inverse,  // [n] float32, goes with unit
+                     bool unique,           // no pixel stands twice in the index
+                     Tensor result);        // [B, D, *spatial] zeros, written to
 
 std::tuple<Tensor, Tensor> sample(const Tensor& labels,   // [B, *spatial] int64
                                   const Maybe& eligible,  // [B, *spatial] bool

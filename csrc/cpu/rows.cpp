@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Normalisation of rows and its gradient; the work of one row is one thread's.
+#include "rows.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "../checks.h"
 #include "operations.h"
-#include "parallel.h"
-#include "sides.h"
 
 namespace secl::cpu {
 namespace {
@@ -45,12 +45,9 @@ void normalize(const RowReader& reader, const int32_t* labels, int64_t begin, in
     } else {
       std::fill(wide.begin(), wide.end(), 0.0f);
     }
-    const double factor = inverse_norm(wide);
-    // The inverse of a subnormal norm is no float; std::min in this order lets a NaN through.
-    inverse[row] = static_cast<float>(std::min(factor, double{std::numeric_limits<float>::max()}));
+    inverse[row] = to_unit(wide.data(), depth);
     if (unit == nullptr) continue;
-    for (int64_t d = 0; d < depth; ++d)
-      unit[row * depth + d] = static_cast<T>(static_cast<float>(wide[d] * factor));
+    for (int64_t d = 0; d < depth; ++d) unit[row * depth + d] = static_cast<T>(wide[d]);
   }
 }
 
@@ -58,14 +55,12 @@ template <class T>
 void normalize_backward(const RowReader& reader, const float* grad, const float* inverse, int64_t begin,
                         int64_t end, T* result) {
   const int64_t depth = reader.depth();
-  std::vector<float> unit(depth);
+  std::vector<float> unit(depth), tangential(depth);
   for (int64_t row = begin; row < end; ++row) {
     reader.read(row, unit.data());
-    const double radial = dot(unit.data(), grad + row * depth, depth);
-    for (int64_t d = 0; d < depth; ++d) {
-      const double tangential = grad[row * depth + d] - unit[d] * radial;
-      result[row * depth + d] = static_cast<T>(static_cast<float>(tangential * inverse[row]));
-    }
+    std::copy(grad + row * depth, grad + (row + 1) * depth, tangential.data());
+    through_norm(tangential.data(), unit.data(), inverse[row], depth);
+    for (int64_t d = 0; d < depth; ++d) result[row * depth + d] = static_cast<T>(tangential[d]);
   }
 }
 

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from secl_ops import library
-from secl_ops.backends.reference import ContrastState
+from secl_ops.backends import reference
+from secl_ops.backends.reference import ContrastState, MapLike
 from secl_ops.spec import Flag, Pairs
 
 
@@ -98,26 +98,41 @@ def row_inverse(rows: Tensor, labels: Tensor) -> Tensor:
     return found
 
 
-def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
-    """(g - u <u, g>) / norm for each row, in the dtype of `unit`."""
-    found: Tensor = _operations().unit_rows_backward(grad.float().contiguous(), unit.contiguous(), inverse.contiguous())
+def unit_rows_backward(grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor) -> Tensor:
+    """(g - u <u, g>) / norm for each row g of the scaled gradient, in the dtype of `unit`; 0 where the gradient is."""
+    rows = reference.scaled(grad.float(), factors).contiguous()
+    found: Tensor = _operations().unit_rows_backward(rows, unit.contiguous(), inverse.contiguous())
     return found
 
 
-def gather(features: Tensor, index: Tensor) -> Tensor:
-    """Rows [n, D] of a map [B, D, *spatial] at index [n] into B * prod(spatial); index -1 gives zeros."""
+def gather(features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] of a map [B, D, *spatial] at index [n] into B * prod(spatial), and 1 / norm where normalised."""
+    rows = features.new_empty((index.shape[0], features.shape[1]), dtype=dtype)
+    inverse = features.new_empty(index.shape[0] if normalize else 0, dtype=torch.float32)
     if features.numel() == 0:
-        return features.new_zeros((index.shape[0], features.shape[1]))
-    found: Tensor = _operations().gather(features, index.contiguous())
-    return found
+        return rows.zero_(), inverse.zero_()
+    _operations().gather(features, index.contiguous(), rows, inverse if normalize else None)
+    return rows, inverse
 
 
-def gather_backward(grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Gradient of the map [B, D, *spatial] of this size and stride; a pixel drawn twice gets the sum."""
-    result = grad.new_empty_strided(size, stride).zero_()
+def gather_backward(
+    grad: Tensor,
+    factors: tuple[Tensor, Tensor] | None,
+    index: Tensor,
+    norm: tuple[Tensor, Tensor] | None,
+    unique: bool,
+    like: MapLike,
+) -> Tensor:
+    """Gradient of the map from that of its rows, through their norm where there is one; a pixel's draws are summed."""
+    result = grad.new_empty_strided(like.size, like.stride, dtype=like.dtype).zero_()
+    unit, inverse = (None, None) if norm is None else norm
     if result.numel():
-        _operations().gather_backward(grad.contiguous(), index.contiguous(), result)
+        rows = reference.scaled(grad if factors is None else grad.float(), factors).contiguous()
+        _operations().gather_backward(rows, index.contiguous(), _dense(unit), _dense(inverse), unique, result)
     return result
+
+
+reduce = reference.reduce
 
 
 def sample(
@@ -129,10 +144,11 @@ def sample(
     num_classes: int,
     ignore_index: int,
     strategy: str,
+    stream: int,
 ) -> tuple[Tensor, Tensor]:
     """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
     found: tuple[Tensor, Tensor] = _operations().sample(
         labels.long().contiguous(), _dense(eligible), None if scores is None else scores.double().contiguous(),
-        seed.reshape(1), per_class, num_classes, ignore_index, strategy,
+        seed.reshape(1) ^ stream, per_class, num_classes, ignore_index, strategy,
     )  # fmt: skip
     return found

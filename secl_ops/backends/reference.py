@@ -36,6 +36,23 @@ class ContrastState(NamedTuple):
     grad_anchors: Tensor  # [N, D] d loss_i / d a_i under ANCHOR_GRADIENT, 0 where count is 0; else [0, D]
 
 
+class Reduction(NamedTuple):
+    """What a reduction makes of the losses."""
+
+    value: Tensor  # [] float, or [N] under "none"
+    factor: Tensor  # [N] d value / d loss_i; 0 where count is 0
+    push: Tensor  # [N] factor * pull
+    draw: Tensor  # [N] factor / count
+
+
+class MapLike(NamedTuple):
+    """The feature map that a gradient belongs to."""
+
+    size: Sequence[int]
+    stride: Sequence[int]  # dense
+    dtype: torch.dtype
+
+
 def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
     """Reasons against this backend: none, it runs everywhere."""
     return []
@@ -200,11 +217,35 @@ def row_inverse(rows: Tensor, labels: Tensor) -> Tensor:
     return _inverse_norm(_read(rows, labels))
 
 
-def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
-    """(g - u <u, g>) / norm for each row, in the dtype of `unit`."""
+def reduce(loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Reduction:
+    """Value of the weighted losses [N] under a reduction, and what it makes of each anchor."""
+    valid = count > 0
+    factor = valid.to(loss.dtype) if weights is None else torch.where(valid, weights.to(loss.dtype), 0.0)
+    value = loss * factor
+    if reduction != "none":
+        value = value.sum()
+    if reduction == "mean":
+        total = factor.sum()
+        total = torch.where(total > 0, total, 1.0)
+        value, factor = value / total, factor / total
+    return Reduction(value, factor, pull * factor, factor / count.clamp(min=1))
+
+
+def scaled(grad: Tensor, factors: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Gradient rows [n, D] times a factor and the upstream number of each row; a zero row stays zero."""
+    if factors is None:
+        return grad
+    factor, upstream = factors
+    return torch.where(grad == 0, 0.0, grad * (factor * upstream)[:, None])
+
+
+def unit_rows_backward(grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor) -> Tensor:
+    """(g - u <u, g>) / norm for each row g of the scaled gradient, in the dtype of `unit`; 0 where the gradient is."""
+    grad = scaled(grad, factors)
     wide = unit.to(grad.dtype)
     radial = (wide * grad).sum(dim=1, keepdim=True)
-    return ((grad - wide * radial) * inverse[:, None]).to(unit.dtype)
+    live = (grad != 0).any(dim=1, keepdim=True)
+    return torch.where(live, (grad - wide * radial) * inverse[:, None], 0.0).to(unit.dtype)
 
 
 def _coordinates(index: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
@@ -216,22 +257,44 @@ def _coordinates(index: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
     return rest, *reversed(coordinates)
 
 
-def gather(features: Tensor, index: Tensor) -> Tensor:
-    """Rows [n, D] of a map [B, D, *spatial] at index [n] into B * prod(spatial); index -1 gives zeros."""
+def gather(features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] of a map [B, D, *spatial] at index [n] into B * prod(spatial); index -1 gives zeros.
+
+    With `normalize` they are divided by their norms, and 1 / norm [n] comes along; without, [0].
+    """
     if features.numel() == 0:
-        return features.new_zeros((index.shape[0], features.shape[1]))
-    pixels = features.movedim(1, -1)
-    return pixels[_coordinates(index, pixels.shape[:-1])].masked_fill((index < 0)[:, None], 0.0)
+        rows = features.new_zeros((index.shape[0], features.shape[1]))
+    else:
+        pixels = features.movedim(1, -1)
+        rows = pixels[_coordinates(index, pixels.shape[:-1])].masked_fill((index < 0)[:, None], 0.0)
+    if not normalize:
+        return rows.to(dtype), _wide(rows).new_empty(0)
+    unit, inverse = unit_rows(_wide(rows), index)
+    return unit.to(dtype), inverse
 
 
-def gather_backward(grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Gradient of the map [B, D, *spatial] of this size and stride; a pixel drawn twice gets the sum."""
-    rows = _wide(grad).masked_fill((index < 0)[:, None], 0.0)
-    total = rows.new_empty_strided(size, stride).zero_()
+def gather_backward(
+    grad: Tensor,
+    factors: tuple[Tensor, Tensor] | None,
+    index: Tensor,
+    norm: tuple[Tensor, Tensor] | None,
+    unique: bool,
+    like: MapLike,
+) -> Tensor:
+    """Gradient of the map from that of its rows, through their norm (unit [n, D], 1 / norm [n]) where there is one.
+
+    A pixel drawn twice gets the sum; `unique` promises that there is none.
+    """
+    rows = scaled(_wide(grad), factors)
+    if norm is not None:
+        unit, inverse = norm
+        rows = unit_rows_backward(rows, None, unit.to(rows.dtype), inverse)
+    rows = rows.masked_fill((index < 0)[:, None], 0.0)
+    total = rows.new_empty_strided(like.size, like.stride).zero_()
     if total.numel():
         pixels = total.movedim(1, -1)
         pixels.index_put_(_coordinates(index, pixels.shape[:-1]), rows, accumulate=True)
-    return total.to(grad.dtype)
+    return total.to(like.dtype)
 
 
 def _mix(value: Tensor) -> Tensor:
@@ -307,8 +370,13 @@ def sample(
     num_classes: int,
     ignore_index: int,
     strategy: str,
+    stream: int,
 ) -> tuple[Tensor, Tensor]:
-    """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
+    """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1.
+
+    Seeds of different streams, seed ^ stream, draw apart.
+    """
+    seed = seed ^ stream
     images, pixels = labels.shape[0], labels[0].numel() if labels.shape[0] else 0
     flat = labels.long().reshape(images, pixels)  # a narrow dtype would wrap the class numbers it is compared with
     usable = flat != ignore_index

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from secl_ops.backends import native, reference, triton
-from secl_ops.backends.reference import ContrastState
+from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import BACKENDS, Flag, Pairs, check_choice
 
 _IN_ORDER = {"native": native, "triton": triton, "reference": reference}
@@ -22,7 +21,9 @@ class Backend(Protocol):
     def objections(self, device: str, dtype: torch.dtype, operation: str) -> list[str]: ...
     def unit_rows(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
     def row_inverse(self, rows: Tensor, labels: Tensor) -> Tensor: ...
-    def unit_rows_backward(self, grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor: ...
+    def unit_rows_backward(
+        self, grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor
+    ) -> Tensor: ...
     def contrast_forward(
         self, anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag,
         known_lse: Tensor | None = None, key_inverse: Tensor | None = None,
@@ -31,11 +32,17 @@ class Backend(Protocol):
         self, factors: tuple[Tensor, Tensor, Tensor], anchors: Tensor, keys: Tensor, pairs: Pairs,
         lse: Tensor, scale: float, flags: Flag,
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
-    def gather(self, features: Tensor, index: Tensor) -> Tensor: ...
-    def gather_backward(self, grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor: ...
+    def reduce(
+        self, loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str
+    ) -> Reduction: ...
+    def gather(self, features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]: ...
+    def gather_backward(
+        self, grad: Tensor, factors: tuple[Tensor, Tensor] | None, index: Tensor,
+        norm: tuple[Tensor, Tensor] | None, unique: bool, like: MapLike,
+    ) -> Tensor: ...  # fmt: skip
     def sample(
         self, labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor,
-        per_class: int, num_classes: int, ignore_index: int, strategy: str,
+        per_class: int, num_classes: int, ignore_index: int, strategy: str, stream: int,
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 

@@ -15,15 +15,10 @@ from typing import Any
 
 import torch
 
-OPERATIONS = (
-    "unit_rows",
-    "row_inverse",
-    "unit_rows_backward",
-    "contrast_forward",
-    "contrast_backward",
-    "gather",
-    "gather_backward",
-)
+MODULES = {
+    "launch": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "reduce"),
+    "launch_pixels": ("gather", "gather_backward", "sample"),
+}
 OLDEST = (3, 6)
 OLDEST_CARD = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -33,12 +28,12 @@ def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
     """Reasons why Triton cannot run `operation` on this device type and dtype; none means it can.
 
     Example:
-        >>> objections("cuda", torch.int32, "sample_pixels")
-        ['sampling has no Triton kernel; the reference samples on the GPU without synchronising']
+        >>> objections("mps", torch.int32, "sample_pixels")[-1]
+        'it runs on CUDA devices, not on mps'
     """
-    if operation == "sample_pixels":
-        return ["sampling has no Triton kernel; the reference samples on the GPU without synchronising"]
     found = _installation()
+    if operation == "sample_pixels":
+        return [*found, *_device(device, installed=not found)]
     if dtype == torch.float64:
         found = [*found, "fp64 is served by the reference backend"]
     elif dtype not in DTYPES:
@@ -88,6 +83,7 @@ def _graphics_card() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in OPERATIONS:
-        return getattr(importlib.import_module(f"{__name__}.launch"), name)
+    for module, operations in MODULES.items():
+        if name in operations:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,32 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations of `backends/reference` on Triton kernels: outputs allocated, tiles picked, grids launched."""
+"""The operations on rows by Triton kernels: outputs allocated, tiles picked, grids launched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from secl_ops import tiles
-from secl_ops.backends.reference import ContrastState
-from secl_ops.backends.triton import contrast, pixels, rows
+from secl_ops.backends.reference import ContrastState, Reduction
+from secl_ops.backends.triton import contrast, rows
+from secl_ops.backends.triton.grids import cells, copy_width, on
 from secl_ops.spec import Flag, Pairs
 
 LOG2E = 1.4426950408889634
 BOUNDED_SCALE = 40.0  # exp(-2 * 40) is a normal fp32 number: a fixed maximum loses no pair of unit rows
-PIXEL_AXES = 3
-
-
-def _on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def _cells(count: int, block: int) -> int:
-    return -(-count // block)
 
 
 def _tile_options(tile: tiles.Tile) -> dict[str, int]:
@@ -41,7 +30,7 @@ def _tile_options(tile: tiles.Tile) -> dict[str, int]:
 
 
 def _launch(kernel: Any, tile: tiles.Tile, count: int, columns: int, *arguments: object, **options: object) -> None:
-    grid = (_cells(count, tile.block_n), _cells(columns, tile.block_out))
+    grid = (cells(count, tile.block_n), cells(columns, tile.block_out))
     kernel[grid](*arguments, **options, **_tile_options(tile))
 
 
@@ -86,7 +75,7 @@ def contrast_forward(
     options = {"WIDTH": width, "NEGATIVES": Flag.NEGATIVES in flags, "SELF": Flag.SELF in flags, "VALUE": value}
     columns = width if value else 1
     bounded = Flag.UNIT in flags and scale <= BOUNDED_SCALE
-    with _on(anchors):
+    with on(anchors):
         if known_lse is None:
             tile = tiles.pick(width, anchors.dtype, "value" if value else "scan")
             arguments = (*sides, lse, grad, *sizes, float(scale) * LOG2E, float(scale) if scan else 1.0)
@@ -139,7 +128,7 @@ def _gradient(
     """Gradient of one side's rows in their roles, the other side streaming past."""
     count, width = side.rows.shape
     result = side.rows.new_empty((count, width), dtype=torch.float32)
-    with _on(result):
+    with on(result):
         _launch(
             contrast.gradient_kernel, tiles.pick(width, side.rows.dtype, "gradient"), count, width,
             side.rows, other.rows, side.labels, other.labels, side.groups, other.groups, pairs.exclude, *saved, result,
@@ -149,10 +138,6 @@ def _gradient(
             ROWS_ARE_ANCHORS=anchors, ROWS_ARE_KEYS=keys,
         )  # fmt: skip
     return result
-
-
-def _copy_width(width: int) -> int:
-    return min(tiles.COPY_COLUMNS, max(16, tiles.next_power_of_two(width)))
 
 
 def unit_rows(rows_: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,63 +155,42 @@ def _normalize(rows_: Tensor, labels: Tensor, unit: Tensor | None) -> Tensor:
     count, width = rows_.shape
     inverse = rows_.new_empty(count, dtype=torch.float32)
     if count:
-        with _on(rows_):
-            rows.unit_rows_kernel[(_cells(count, tiles.COPY_ROWS),)](
+        with on(rows_):
+            rows.unit_rows_kernel[(cells(count, tiles.COPY_ROWS),)](
                 rows_, labels.contiguous(), unit, inverse, count, *rows_.stride(),
-                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=_copy_width(width),
+                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=copy_width(width),
             )  # fmt: skip
     return inverse
 
 
-def unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
-    """(g - u <u, g>) / norm for each row, in the dtype of `unit`."""
+def unit_rows_backward(
+    grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """(g - u <u, g>) / norm for each row g of the scaled gradient; by default in the dtype of `unit`."""
     count, width = unit.shape
     unit = unit.contiguous()
-    result = torch.empty_like(unit)
+    result = torch.empty_like(unit, dtype=dtype)
+    factor, upstream = (None, None) if factors is None else factors
     if count:
-        with _on(unit):
-            rows.unit_rows_backward_kernel[(_cells(count, tiles.COPY_ROWS),)](
-                grad, unit, inverse.contiguous(), result, count, *grad.stride(),
-                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=_copy_width(width),
+        with on(unit):
+            rows.unit_rows_backward_kernel[(cells(count, tiles.COPY_ROWS),)](
+                grad, factor, upstream, unit, inverse.contiguous(), result,
+                count, *grad.stride(), 0 if upstream is None else upstream.stride(0),
+                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=copy_width(width),
             )  # fmt: skip
     return result
 
 
-def _map_layout(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    """Spatial sizes and the strides of image, channel and the three spatial axes of a map [B, D, *spatial]."""
-    missing = PIXEL_AXES - (len(size) - 2)
-    spatial = (1,) * missing + tuple(size[2:])
-    strides = (0,) * missing + tuple(stride[2:])
-    return (*spatial, stride[0], stride[1], *strides)
-
-
-def _move_pixels(kernel: Any, tensors: Sequence[Tensor], features: Tensor, count: int) -> None:
-    width = features.shape[1]
-    block = _copy_width(width)
-    pixels_ = features.numel() // width
-    with _on(features):
-        kernel[(_cells(count, tiles.COPY_ROWS), _cells(width, block))](
-            *tensors, count, pixels_, *_map_layout(features.shape, features.stride()),
-            WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=block,
+def reduce(loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Reduction:
+    """Value of the weighted losses [N] under a reduction, and what it makes of each anchor, in one launch."""
+    size = loss.shape[0]
+    value = loss.new_empty(size if reduction == "none" else ())
+    factor, push, draw = (torch.empty_like(loss) for _ in range(3))
+    given = (loss, pull, count, None if weights is None else weights.contiguous())
+    with on(loss):
+        rows.reduce_kernel[(1,)](
+            *given, value, factor, push, draw, size,
+            MEAN=reduction == "mean", NONE=reduction == "none", BLOCK_N=tiles.REDUCE_ROWS, num_warps=8,
         )  # fmt: skip
-
-
-def gather(features: Tensor, index: Tensor) -> Tensor:
-    """Rows [n, D] of a map [B, D, *spatial] at index [n] into B * prod(spatial); index -1 gives zeros."""
-    count = index.shape[0]
-    result = features.new_empty((count, features.shape[1]))
-    if features.numel() == 0:
-        return result.zero_()
-    if count:
-        _move_pixels(pixels.gather_kernel, (features, index.contiguous(), result), features, count)
-    return result
-
-
-def gather_backward(grad: Tensor, index: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Gradient of the map [B, D, *spatial] of this size and stride; a pixel drawn twice gets the sum."""
-    result = grad.new_empty_strided(list(size), list(stride)).zero_()
-    count = index.shape[0]
-    if result.numel() and count:
-        ordered, order = torch.sort(index, stable=True)
-        _move_pixels(pixels.gather_backward_kernel, (grad.contiguous(), ordered, order, result), result, count)
-    return result
+    return Reduction(value, factor, push, draw)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from secl_ops.backends.triton.primitives import copy_unit, inverse_norm, load_scale, radial_part
+
+SIZES = ("n_rows", "n_pixels", "size_z", "size_y", "size_x")
+
 
 @triton.jit
 def pixel_offset(o_pixel, size_z, size_y, size_x, stride_b, stride_z, stride_y, stride_x):
@@ -20,7 +24,7 @@ def pixel_offset(o_pixel, size_z, size_y, size_x, stride_b, stride_z, stride_y, 
     return o_image * stride_b + o_z * stride_z + o_y * stride_y + o_x * stride_x
 
 
-@triton.jit(do_not_specialize=("n_rows", "n_pixels", "size_z", "size_y", "size_x"))
+@triton.jit(do_not_specialize=SIZES)
 def gather_kernel(
     p_map, p_index, p_rows,  # [B, D, Z, Y, X] of any stride, [n], [n, D]
     n_rows, n_pixels, size_z, size_y, size_x, stride_b, stride_d, stride_z, stride_y, stride_x,
@@ -37,11 +41,65 @@ def gather_kernel(
         tl.where(m_pixel, b_index, 0), size_z, size_y, size_x, stride_b, stride_z, stride_y, stride_x
     )
     p_pixel = p_map + o_pixel[:, None] + o_channel[None, :] * stride_d
-    b_rows = tl.load(p_pixel, mask=m_pixel[:, None] & m_channel, other=0.0)
+    b_rows = tl.load(p_pixel, mask=m_pixel[:, None] & m_channel, other=0.0).to(p_rows.dtype.element_ty)
     tl.store(p_rows + o_row[:, None] * WIDTH + o_channel[None, :], b_rows, mask=m_row[:, None] & m_channel)
 
 
-@triton.jit(do_not_specialize=("n_rows", "n_pixels", "size_z", "size_y", "size_x"))
+@triton.jit(do_not_specialize=SIZES)
+def gather_unit_kernel(
+    p_map, p_index, p_unit, p_inverse,  # [B, D, Z, Y, X] of any stride, [n], [n, D], [n]
+    n_rows, n_pixels, size_z, size_y, size_x, stride_b, stride_d, stride_z, stride_y, stride_x,
+    WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Row of each pixel over its norm, and 1 / norm; an index outside the map gives zeros and is not read."""
+    o_row = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    m_row = o_row < n_rows
+    b_index = tl.load(p_index + o_row, mask=m_row, other=-1)
+    m_pixel = (b_index >= 0) & (b_index < n_pixels)
+    p_row = p_map + pixel_offset(
+        tl.where(m_pixel, b_index, 0), size_z, size_y, size_x, stride_b, stride_z, stride_y, stride_x
+    )
+    b_inverse = inverse_norm(p_row, m_pixel, stride_d, WIDTH, BLOCK_N, BLOCK_D)
+    tl.store(p_inverse + o_row, b_inverse, mask=m_row)
+    copy_unit(p_row, m_pixel, stride_d, b_inverse, p_unit + o_row * WIDTH, m_row, WIDTH, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def scatter_kernel(
+    p_grad, p_factor, p_upstream, p_unit, p_inverse, p_index,  # [n, D], [n], [n] of any stride, [n, D], [n], [n] unique
+    p_map,  # [B, D, Z, Y, X] of any stride
+    upstream_stride,
+    n_rows, n_pixels, size_z, size_y, size_x, stride_b, stride_d, stride_z, stride_y, stride_x,
+    WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The scaled gradient of each pixel's row, through its norm where there is one: each pixel has one owner."""
+    o_row = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    m_row = o_row < n_rows
+    b_index = tl.load(p_index + o_row, mask=m_row, other=-1)
+    m_pixel = (b_index >= 0) & (b_index < n_pixels)
+    p_pixel = p_map + pixel_offset(
+        tl.where(m_pixel, b_index, 0), size_z, size_y, size_x, stride_b, stride_z, stride_y, stride_x
+    )
+    b_scale = load_scale(p_factor, p_upstream, upstream_stride, o_row, m_pixel)
+    p_row = p_grad + o_row * WIDTH
+    if p_unit is not None:
+        p_dense = p_unit + o_row * WIDTH
+        b_inverse = tl.load(p_inverse + o_row, mask=m_pixel, other=0.0)
+        b_radial, m_live = radial_part(p_row, 1, p_dense, m_pixel, b_scale, WIDTH, BLOCK_N, BLOCK_D)
+    for start in range(0, WIDTH, BLOCK_D):
+        o_part = (start + tl.arange(0, BLOCK_D)).to(tl.int64)
+        m_part = m_pixel[:, None] & (o_part < WIDTH)[None, :]
+        b_grad = tl.load(p_row[:, None] + o_part[None, :], mask=m_part, other=0.0).to(tl.float32)
+        b_result = tl.where(b_grad == 0.0, 0.0, b_grad * b_scale[:, None])
+        if p_unit is not None:
+            b_unit = tl.load(p_dense[:, None] + o_part[None, :], mask=m_part, other=0.0).to(tl.float32)
+            b_tangent = (b_result - b_unit * b_radial[:, None]) * b_inverse[:, None]
+            b_result = tl.where(m_live[:, None], b_tangent, 0.0)
+        p_part = p_pixel[:, None] + o_part[None, :] * stride_d
+        tl.store(p_part, b_result.to(p_map.dtype.element_ty), mask=m_part)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def gather_backward_kernel(
     p_grad, p_index, p_order, p_map,  # [n, D], [n] sorted, [n] row of each, [B, D, Z, Y, X] of any stride
     n_rows, n_pixels, size_z, size_y, size_x, stride_b, stride_d, stride_z, stride_y, stride_x,

@@ -15,6 +15,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
@@ -177,3 +178,67 @@ def load_anchor_state(p_weight, weight_stride, p_push, p_draw, p_lse, o_anchor, 
     b_factor = scale * tl.load(p_weight + o_anchor.to(tl.int64) * weight_stride, mask=m_row, other=0.0).to(tl.float32)
     b_lse = tl.load(p_lse + o_anchor, mask=m_row, other=0.0) * LOG2E
     return b_lse, b_factor * b_push, b_factor * b_draw, m_counted
+
+
+@triton.jit
+def inverse_norm(p_row, m_read, column_stride, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """`1 / |x|` of the rows [n, WIDTH] that start at these pointers; 0 for a zero row and for one not read."""
+    o_column = tl.arange(0, BLOCK_D)
+    b_top = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, WIDTH, BLOCK_D):
+        o_part = (start + o_column).to(tl.int64)
+        m_part = m_read[:, None] & (o_part < WIDTH)[None, :]
+        p_part = p_row[:, None] + o_part[None, :] * column_stride
+        b_top = tl.maximum(b_top, tl.max(tl.abs(tl.load(p_part, mask=m_part, other=0.0).to(tl.float32)), 1))
+    m_zero = b_top == 0.0
+    b_top = tl.where(m_zero, 1.0, b_top)
+    b_square = tl.zeros([BLOCK_N], tl.float32)  # of the row over its largest number: no square overflows or vanishes
+    for start in range(0, WIDTH, BLOCK_D):
+        o_part = (start + o_column).to(tl.int64)
+        m_part = m_read[:, None] & (o_part < WIDTH)[None, :]
+        p_part = p_row[:, None] + o_part[None, :] * column_stride
+        b_part = tl.load(p_part, mask=m_part, other=0.0).to(tl.float32) / b_top[:, None]
+        b_square += tl.sum(b_part * b_part, 1)
+    b_inverse = tl.div_rn(tl.full([BLOCK_N], 1.0, tl.float32), tl.sqrt_rn(tl.where(m_zero, 1.0, b_square)) * b_top)
+    return tl.where(m_zero, 0.0, tl.where(b_inverse == float("inf"), LARGEST, b_inverse))
+
+
+@triton.jit
+def copy_unit(p_row, m_read, column_stride, b_inverse, p_unit, m_row,
+              WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Rows times their inverse norm into a dense matrix whose rows start at `p_unit`."""
+    o_column = tl.arange(0, BLOCK_D)
+    for start in range(0, WIDTH, BLOCK_D):
+        o_part = (start + o_column).to(tl.int64)
+        m_column = (o_part < WIDTH)[None, :]
+        p_part = p_row[:, None] + o_part[None, :] * column_stride
+        b_part = tl.load(p_part, mask=m_read[:, None] & m_column, other=0.0).to(tl.float32) * b_inverse[:, None]
+        tl.store(p_unit[:, None] + o_part[None, :], b_part.to(p_unit.dtype.element_ty), mask=m_row[:, None] & m_column)
+
+
+@triton.jit
+def load_scale(p_factor, p_upstream, upstream_stride, o_row, m_row):
+    """Factor of each row times the upstream number, which may be one for all; 1 without them."""
+    if p_factor is None:
+        b_scale = tl.full(o_row.shape, 1.0, tl.float32)
+    else:
+        b_upstream = tl.load(p_upstream + o_row * upstream_stride, mask=m_row, other=0.0).to(tl.float32)
+        b_scale = tl.load(p_factor + o_row, mask=m_row, other=0.0) * b_upstream
+    return b_scale
+
+
+@triton.jit
+def radial_part(p_grad, grad_stride, p_unit, m_row, b_scale,
+                WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """`<u, g>` of each row of the scaled gradient, and whether any of it is not 0."""
+    o_column = tl.arange(0, BLOCK_D)
+    b_radial = tl.zeros([BLOCK_N], tl.float32)
+    b_live = tl.zeros([BLOCK_N], tl.int32)
+    for start in range(0, WIDTH, BLOCK_D):
+        o_part = (start + o_column).to(tl.int64)
+        m_part = m_row[:, None] & (o_part < WIDTH)[None, :]
+        b_grad = tl.load(p_grad[:, None] + o_part[None, :] * grad_stride, mask=m_part, other=0.0).to(tl.float32)
+        b_unit = tl.load(p_unit[:, None] + o_part[None, :], mask=m_part, other=0.0).to(tl.float32)
+        b_radial += tl.sum(b_unit * b_grad * b_scale[:, None], 1)
+        b_live = tl.maximum(b_live, tl.max((b_grad != 0.0).to(tl.int32), 1))
+    return b_radial, b_live > 0
