@@ -161,8 +161,8 @@ std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, c
   STD_TORCH_CHECK(pixels < int64_t{1} << kIndexBits, "an image may have at most 2^28 - 1 pixels; got ",
                   pixels);
   check_vector("seed", seed, 1, ScalarType::Long);
-  STD_TORCH_CHECK(per_class >= 0 && num_classes >= 0 && per_class <= kMostPlaces &&
-                      images <= kMostPlaces && num_classes <= kMostPlaces / std::max<int64_t>(per_class * images, 1),
+  STD_TORCH_CHECK(per_class >= 0 && num_classes >= 0 && per_class <= kMostPlaces && images <= kMostPlaces &&
+                      num_classes <= kMostPlaces / std::max<int64_t>(per_class * images, 1),
                   "images * num_classes * per_class must lie in 0..2^31 - 1");
   for (const Maybe* map : {&eligible, &scores}) {
     if (!map->has_value()) continue;
