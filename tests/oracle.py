@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-DIFFERENTIABLE = ("anchors", "keys", "positives", "temperature")
+DIFFERENTIABLE = ("anchors", "keys", "positives", "temperature", "weights")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Call:
     reduction: str = "mean"
 
     def to(self, dtype: torch.dtype) -> Call:
-        """The same call with its rows, and a temperature tensor, in another dtype."""
+        """The same call with its rows, weights and a temperature tensor in another dtype."""
         given = {name: getattr(self, name) for name in DIFFERENTIABLE}
         return replace(self, **{name: value.to(dtype) for name, value in given.items() if isinstance(value, Tensor)})
 

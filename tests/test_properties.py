@@ -23,6 +23,7 @@ EXAMPLES = {"native": 500, "reference": 150, "triton": 60}
 WIDEST = {"native": 70, "reference": 70, "triton": 40}
 LAYOUTS = ("dense", "permuted", "sliced", "embedded")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SMALLEST_WEIGHT = 0.5
 seeds = st.integers(0, 2**31)
 
 
@@ -162,12 +163,13 @@ def magnitudes(call: Call, learning: tuple[str, ...]) -> tuple[float, dict[str, 
     peak = (1.0 if call.normalize else anchor * other) / temperature
     weight = 1.0 if call.weights is None else float(call.weights.max()) if len(call.weights) else 0.0
     weight *= len(call.anchors) if call.reduction != "mean" else 1  # every anchor pulls at one key
-    terms = {"temperature": weight * peak / temperature}
-    for name in set(learning) - {"temperature"}:
+    exponent = max(1.0, peak)  # a coefficient exp(s - lse) errs as much more as the exponent is larger than 1
+    terms = {"temperature": weight * peak * exponent / temperature, "weights": peak / SMALLEST_WEIGHT}
+    for name in set(learning) - set(terms):
         value = getattr(call, name)
         across = max(other, anchor) if name == "anchors" or call.keys is None else anchor
         reach = 1 / _shortest(value) if call.normalize else across
-        terms[name] = weight * reach / temperature
+        terms[name] = weight * reach * exponent / temperature
     return peak, terms
 
 

@@ -8,6 +8,7 @@
 
 #include "../checks.h"
 #include "operations.h"
+#include "parallel.h"
 
 namespace secl::cpu {
 namespace {
@@ -26,12 +27,6 @@ double dot(const float* a, const float* b, int64_t depth) {
   double sum = 0;
   for (const double each : sums) sum += each;
   return sum;
-}
-
-// 1 / norm of a row, 0 for a zero row.
-double inverse_norm(const std::vector<float>& row) {
-  const double square = dot(row.data(), row.data(), static_cast<int64_t>(row.size()));
-  return square == 0 ? 0.0 : 1.0 / std::sqrt(square);
 }
 
 template <class T>
@@ -81,6 +76,20 @@ Tensor normalize_all(const Tensor& rows, const Tensor& labels, void* unit) {
 }
 
 }  // namespace
+
+float to_unit(float* row, int64_t depth) {
+  const double square = dot(row, row, depth);
+  const double factor = square == 0 ? 0.0 : 1.0 / std::sqrt(square);
+  for (int64_t d = 0; d < depth; ++d) row[d] = static_cast<float>(row[d] * factor);
+  // The inverse of a subnormal norm is no float; std::min in this order lets a NaN through.
+  return static_cast<float>(std::min(factor, double{std::numeric_limits<float>::max()}));
+}
+
+void through_norm(float* grad, const float* unit, float inverse, int64_t depth) {
+  if (std::all_of(grad, grad + depth, [](float value) { return value == 0; })) return;
+  const double radial = dot(unit, grad, depth);
+  for (int64_t d = 0; d < depth; ++d) grad[d] = static_cast<float>((grad[d] - unit[d] * radial) * inverse);
+}
 
 std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
   Tensor unit = torch::stable::empty_like(rows);
