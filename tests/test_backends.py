@@ -14,7 +14,7 @@ from secl_ops import ops
 from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, separate
-from tests.oracle import Call
+from tests.oracle import Call, dense_loss
 from tests.oracle import dense as plain
 
 pytestmark = pytest.mark.usefixtures("poisoned")

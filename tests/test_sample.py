@@ -56,6 +56,8 @@ def flat_draw(labels: Tensor, per_class: int, classes: int, **options: object) -
 @pytest.mark.parametrize("per_class", [1, 5, 64])
 @pytest.mark.parametrize("share", [1.0, 0.4])
 def test_exact_counts(strategy: str, shape: tuple[int, ...], per_class: int, share: float, sampler: str) -> None:
+    if sampler == "triton" and len(shape) == 4:
+        shape = (1, *shape[1:])  # 64 cells to interpret for each class and image
     labels, generator = maps(shape=shape), torch.Generator().manual_seed(1)
     eligible = torch.rand(shape, generator=generator) < share
     scores = torch.randint(0, 4, shape, generator=generator) / 2.0 if strategy == "hard" else None
@@ -74,7 +76,7 @@ def test_every_pixel_is_equally_likely(strategy: str, sampler: str) -> None:
     labels = torch.zeros(1, 6, 8, dtype=torch.int64)
     labels[0, :, 5:] = 1
     hits = torch.zeros(48)
-    draws = 3000 if sampler != "triton" or torch.cuda.is_available() else 200 if strategy == "uniform" else 40
+    draws = 3000 if sampler != "triton" or torch.cuda.is_available() else 120 if strategy == "uniform" else 15
     for seed in range(draws):
         index = secl_ops.sample_pixels(labels, 7, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index
         hits[index] += 1
@@ -148,7 +150,7 @@ def test_stratified_draws_are_spread(sampler: str) -> None:
     variances = []
     for strategy in STRATEGIES:
         counts = []
-        for seed in range(6 if sampler == "triton" else 60):
+        for seed in range(3 if sampler == "triton" else 60):
             index = secl_ops.sample_pixels(
                 labels, 64, num_classes=1, seed=seed, strategy=strategy, backend=sampler
             ).index
