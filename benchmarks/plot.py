@@ -118,8 +118,8 @@ def plot_sweep(table: Path, out: Path) -> None:
     counts = sorted({int(row["rows"]) for row in rows})
     first = next(row for row in rows if row["contender"] == OURS and int(row["rows"]) == counts[0])
     start = float(first["p50_ms"]) / 2
-    _guide(left, counts, [start * (count / counts[0]) ** 2 for count in counts], "slope 2: N²")
-    _guide(right, counts, [4 * count**2 / 2**20 for count in counts], "slope 2: one N x N fp32 matrix")
+    _guide(left, counts, [start * (count / counts[0]) ** 2 for count in counts], "N², slope 2")
+    _guide(right, counts, [4 * count**2 / 2**20 for count in counts], "4 N² bytes, slope 2")
     left.set_title("Time, ms", loc="left", fontsize=10)
     right.set_title("Extra memory, MiB", loc="left", fontsize=10)
     for axis in (left, right):
@@ -130,7 +130,7 @@ def plot_sweep(table: Path, out: Path) -> None:
         axis.grid(axis="y", color="#f1f3f5")
         axis.set_axisbelow(True)
         axis.set_xlabel('rows N, self-contrast, denominator="all", D = 128')
-        axis.legend(frameon=False, fontsize=8.5, loc="upper left")
+        axis.margins(x=0.08, y=0.14)
     figure.supxlabel(origin(rows[0]), fontsize=7.5, color=FAINT, x=0.008, ha="left")
     figure.savefig(out, dpi=150)
     plt.close(figure)
@@ -138,13 +138,28 @@ def plot_sweep(table: Path, out: Path) -> None:
 
 def _curve(axis: Any, name: str, rows: Sequence[Row], field: str) -> None:
     counts, values = [int(row["rows"]) for row in rows], [float(row[field]) for row in rows]
-    axis.plot(counts, values, marker="o", markersize=5, color=SWEEP_COLORS[name], linewidth=2, label=name, zorder=3)
+    color = SWEEP_COLORS[name]
+    axis.plot(counts, values, marker="o", markersize=5, color=color, linewidth=2, zorder=3)
     for count, value in ((counts[0], values[0]), (counts[-1], values[-1])):
         axis.annotate(
-            f"{value:,.0f}", (count, value), (0, -13), textcoords="offset points", ha="center", fontsize=8.5,
-            color=SWEEP_COLORS[name],
-        )  # fmt: skip
+            f"{value:,.0f}",
+            (count, value),
+            (0, -14),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=color,
+        )
+    _name(axis, counts, values, name, color)
 
 
 def _guide(axis: Any, counts: Sequence[int], values: Sequence[float], label: str) -> None:
-    axis.plot(counts, values, label=label, **QUADRATIC)
+    axis.plot(counts, values, **QUADRATIC)
+    _name(axis, counts, values, label, "#adb5bd")
+
+
+def _name(axis: Any, counts: Sequence[int], values: Sequence[float], name: str, color: str) -> None:
+    """The line's name above its end."""
+    axis.annotate(
+        name, (counts[-1], values[-1]), (16, 8), textcoords="offset points", ha="right", fontsize=9, color=color
+    )
