@@ -117,7 +117,7 @@ def plot_sweep(table: Path, out: Path) -> None:
             _curve(axis, name, chosen, field)
     counts = sorted({int(row["rows"]) for row in rows})
     first = next(row for row in rows if row["contender"] == OURS and int(row["rows"]) == counts[0])
-    start = float(first["p50_ms"]) / 2
+    start = float(first["p50_ms"]) / 4
     _guide(left, counts, [start * (count / counts[0]) ** 2 for count in counts], "N², slope 2")
     _guide(right, counts, [4 * count**2 / 2**20 for count in counts], "4 N² bytes, slope 2")
     left.set_title("Time, ms", loc="left", fontsize=10)
@@ -150,16 +150,15 @@ def _curve(axis: Any, name: str, rows: Sequence[Row], field: str) -> None:
             fontsize=8.5,
             color=color,
         )
-    _name(axis, counts, values, name, color)
+    axis.annotate(
+        name, (counts[-1], values[-1]), (16, 8), textcoords="offset points", ha="right", fontsize=9, color=color
+    )
 
 
 def _guide(axis: Any, counts: Sequence[int], values: Sequence[float], label: str) -> None:
+    """A line of slope 2, named below, where it leaves room."""
     axis.plot(counts, values, **QUADRATIC)
-    _name(axis, counts, values, label, "#adb5bd")
-
-
-def _name(axis: Any, counts: Sequence[int], values: Sequence[float], name: str, color: str) -> None:
-    """The line's name above its end."""
+    place = max(len(counts) - 2, 0)
     axis.annotate(
-        name, (counts[-1], values[-1]), (16, 8), textcoords="offset points", ha="right", fontsize=9, color=color
+        label, (counts[place], values[place]), (4, -14), textcoords="offset points", fontsize=9, color="#adb5bd"
     )
