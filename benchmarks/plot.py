@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 Row = dict[str, str]
+ORIGIN = ("threads", "machine", "torch", "rounds", "commit", "date")
 LAYOUT = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
 STYLE: Any = {"font.size": 10, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}
 ACCENT, RIVAL, YARDSTICK, INK, FAINT = "#0b7285", "#adb5bd", "#dee2e6", "#343a40", "#868e96"
@@ -44,11 +45,18 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     return list({(row["case"], row["contender"]): row for row in rows}.values())
 
 
-def origin(row: Row) -> str:
-    """What was measured where, in one line."""
+def origin(rows: Sequence[Row]) -> str:
+    """What was measured where; every value that the rows have, where they come from several runs.
+
+    Example:
+        >>> row = {"threads": "2", "machine": "a CPU", "torch": "2.13", "rounds": "5", "date": "2026-01-01"}
+        >>> origin([row | {"commit": "abc"}, row | {"commit": "def"}])
+        'forward + backward, 2 CPU threads (a CPU), torch 2.13, median of 5 rounds, commit abc or def, 2026-01-01'
+    """
+    said = {field: " or ".join(dict.fromkeys(row[field] for row in rows)) for field in ORIGIN}
     return (
-        f"forward + backward, {row['threads']} CPU threads ({row['machine']}), torch {row['torch']}, "
-        f"median of {row['rounds']} rounds, commit {row['commit']}, {row['date']}"
+        f"forward + backward, {said['threads']} CPU threads ({said['machine']}), torch {said['torch']}, "
+        f"median of {said['rounds']} rounds, commit {said['commit']}, {said['date']}"
     )
 
 
@@ -62,7 +70,7 @@ def failure(note: str) -> str:
 
 def plot_contenders(table: Path, out: Path) -> None:
     """Bars of the median time, whiskers from fastest to slowest round, memory beside; one panel per case."""
-    rows = newest(read(table))
+    rows = [row for row in newest(read(table)) if row["case"] in TITLES]
     cases = [case for case in TITLES if any(row["case"] == case for row in rows)]
     columns = min(len(cases), 2)
     lines = -(-len(cases) // 2)
@@ -76,7 +84,7 @@ def plot_contenders(table: Path, out: Path) -> None:
         axis.set_title(TITLES[case], loc="left", fontsize=10, pad=8)
     for axis in axes.flat[len(cases) :]:
         axis.set_visible(False)
-    figure.supxlabel(origin(rows[0]), fontsize=7.5, color=FAINT, x=0.008, ha="left")
+    figure.supxlabel(origin(rows), fontsize=7.5, color=FAINT, x=0.008, ha="left")
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
@@ -131,7 +139,7 @@ def plot_sweep(table: Path, out: Path) -> None:
         axis.set_axisbelow(True)
         axis.set_xlabel('rows N, self-contrast, denominator="all", D = 128')
         axis.margins(x=0.08, y=0.14)
-    figure.supxlabel(origin(rows[0]), fontsize=7.5, color=FAINT, x=0.008, ha="left")
+    figure.supxlabel(origin(rows), fontsize=7.5, color=FAINT, x=0.008, ha="left")
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
