@@ -71,16 +71,16 @@ CASES = (
 
 
 @cache
-def truth(case: Case) -> Answer:
-    """Loss and gradient by the reference backend in float64, a block of anchors at a time."""
+def truth(case: Case, dtype: torch.dtype = torch.float64) -> Answer:
+    """Loss and gradient by the reference backend, a block of anchors at a time; in fp32 this is plain torch."""
     anchors, keys, labels, key_labels = case.problem()
     others = anchors if keys is None else keys
-    total = torch.zeros((), dtype=torch.float64)
-    gradient = torch.zeros_like(anchors, dtype=torch.float64)
+    total = torch.zeros((), dtype=dtype)
+    gradient = torch.zeros_like(anchors, dtype=dtype)
     for start in range(0, case.rows, TRUTH_ROWS):
         block = slice(start, start + TRUTH_ROWS)
         loss = secl_ops.info_nce(
-            anchors.double()[block], others.double(), anchor_labels=labels[block],
+            anchors.to(dtype)[block], others.to(dtype), anchor_labels=labels[block],
             key_labels=labels if key_labels is None else key_labels, temperature=TEMPERATURE,
             denominator=case.denominator, exclude=torch.arange(case.rows)[block] if keys is None else None,
             reduction="sum", backend="reference",

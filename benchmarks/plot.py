@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 Row = dict[str, str]
+ORIGIN = ("threads", "machine", "torch", "rounds", "commit", "date")
 LAYOUT = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
 STYLE: Any = {"font.size": 10, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}
 ACCENT, RIVAL, YARDSTICK, INK, FAINT = "#0b7285", "#adb5bd", "#dee2e6", "#343a40", "#868e96"
@@ -44,11 +45,18 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     return list({(row["case"], row["contender"]): row for row in rows}.values())
 
 
-def origin(row: Row) -> str:
-    """What was measured where, in one line."""
+def origin(rows: Sequence[Row]) -> str:
+    """What was measured where; every value that the rows have, where they come from several runs.
+
+    Example:
+        >>> row = {"threads": "2", "machine": "a CPU", "torch": "2.13", "rounds": "5", "date": "2026-01-01"}
+        >>> origin([row | {"commit": "abc"}, row | {"commit": "def"}])
+        'forward + backward, 2 CPU threads (a CPU), torch 2.13, median of 5 rounds, commit abc or def, 2026-01-01'
+    """
+    said = {field: " or ".join(dict.fromkeys(row[field] for row in rows)) for field in ORIGIN}
     return (
-        f"forward + backward, {row['threads']} CPU threads ({row['machine']}), torch {row['torch']}, "
-        f"median of {row['rounds']} rounds, commit {row['commit']}, {row['date']}"
+        f"forward + backward, {said['threads']} CPU threads ({said['machine']}), torch {said['torch']}, "
+        f"median of {said['rounds']} rounds, commit {said['commit']}, {said['date']}"
     )
 
 
@@ -62,7 +70,7 @@ def failure(note: str) -> str:
 
 def plot_contenders(table: Path, out: Path) -> None:
     """Bars of the median time, whiskers from fastest to slowest round, memory beside; one panel per case."""
-    rows = newest(read(table))
+    rows = [row for row in newest(read(table)) if row["case"] in TITLES]
     cases = [case for case in TITLES if any(row["case"] == case for row in rows)]
     columns = min(len(cases), 2)
     lines = -(-len(cases) // 2)
@@ -76,7 +84,7 @@ def plot_contenders(table: Path, out: Path) -> None:
         axis.set_title(TITLES[case], loc="left", fontsize=10, pad=8)
     for axis in axes.flat[len(cases) :]:
         axis.set_visible(False)
-    figure.supxlabel(origin(rows[0]), fontsize=7.5, color=FAINT, x=0.008, ha="left")
+    figure.supxlabel(origin(rows), fontsize=7.5, color=FAINT, x=0.008, ha="left")
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
@@ -117,9 +125,9 @@ def plot_sweep(table: Path, out: Path) -> None:
             _curve(axis, name, chosen, field)
     counts = sorted({int(row["rows"]) for row in rows})
     first = next(row for row in rows if row["contender"] == OURS and int(row["rows"]) == counts[0])
-    start = float(first["p50_ms"]) / 2
-    _guide(left, counts, [start * (count / counts[0]) ** 2 for count in counts], "slope 2: N²")
-    _guide(right, counts, [4 * count**2 / 2**20 for count in counts], "slope 2: one N x N fp32 matrix")
+    start = float(first["p50_ms"]) / 4
+    _guide(left, counts, [start * (count / counts[0]) ** 2 for count in counts], "N², slope 2")
+    _guide(right, counts, [4 * count**2 / 2**20 for count in counts], "4 N² bytes, slope 2")
     left.set_title("Time, ms", loc="left", fontsize=10)
     right.set_title("Extra memory, MiB", loc="left", fontsize=10)
     for axis in (left, right):
@@ -130,21 +138,35 @@ def plot_sweep(table: Path, out: Path) -> None:
         axis.grid(axis="y", color="#f1f3f5")
         axis.set_axisbelow(True)
         axis.set_xlabel('rows N, self-contrast, denominator="all", D = 128')
-        axis.legend(frameon=False, fontsize=8.5, loc="upper left")
-    figure.supxlabel(origin(rows[0]), fontsize=7.5, color=FAINT, x=0.008, ha="left")
+        axis.margins(x=0.08, y=0.14)
+    figure.supxlabel(origin(rows), fontsize=7.5, color=FAINT, x=0.008, ha="left")
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
 
 def _curve(axis: Any, name: str, rows: Sequence[Row], field: str) -> None:
     counts, values = [int(row["rows"]) for row in rows], [float(row[field]) for row in rows]
-    axis.plot(counts, values, marker="o", markersize=5, color=SWEEP_COLORS[name], linewidth=2, label=name, zorder=3)
+    color = SWEEP_COLORS[name]
+    axis.plot(counts, values, marker="o", markersize=5, color=color, linewidth=2, zorder=3)
     for count, value in ((counts[0], values[0]), (counts[-1], values[-1])):
         axis.annotate(
-            f"{value:,.0f}", (count, value), (0, -13), textcoords="offset points", ha="center", fontsize=8.5,
-            color=SWEEP_COLORS[name],
-        )  # fmt: skip
+            f"{value:,.0f}",
+            (count, value),
+            (0, -14),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=color,
+        )
+    axis.annotate(
+        name, (counts[-1], values[-1]), (16, 8), textcoords="offset points", ha="right", fontsize=9, color=color
+    )
 
 
 def _guide(axis: Any, counts: Sequence[int], values: Sequence[float], label: str) -> None:
-    axis.plot(counts, values, label=label, **QUADRATIC)
+    """A line of slope 2, named below, where it leaves room."""
+    axis.plot(counts, values, **QUADRATIC)
+    place = max(len(counts) - 2, 0)
+    axis.annotate(
+        label, (counts[place], values[place]), (4, -14), textcoords="offset points", fontsize=9, color="#adb5bd"
+    )

@@ -66,12 +66,32 @@ def test_native_is_right_on_frozen_keys_and_self_contrast(case: Case) -> None:
         gate.agree(each, OURS, contender(each, OURS)())
 
 
-def test_a_wrong_rival_is_not_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(contenders.LOSSES, CHUNKED, wrong)
+@pytest.mark.parametrize(("name", "other"), [(CHUNKED, EAGER), (EAGER, CHUNKED)])
+def test_a_wrong_rival_is_not_timed(name: str, other: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(contenders.LOSSES, name, wrong)
     right, refused = gate.admit(case)
-    assert CHUNKED not in right
-    assert refused[CHUNKED].startswith("wrong: chunked + checkpoint, self-")
-    assert EAGER in right
+    assert name not in right
+    assert refused[name].startswith(f"wrong: {name}, self-")
+    assert other in right
+
+
+def test_every_size_of_a_sweep_is_held_against_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_above(problem: Problem, denominator: str) -> Callable[[], Tensor]:
+        return (wrong if len(problem.anchors) > 64 else right)(problem, denominator)
+
+    def right(problem: Problem, denominator: str) -> Callable[[], Tensor]:
+        return lambda: rivals.dense(problem, denominator)
+
+    monkeypatch.setattr(run, "SWEEP_ROWS", (64, 96))
+    monkeypatch.setattr(run, "extra_mib", lambda case, name, threads: 1.0)
+    monkeypatch.setattr(run, "cap_memory", lambda: None)
+    for loss, rows in ((right, 96), (wrong_above, 64)):
+        monkeypatch.setitem(contenders.LOSSES, EAGER, loss)
+        monkeypatch.setitem(contenders.LOSSES, OURS, right)
+        run.sweep(tmp_path / "sweep.csv", rounds=1, threads=1, largest=rows)
+    with pytest.raises(AssertionError, match="eager torch, self-all-N96-D128-C8, loss: error"):
+        run.sweep(tmp_path / "other.csv", rounds=1, threads=1, largest=96)
+    assert not (tmp_path / "other.csv").exists()
 
 
 def test_a_right_loss_with_a_wrong_gradient_is_seen(case: Case) -> None:
