@@ -2,16 +2,9 @@
 """Pixel-level InfoNCE over sampled anatomical regions: fused, exact, deterministic, without host synchronisation."""
 
 from secl_ops.backends.select import backends
-from secl_ops.functional import (
-    PixelSample,
-    class_means,
-    gather_pixels,
-    info_nce,
-    info_nce_parts,
-    pool_regions,
-    sample_pixels,
-)
+from secl_ops.functional import info_nce, info_nce_parts
 from secl_ops.pixel_contrast import PixelContrastLoss, pixel_contrast
+from secl_ops.pixels import PixelSample, class_means, gather_pixels, pool_regions, sample_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.shards import ContrastParts
 from secl_ops.version import __version__

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from secl_ops import spec
 from secl_ops.autograd import Places
-from secl_ops.functional import PixelSample, contrast_sources, draw_pixels, gather_pixels, info_nce
+from secl_ops.functional import contrast_sources, info_nce
+from secl_ops.pixels import PixelSample, draw_pixels, gather_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.spec import ContrastSpec, Flag, Pairs, SampleSpec
 
@@ -122,9 +123,9 @@ def _with_queue(
     anchors = gather(features, anchor.index)
     exclude = torch.arange(anchors.shape[0], device=anchors.device) if key_features is None else None
     newest = anchors if key_features is None else gather(key_features, key.index)
-    loss = info_nce(
-        anchors, torch.cat([newest, queue.keys.to(newest.dtype)]), anchor_labels=anchor.label,
-        key_labels=torch.cat([key.label, queue.key_labels]), exclude=exclude, temperature=options.temperature,
+    loss = info_nce(  # the queue is read where it lies
+        anchors, [newest, queue.keys.to(newest.dtype)], anchor_labels=anchor.label,
+        key_labels=[key.label, queue.key_labels], exclude=exclude, temperature=options.temperature,
         denominator=options.denominator, normalize=options.normalize, reduction=options.reduction,
         backend=options.backend, validate=options.validate,
     )  # fmt: skip

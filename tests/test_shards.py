@@ -17,6 +17,7 @@ from tests.oracle import Call
 from tests.test_backends import on, plain
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+LEARNING = ("anchors", "keys")
 CUTS = (0, 5, 5, 31, 45)  # of 45 keys: shards of ragged sizes, one of them empty
 
 
@@ -42,8 +43,8 @@ def in_pieces(call: Call) -> dict[str, object]:
 
 
 def compare(call: Call, loss: Tensor, gradients: list[Tensor]) -> None:
-    truth, true_gradients = plain(call.to(torch.float64))
-    rough, rough_gradients = plain(call)
+    truth, true_gradients = plain(call.to(torch.float64), LEARNING)
+    rough, rough_gradients = plain(call, LEARNING)
     values = zip((loss, *gradients), (truth, *true_gradients), (rough, *rough_gradients), strict=True)
     for number, (actual, true, near) in enumerate(values):
         assert_within_budget(

@@ -110,7 +110,7 @@ Problem make_problem(const Tensor& anchors, const Tensor& keys, const Tensor& an
     norms = largest_norm(RowReader(anchors), p.anchors);
     norms *= rule.self ? norms : largest_norm(RowReader(keys, factors), p.separate_keys);
   }
-  p.maximum = scale * M_LOG2E * norms;
+  p.maximum = static_cast<float>(scale * M_LOG2E * norms);  // as the kernels subtract it
   p.bounded = 2 * p.maximum < kBoundedRange;
   return p;
 }

@@ -43,12 +43,8 @@ template <int V, bool kAcross>
 SECL_OWN_REGISTERS void accumulate(const float* coefficients,  // [panel, kBlock]
                                    const Slab values, int64_t count, const Slab output) {
   constexpr int64_t kNextOutput = kAcross ? kBlock : 1, kNextValue = kAcross ? 1 : kBlock;
-  Float sum[kColumns][V];
-#pragma GCC unroll 16
-  for (int r = 0; r < kColumns; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = load(output.data + r * kLanes + v * output.step);
-  }
+  Float sum[kColumns][V] =
+      {};  // of this run alone: one long sum would round each term to the size of the whole
   const float* value = values.data;
   for (int64_t j = 0; j < count; ++j, value += kLanes, coefficients += kNextValue) {
     Float column[V];
@@ -64,7 +60,10 @@ SECL_OWN_REGISTERS void accumulate(const float* coefficients,  // [panel, kBlock
 #pragma GCC unroll 16
   for (int r = 0; r < kColumns; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(output.data + r * kLanes + v * output.step, sum[r][v]);
+    for (int v = 0; v < V; ++v) {
+      float* place = output.data + r * kLanes + v * output.step;
+      store(place, load(place) + sum[r][v]);
+    }
   }
 }
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from secl_ops import tiles
 from secl_ops.backends import reference
-from secl_ops.backends.reference import CELLS_PER_AXIS, MapLike
+from secl_ops.backends.draws import CELLS_PER_AXIS
+from secl_ops.backends.reference import MapLike
 from secl_ops.backends.triton import pixels
 from secl_ops.backends.triton.grids import cells, copy_width, on
 from secl_ops.backends.triton.launch import unit_rows_backward

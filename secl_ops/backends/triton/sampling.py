@@ -13,15 +13,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from secl_ops.backends import reference
+from secl_ops.backends import draws
 
-GOLDEN = tl.constexpr(reference.GOLDEN)
-MIX_1 = tl.constexpr(reference.MIX_1)
-MIX_2 = tl.constexpr(reference.MIX_2)
-BITS = tl.constexpr(63 - reference.INDEX_BITS)  # of a key
-DROPPED = tl.constexpr(reference.INDEX_BITS + 1)  # low bits of the random number
-KEYS = tl.constexpr((1 << 63 - reference.INDEX_BITS) - 1)
-SCORE_SHIFT = tl.constexpr(31 - reference.INDEX_BITS)  # brings 32 bits to the length of a key
+GOLDEN = tl.constexpr(draws.GOLDEN)
+MIX_1 = tl.constexpr(draws.MIX_1)
+MIX_2 = tl.constexpr(draws.MIX_2)
+BITS = tl.constexpr(63 - draws.INDEX_BITS)  # of a key
+DROPPED = tl.constexpr(draws.INDEX_BITS + 1)  # low bits of the random number
+KEYS = tl.constexpr((1 << 63 - draws.INDEX_BITS) - 1)
+SCORE_SHIFT = tl.constexpr(31 - draws.INDEX_BITS)  # brings 32 bits to the length of a key
 BINS = tl.constexpr(512)  # of one digit of 9 bits, four of which hold a key; a warp counts bins / 32 in each thread
 SIZES = ("size_z", "size_y", "size_x")
 
