@@ -112,7 +112,7 @@ class Contrast(torch.autograd.Function):
         else:
             grad_keys = None
         if ctx.needs_input_grad[3]:
-            grad_weights = _weight_gradient(upstream, weighing, options.reduction)
+            grad_weights = weight_gradient(upstream, weighing, options.reduction)
         return *map(once, (grad_anchors, grad_keys, grad_temperature, grad_weights)), None, None, None
 
 
@@ -186,7 +186,8 @@ def temperature_gradient(grad_rows: Tensor, rows: Tensor, temperature: Tensor, o
     return total.reshape(temperature.shape).to(temperature.dtype)
 
 
-def _weight_gradient(upstream: Tensor, weighing: tuple[Tensor, Tensor, Tensor, Tensor], reduction: str) -> Tensor:
+def weight_gradient(upstream: Tensor, weighing: tuple[Tensor, Tensor, Tensor, Tensor], reduction: str) -> Tensor:
+    """Gradient of the weights, from (weights, loss of each anchor, count, value)."""
     weights, loss, count, value = weighing
     own = loss
     if reduction == "mean":

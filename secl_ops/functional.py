@@ -11,7 +11,7 @@ from torch import Tensor
 from secl_ops import spec
 from secl_ops.autograd import Contrast, ContrastOptions, Places
 from secl_ops.inputs import ContrastInput
-from secl_ops.shards import ContrastParts, contrast_shards, reduce_loss
+from secl_ops.shards import ContrastParts, contrast_shards
 from secl_ops.spec import ContrastSpec, Flag, Pairs
 
 
@@ -91,7 +91,7 @@ def info_nce(
     given.check(options)
     shards = given.arrange()
     if len(shards) > 1:
-        return reduce_loss(contrast_shards(given, shards, options), weights, reduction)
+        return contrast_shards(given, shards, options).loss
     flags = options.flags | (Flag.SELF if shards[0].keys is None else Flag(0))
     return contrast_sources(anchors, *shards[0], flags, options, weights=weights)
 

@@ -30,9 +30,12 @@ from secl_ops.autograd import (
     temperature_gradient,
     to_source,
     unit_source,
+    weight_gradient,
 )
 from secl_ops.inputs import ContrastInput, Shard
 from secl_ops.spec import ContrastSpec, Flag, Pairs
+
+FIRST_KEY = 6  # place of the first shard among the arguments of `ShardedContrast`
 
 
 class ContrastParts(NamedTuple):
@@ -52,7 +55,7 @@ class ContrastParts(NamedTuple):
 
 
 class ShardedContrast(torch.autograd.Function):
-    """`ContrastParts` over all shards; the loss and the log-sum-exp both have gradients."""
+    """The reduced loss over all shards, log-sum-exp and count; the first two have gradients."""
 
     @staticmethod
     def forward(
@@ -60,6 +63,7 @@ class ShardedContrast(torch.autograd.Function):
         anchors: Tensor,  # [N, D]
         temperature: Tensor | None,  # one element
         known_lse: Tensor | None,  # [N]: in place of the shards' own
+        weights: Tensor | None,  # [N]
         pairs: Sequence[Pairs],
         options: ContrastOptions,
         *keys: Tensor,  # [M, D] each
@@ -82,8 +86,10 @@ class ShardedContrast(torch.autograd.Function):
         if lse is None:
             lse, mean = _scan(calls, wanted)
         loss, pull, count, near = _near(calls, lse, wanted)
+        value, factor, push, draw = ops.reduce(loss, pull, count, weights, options.reduction, options.backend)
+        weighing = (weights, loss, count, value) if ctx.needs_input_grad[3] else (None,) * 4
         ctx.save_for_backward(
-            unit, inverse, shrink, temperature, lse, pull, count, mean, near,
+            unit, inverse, shrink, temperature, lse, factor, push, draw, *weighing, mean, near,
             *(side[0] if learns else None for side, learns in zip(sides, learning, strict=True)),
             *(side[1] for side in sides), *(tensor for pair in pairs for tensor in pair[:5]),
         )  # fmt: skip
@@ -91,25 +97,25 @@ class ShardedContrast(torch.autograd.Function):
         ctx.ranges = [(pair.positive_start, pair.negative_stop) for pair in pairs]
         ctx.origins = [Origin.of(source) for source in (anchors, *keys)]
         ctx.mark_non_differentiable(count)
-        return loss, lse.clone() if known_lse is not None else lse, count
+        return value, lse.clone() if known_lse is not None else lse, count
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, grad_lse: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        unit, inverse, shrink, temperature, lse, pull, count, mean, near, *rest = ctx.saved_tensors
+    def backward(ctx: Any, grad_value: Tensor | None, grad_lse: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        unit, inverse, shrink, temperature, lse, factor, push, draw, *rest = ctx.saved_tensors
+        weighing, (mean, near), rest = rest[:4], rest[4:6], rest[6:]
         shards, options = ctx.shards, ctx.options
         units, inverses, tensors = rest[:shards], rest[shards : 2 * shards], rest[2 * shards :]
-        grad_loss = torch.zeros_like(lse) if grad_loss is None else grad_loss
-        push = grad_loss * pull
+        upstream = torch.zeros_like(lse) if grad_value is None else grad_value.expand(lse.shape)
+        grad_loss, push, draw = factor * upstream, push * upstream, draw * upstream
         if grad_lse is not None:  # torch's logsumexp sends NaN where all that it merges is -inf
             push = push + torch.where(lse == -torch.inf, 0.0, grad_lse)
         grad_known, rows = None, folded(unit, shrink)
         if ctx.known:
             grad_known, push = push, torch.zeros_like(push)
-        draw = torch.where(count > 0, grad_loss / count, 0.0).to(lse.dtype)
         grad_keys: list[Tensor | None] = [None] * shards
         whole: Scales = (None, None)
         for k in range(shards):
-            if not ctx.needs_input_grad[5 + k]:
+            if not ctx.needs_input_grad[FIRST_KEY + k]:
                 continue
             _, grad = ops.contrast_backward(
                 torch.ones((), dtype=lse.dtype, device=lse.device).expand(lse.shape), push, draw, rows,
@@ -127,7 +133,10 @@ class ShardedContrast(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_rows = grad_rows if shrink is None else grad_rows * shrink
                 grad_anchors = once(to_source(grad_rows, whole, unit, inverse, None, ctx.origins[0], options))
-        return grad_anchors, grad_temperature, once(grad_known), None, None, *grad_keys
+        grad_weights = None
+        if ctx.needs_input_grad[3]:
+            grad_weights = once(weight_gradient(upstream, weighing, options.reduction))
+        return grad_anchors, grad_temperature, once(grad_known), grad_weights, None, None, *grad_keys
 
 
 class _Call(NamedTuple):
@@ -205,26 +214,14 @@ def _total(parts: Sequence[Tensor]) -> Tensor:
 
 def _weighted(rows: Tensor, factor: Tensor) -> Tensor:
     """Each row times its factor; a factor of 0 leaves nothing of a NaN."""
-    return torch.where(factor[:, None] == 0, 0.0, rows * factor[:, None])
-
-
-def reduce_loss(parts: ContrastParts, weights: Tensor | None, reduction: str) -> Tensor:
-    """The mean over the anchors that have a positive, the sum, or each anchor's own loss."""
-    valid = parts.count > 0
-    factor = valid.to(parts.loss.dtype) if weights is None else torch.where(valid, weights.to(parts.loss.dtype), 0.0)
-    loss = parts.loss if weights is None else torch.where(valid, parts.loss * factor, 0.0)
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    total = factor.sum()
-    return loss.sum() / torch.where(total > 0, total, 1.0)
+    column = factor.unsqueeze(1)
+    return torch.where(column == 0, 0.0, rows * column)
 
 
 def contrast_shards(
     given: ContrastInput, shards: Sequence[Shard], options: ContrastSpec, lse: Tensor | None = None
 ) -> ContrastParts:
-    """Loss, log-sum-exp and count of each anchor over all shards; a given lse replaces theirs."""
+    """The reduced loss, and log-sum-exp and count of each anchor, over all shards; a given lse replaces theirs."""
     learned = options.temperature if isinstance(options.temperature, Tensor) else None
     flags = options.flags
     if torch.is_grad_enabled() and (given.anchors.requires_grad or (learned is not None and learned.requires_grad)):
@@ -232,6 +229,6 @@ def contrast_shards(
     keys = [given.anchors if shard.keys is None else shard.keys for shard in shards]
     own = torch.arange(given.anchors.shape[0], device=given.anchors.device)  # whom an anchor must not see
     pairs = [shard.pairs if shard.keys is not None else shard.pairs._replace(exclude=own) for shard in shards]
-    passes = ContrastOptions(options.scale, flags, options.normalize, "none", options.backend)
-    found = ShardedContrast.apply(given.anchors, learned, lse, pairs, passes, *keys)  # type: ignore[no-untyped-call]
+    passes = ContrastOptions(options.scale, flags, options.normalize, options.reduction, options.backend)
+    found = ShardedContrast.apply(given.anchors, learned, lse, given.weights, pairs, passes, *keys)  # type: ignore[no-untyped-call]
     return ContrastParts(*found)

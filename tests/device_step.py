@@ -24,6 +24,7 @@ from secl_ops import ops
 from secl_ops.autograd import Contrast, Gather
 from secl_ops.backends import triton
 from secl_ops.backends.triton import contrast
+from secl_ops.shards import ShardedContrast
 
 WAITS = {
     "_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "nonzero_numpy", "argwhere", "masked_select",
@@ -111,7 +112,7 @@ def fake_cuda() -> Iterator[tuple[Watched, Tape]]:
         patch.object(torch.cuda, "device", lambda _: nullcontext()),
         patch.object(Contrast, "apply", partial(tape.apply, Contrast)),
         patch.object(Gather, "apply", partial(tape.apply, Gather)),
-        patch.object(torch, "cat", partial(tape.apply, _Cat)),
+        patch.object(ShardedContrast, "apply", partial(tape.apply, ShardedContrast)),
         FakeTensorMode(),
         mode,
     ):
@@ -128,48 +129,40 @@ class Context:
         """Keep tensors for the backward pass."""
         self.saved_tensors = tensors
 
+    def set_materialize_grads(self, value: bool) -> None:
+        """Gradients that do not exist come as None here."""
 
-class _Cat:
-    """`torch.cat` of rows, as a function on the tape."""
-
-    @staticmethod
-    def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        ctx.lengths = [len(part) for part in parts]
-        return _CAT(parts)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return grad.split(ctx.lengths)
-
-
-_CAT = torch.cat
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        """The tape follows the first output alone."""
 
 
 class Tape:
     """Runs functions forward, and backward in the opposite order: what torch's engine does, one after the other."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[Any, Context, Sequence[Any], Tensor]] = []
+        self.steps: list[tuple[Any, Context, Sequence[Any], Tensor, int]] = []
 
-    def apply(self, function: Any, *inputs: Any) -> Tensor:
-        """The forward pass of one function."""
-        inputs = tuple(inputs[0]) if function is _Cat else inputs
+    def apply(self, function: Any, *inputs: Any) -> Any:
+        """The forward pass of one function; the first of several outputs is the one that is differentiated."""
         context = Context(inputs)
         with torch.no_grad():
-            output: Tensor = function.forward(context, *inputs)
+            outputs = function.forward(context, *inputs)
         if any(context.needs_input_grad):
+            output = outputs[0] if isinstance(outputs, tuple) else outputs
             output.requires_grad_()
-            self.steps.append((function, context, inputs, output))
-        return output
+            others = len(outputs) - 1 if isinstance(outputs, tuple) else 0
+            self.steps.append((function, context, inputs, output, others))
+        return outputs
 
     @torch.no_grad()
     def backward(self, value: Tensor, upstream: Tensor, leaf: Tensor) -> Tensor:
         """Gradient of the leaf under this upstream gradient of the value."""
         gradients = {id(value): upstream}
-        for function, context, inputs, output in reversed(self.steps):
+        for function, context, inputs, output, others in reversed(self.steps):
             if id(output) not in gradients:
                 continue
-            for given, found in zip(inputs, function.backward(context, gradients[id(output)]), strict=True):
+            passed = function.backward(context, gradients[id(output)], *[None] * others)
+            for given, found in zip(inputs, passed, strict=True):
                 if isinstance(given, Tensor) and given.requires_grad and found is not None:
                     before = gradients.get(id(given))
                     gradients[id(given)] = found if before is None else before + found

@@ -105,8 +105,6 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ),
     ("gather norm", lambda: secl_ops.gather_pixels(F, Y, normalize=1), TypeError, "normalize must be a bool; got int"),
     ("gather dtype", lambda: secl_ops.gather_pixels(F, Y, dtype=torch.int32), TypeError, "dtype must be None or float"),
-    ("key channels", maps(F, MAP, F[:, :1]), ValueError, "key_features and features must have as many channels"),
-    ("key dtype", maps(F, MAP, F.bfloat16()), TypeError, "key_features and features must have one dtype"),
     ("no channel", maps(F[:, :0], MAP), ValueError, "features must have at least one channel"),
     ("grid rank", lambda: secl_ops.pool_regions(F, (2,)), ValueError, "grid must have one number per spatial axis"),
     ("grid fine", lambda: secl_ops.pool_regions(F, (2, 5)), ValueError, r"grid must not be finer than the map"),

@@ -65,9 +65,7 @@ def contrast_forward(
     value, scan = Flag.ANCHOR_GRADIENT in flags, Flag.SCAN in flags
     fresh = anchors.new_zeros if scan else anchors.new_empty  # a scan leaves the loss alone
     loss, pull = (fresh(count, dtype=torch.float32) for _ in range(2))
-    lse = anchors.new_empty(count, dtype=torch.float32)
-    if known_lse is not None:
-        lse.copy_(known_lse)
+    lse = anchors.new_empty(count, dtype=torch.float32) if known_lse is None else known_lse.float().clone()
     grad = anchors.new_empty((count if value else 0, width), dtype=torch.float32)
     state = ContrastState(loss, lse, pull, fresh(count, dtype=torch.int32), grad)
     sides = (anchors, keys, *pairs[:5], None if key_inverse is None else key_inverse.contiguous())
