@@ -99,7 +99,7 @@ class Contrast(torch.autograd.Function):
             if shared:
                 grad_rows, scales = grad_both, (None, None)
         grad_anchors, grad_temperature, grad_weights = None, None, None
-        if shrink is not None:
+        if shrink is not None and (ctx.needs_input_grad[0] or ctx.needs_input_grad[2]):
             grad_rows, scales = _scaled(grad_rows, *scales), (None, None)
         if ctx.needs_input_grad[2]:
             grad_temperature = temperature_gradient(grad_rows, rows, temperature, options)
