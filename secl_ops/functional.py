@@ -190,4 +190,5 @@ def info_nce_parts(
     given.check(options)
     if lse is not None:
         spec.check_per_anchor("lse", lse, anchors)
+        lse = lse.to(torch.float64 if anchors.dtype == torch.float64 else torch.float32)
     return contrast_shards(given, given.arrange(), options, lse)

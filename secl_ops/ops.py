@@ -14,7 +14,7 @@ from torch import Tensor
 
 from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.backends.select import select
-from secl_ops.spec import Flag, Pairs, check_places
+from secl_ops.spec import REDUCTIONS, Flag, Pairs, check_choice, check_places
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _PAIRS = (
@@ -110,11 +110,14 @@ def _unit_rows_fake(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor,
 
 @_implement("row_inverse")
 def _row_inverse(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
+    _demand("rows", rows, None, None)
+    _demand("labels", labels, rows.shape[0])
     return select(backend, rows.device, rows.dtype, "info_nce").row_inverse(rows, labels)
 
 
 @_fake("row_inverse")
 def _row_inverse_fake(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
+    _demand("rows", rows, None, None)
     return rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
 
 
@@ -226,6 +229,10 @@ def _contrast_backward_fake(
 def _reduce(
     loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str, backend: str
 ) -> Reduction:
+    _demand("loss", loss, None)
+    for name, value in (("pull", pull), ("count", count), *([] if weights is None else [("weights", weights)])):
+        _demand(name, value, loss.shape[0])
+    check_choice("reduction", reduction, REDUCTIONS)
     return select(backend, loss.device, loss.dtype, "info_nce").reduce(loss, pull, count, weights, reduction)
 
 

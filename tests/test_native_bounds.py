@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from secl_ops.backends import native, reference
+from secl_ops.backends.reference import MapLike
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
-from tests.cases import surrounded
+from tests.cases import push_and_draw, surrounded
 from tests.test_native import PROBLEMS, problem
 
 pytestmark = pytest.mark.usefixtures("built", "poisoned")
@@ -42,9 +43,10 @@ def test_nothing_around_the_tensors_is_read_or_written(
 
 def test_a_gradient_of_a_map_is_written_at_its_pixels_alone() -> None:
     index, grad = torch.tensor([29, -1, 0, 29, 7]), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    dense = native.gather_backward(grad, index, [2, 3, 3, 5], [45, 15, 5, 1])
+    like = MapLike([2, 3, 3, 5], [45, 15, 5, 1], torch.float32)
+    dense = native.gather_backward(grad, None, index, None, False, like)
     view, buffer = surrounded(torch.full((2, 3, 3, 5), torch.nan))
-    torch.ops.secl_native.gather_backward(grad, index, view)
+    torch.ops.secl_native.gather_backward(grad, index, None, None, False, view)
     written = torch.zeros(2, 15, dtype=torch.bool).flatten().index_fill(0, index[index >= 0], True)
     written = written.view(2, 1, 3, 5).expand(2, 3, 3, 5)
     assert torch.equal(view[written], dense[written])
@@ -64,8 +66,8 @@ def test_more_pairs_than_32_bits_count(shared: bool, threads: Callable[[int], No
     flags = Flag.UNIT | (Flag.SELF if shared else Flag.NEGATIVES | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT)
     pairs, upstream = Pairs(labels, key_labels, None, None, None, 0, n), torch.full((n,), 1 / n)
     state = native.contrast_forward(anchors, keys, pairs, scale, flags)
-    saved = (state.lse, state.pull, state.count)
-    both = native.contrast_backward(upstream, anchors, keys, pairs, saved, scale, flags & ~Flag.ANCHOR_GRADIENT)
+    factors = (upstream, *push_and_draw(state))
+    both = native.contrast_backward(factors, anchors, keys, pairs, state.lse, scale, flags & ~Flag.ANCHOR_GRADIENT)
     found = [
         state.loss[picked],
         both[0][picked] if shared else state.grad_anchors[picked],
@@ -80,7 +82,7 @@ def test_more_pairs_than_32_bits_count(shared: bool, threads: Callable[[int], No
         a, k = anchors.to(dtype), keys.to(dtype)
         row = reference.contrast_forward(a[picked], k, as_anchors, scale, one_way | Flag.ANCHOR_GRADIENT)
         of_keys = reference.contrast_backward(
-            upstream, a, k[picked], as_keys, saved, scale, one_way | Flag.KEY_GRADIENT
+            factors, a, k[picked], as_keys, state.lse, scale, one_way | Flag.KEY_GRADIENT
         )[1]
         gradients = [row.grad_anchors / n + of_keys] if shared else [row.grad_anchors, of_keys]
         expected.append([row.loss, *gradients])

@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import secl_ops
 from secl_ops.backends import reference
-from secl_ops.spec import Flag, Pairs
+from secl_ops.backends.reference import MapLike
+from secl_ops.spec import REDUCTIONS, Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, rows, separate, surrounded
 from tests.conftest import REPOSITORY
@@ -254,13 +255,25 @@ def test_nothing_waits_for_the_device() -> None:
         secl_ops.class_means(pixels, labels.flatten(), 3)
         for strategy in ("uniform", "stratified", "hard"):
             scores = torch.rand(2, 8, 8) if strategy == "hard" else None
-            reference.sample(labels, labels > 0, scores, torch.zeros(1).long(), 3, 3, -1, strategy)
+            reference.sample(labels, labels > 0, scores, torch.zeros(1).long(), 3, 3, -1, strategy, 5)
         short = labels.flatten().int()
         pairs = Pairs(short, short, short, short, short.long(), 0, 100)
-        state = reference.contrast_forward(pixels, pixels, pairs, 10.0, Flag.NEGATIVES | Flag.ANCHOR_GRADIENT)
-        reference.contrast_backward(state.loss, pixels, pixels, pairs, state[1:4], 10.0, Flag.KEY_GRADIENT)
-        index = torch.zeros(7).long()
-        reference.gather_backward(reference.gather(features, index), index, features.shape, features.stride())
+        unit, inverse = reference.unit_rows(pixels, short)
+        factor = reference.row_inverse(pixels, short)
+        for known, flags in ((None, Flag.SCAN), (inverse, Flag(0)), (None, Flag.NEGATIVES)):
+            options = pairs, 10.0, flags | Flag.ANCHOR_GRADIENT, known, factor
+            state = reference.contrast_forward(unit, pixels, *options)
+        for name in REDUCTIONS:
+            reduced = reference.reduce(state.loss, state.pull, state.count, inverse, name)
+        factors = (state.loss, reduced.push, reduced.draw)
+        for flags in (Flag.KEY_GRADIENT | Flag.ANCHOR_GRADIENT, Flag.SELF):
+            found = reference.contrast_backward(factors, unit, unit, pairs, state.lse, 10.0, flags)
+            reference.unit_rows_backward(found[0], (reduced.factor, state.loss), unit, inverse)
+        index, like = torch.zeros(7).long(), MapLike(features.shape, features.stride(), features.dtype)
+        for normalize in (False, True):
+            norm = reference.gather(features, index, normalize, torch.float32)
+            scales = (norm[1], norm[1]) if normalize else None
+            reference.gather_backward(norm[0], scales, index, norm if normalize else None, False, like)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -34,26 +34,91 @@ def test_wrong_arguments_are_refused_and_nothing_crashes(group: str, tmp_path: P
 
 
 ROWS, LABELS = torch.ones(4, 3), torch.zeros(4, dtype=torch.int32)
-MAP = torch.zeros(1, 2, 4, 4)
+ONES, MAP, NONE = torch.ones(4), torch.zeros(1, 2, 4, 4), (None, None)
+PAIRS = (LABELS, LABELS, None, None, None, 0, 4)
+
+
+def back(**changes: object) -> torch.Tensor:
+    """The gradient of a map from that of four of its pixels, on the reference."""
+    given = {
+        "grad": ROWS, "factor": None, "upstream": None, "index": LABELS.long(), "unit": None, "inverse": None,
+        "unique": False, "size": [1, 3, 4], "stride": [12, 4, 1], "dtype": torch.float32, "backend": "reference",
+    }  # fmt: skip
+    return ops.gather_backward(**given | changes)
+
+
 RAW = [
     ("labels", lambda: ops.unit_rows(ROWS, LABELS[:3], "reference"), r"labels must have shape \[4\]; got \(3,\)"),
     ("rank", lambda: ops.unit_rows(ROWS[0], LABELS, "reference"), r"rows must have shape \[any, any\]; got \(3,\)"),
-    ("inverse", lambda: ops.unit_rows_backward(ROWS, ROWS, ROWS, "reference"), r"inverse must have shape \[4\]"),
+    ("row_inverse", lambda: ops.row_inverse(ROWS, LABELS[:3], "reference"), r"labels must have shape \[4\]"),
+    ("flat", lambda: ops.row_inverse(ROWS[0], LABELS, "reference"), r"rows must have shape \[any, any\]; got \(3,\)"),
+    ("inverse", lambda: ops.unit_rows_backward(ROWS, *NONE, ROWS, ROWS, "reference"), r"inverse must have shape \[4\]"),
+    (
+        "factor",
+        lambda: ops.unit_rows_backward(ROWS, ONES[:3], ONES, ROWS, ONES, "reference"),
+        r"factor must have shape \[4\]; got \(3,\)",
+    ),
+    (
+        "upstream",
+        lambda: ops.unit_rows_backward(ROWS, ONES, ONES[0], ROWS, ONES, "reference"),
+        r"upstream must have shape \[4\]; got \(\)",
+    ),
     ("backend", lambda: ops.unit_rows(ROWS, LABELS, "numpy"), "backend must be one of 'auto', .* got 'numpy'"),
     (
         "keys",
-        lambda: ops.contrast(ROWS, ROWS[:, :2], LABELS, LABELS, None, None, None, 0, 4, 1.0, 0, "reference"),
+        lambda: ops.contrast(ROWS, ROWS[:, :2], *PAIRS, *NONE, 1.0, 0, "reference"),
         r"keys must have shape \[any, 3\]; got \(4, 2\)",
     ),
-    ("map", lambda: ops.gather(ROWS, LABELS.long(), "reference"), r"features must have shape \[any, any, any\]"),
     (
-        "strides",
-        lambda: ops.gather_backward(ROWS, LABELS.long(), [1, 3, 4], [12, 4], "reference"),
-        "size and stride must be those of a map",
+        "key_inverse",
+        lambda: ops.contrast(ROWS, ROWS, *PAIRS, ONES[:3], None, 1.0, 0, "reference"),
+        r"key_inverse must have shape \[4\]; got \(3,\)",
     ),
     (
+        "known_lse",
+        lambda: ops.contrast(ROWS, ROWS, *PAIRS, None, ROWS, 1.0, 0, "reference"),
+        r"known_lse must have shape \[4\]; got \(4, 3\)",
+    ),
+    *(
+        (
+            f"backward {name}",
+            lambda place=place: ops.contrast_backward(
+                *(ONES[:3] if place == i else ONES for i in range(3)), ROWS, ROWS, *PAIRS,
+                ONES[:3] if place == 3 else ONES, 1.0, 0, "reference",
+            ),
+            rf"{name} must have shape \[4\]; got \(3,\)",
+        )
+        for place, name in enumerate(("grad_loss", "push", "draw", "lse"))
+    ),
+    *(
+        (
+            f"reduce {name}",
+            lambda place=place: ops.reduce(
+                ONES, *(ONES[:3] if place == i else ONES for i in range(3)), "mean", "reference"
+            ),
+            rf"{name} must have shape \[4\]; got \(3,\)",
+        )
+        for place, name in enumerate(("pull", "count", "weights"))
+    ),
+    ("losses", lambda: ops.reduce(ROWS, *[ONES] * 3, "sum", "reference"), r"loss must have shape \[any\]; got"),
+    (
+        "reduction",
+        lambda: ops.reduce(*[ONES] * 4, "median", "reference"),
+        "reduction must be one of 'mean', 'sum', 'none'; got 'median'",
+    ),
+    (
+        "map",
+        lambda: ops.gather(ROWS, LABELS.long(), False, torch.float32, "reference"),
+        r"features must have shape \[any, any, any\]",
+    ),
+    ("strides", lambda: back(size=[1, 3, 4], stride=[12, 4]), "size and stride must be those of a map"),
+    ("gradient", lambda: back(grad=ROWS[:, :2]), r"grad must have shape \[4, 3\]; got \(4, 2\)"),
+    ("map factor", lambda: back(factor=ONES[:3], upstream=ONES), r"factor must have shape \[4\]; got \(3,\)"),
+    ("map unit", lambda: back(unit=ROWS[:2], inverse=ONES), r"unit must have shape \[4, 3\]; got \(2, 3\)"),
+    ("map inverse", lambda: back(unit=ROWS, inverse=ONES[:3]), r"inverse must have shape \[4\]; got \(3,\)"),
+    (
         "draws",
-        lambda: ops.sample(MAP[:, 0].long(), None, None, torch.zeros(1).long(), -1, 2, -1, "uniform", "reference"),
+        lambda: ops.sample(MAP[:, 0].long(), *NONE, torch.zeros(1).long(), -1, 2, -1, "uniform", 0, "reference"),
         "per_class and num_classes must not be negative; got -1 and 2",
     ),
 ]  # fmt: skip
@@ -66,8 +131,11 @@ def test_a_raw_operation_refuses_what_its_kernel_would_read_past(call: object, m
 
 
 def test_a_raw_operation_refuses_an_absent_tensor() -> None:
-    with pytest.raises(TypeError, match="rows must be a tensor; got None"):
-        ops.unit_rows(None, LABELS, "reference")
+    for call in (ops.unit_rows, ops.row_inverse):
+        with pytest.raises(TypeError, match="rows must be a tensor; got None"):
+            call(None, LABELS, "reference")
+    with pytest.raises(TypeError, match="loss must be a tensor; got None"):
+        ops.reduce(None, ONES, LABELS, None, "mean", "reference")
 
 
 def test_the_native_sampler_refuses_more_places_than_it_can_count() -> None:

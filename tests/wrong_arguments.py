@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import secl_ops
-from secl_ops.spec import Flag
+from secl_ops.spec import REDUCTIONS, Flag
 
 EXAMPLES = {"public": 3000, "secl": 1500, "secl_native": 1500}
 MEMORY = 16 * 2**30  # a size that no rule forbids is refused by the system, before the machine starves
@@ -63,7 +63,20 @@ TENSORS = list(_tensors())
 SCALARS: list[Any] = [
     None, True, 0.0, 0.5, -1.0, float("nan"), float("inf"), 1e-320, "", "native", "reference", "triton", "all", "none",
     "hard", "stratified", "é\0", [], [1, 2], (2, 2), (0, 0), (1, 2**40), ("2", 2), {}, object, b"x", 2**70, *EDGES,
+    torch.float64, torch.bfloat16, torch.float8_e5m2, torch.int64, torch.complex64,
 ]  # fmt: skip
+
+
+def _lists() -> Iterator[Any]:
+    """Lists and tuples of tensors, as keys in several pieces are given."""
+    for rows in (torch.ones(5, 3), torch.ones(5), torch.ones(5).int(), torch.ones(5).long()):
+        yield from ([rows], (rows, rows[:2]), [rows, rows[:2]], [rows, rows[:2], rows[:0]], [rows[:0], rows[:0]])
+        yield from ([rows[:2], rows], [rows, rows.double()], [rows, rows[:2].to("meta")], [rows, rows[:2, None]])
+        yield from ([rows, None], [None, rows], [[rows], [rows[:2]]], [rows, "none"], {"first": rows})
+    yield from ([None], [None, None], [[], []], (), [torch.ones(5, 3).to_sparse(), torch.ones(2, 3)])
+
+
+LISTS = list(_lists())
 
 
 def _public() -> list[Target]:
@@ -77,22 +90,37 @@ def _public() -> list[Target]:
     }  # fmt: skip
     info = {
         "anchors": rows, "keys": keys, "anchor_labels": labels, "key_labels": key_labels, "weights": torch.ones(4),
-        "positives": None, "positive_labels": None, "anchor_groups": labels, "key_groups": key_labels,
-        "exclude": labels, **contrasting,
+        "positives": None, "positive_labels": None, "positive_groups": None, "anchor_groups": labels,
+        "key_groups": key_labels, "exclude": labels, **contrasting,
     }  # fmt: skip
+    pieces = {name: [info[name], info[name][:2]] for name in ("keys", "key_labels", "key_groups")}
+    prototypes = {"positives": keys[:2], "positive_labels": key_labels[:2], "positive_groups": key_labels[:2]}
+    absent = dict.fromkeys(("keys", "key_labels", "key_groups", "exclude"))
+    whole = ("weights", "positives", "positive_labels", "positive_groups", "reduction")
+    parts = {**{name: value for name, value in info.items() if name not in whole}, "lse": torch.zeros(4)}
+    checked = {"validate": True, "backend": "reference"}
     apart = {"features": features, "labels": classes, "key_features": features, "key_labels": classes}
     extra = {"eligible": classes == 0, "key_eligible": classes == 0, "scores": None}
     sample = {"labels": classes, **drawing, "eligible": classes == 0, "scores": None, "seed": 0, "backend": "auto"}
-    index = {"features": features, "index": labels, "backend": "auto", "validate": False}
+    index = {
+        "features": features, "index": labels, "normalize": False, "dtype": None, "unique": False, "backend": "auto",
+        "validate": False,
+    }  # fmt: skip
     queue = {"num_classes": 2, "size": 3, "dim": 3}
-    keyless = {**info, **dict.fromkeys(("keys", "key_labels", "key_groups", "exclude"))}
+    contrasts = (info, {**info, **absent}, {**info, **prototypes}, {**info, **pieces})
+    contrasts_apart = (parts, {**parts, **absent}, {**parts, **pieces, "lse": None})
     return [
-        Target("info_nce", secl_ops.info_nce, info),
-        Target("info_nce", secl_ops.info_nce, keyless),
-        Target("info_nce", secl_ops.info_nce, {**info, "validate": True, "backend": "reference"}),
+        *(Target("info_nce", secl_ops.info_nce, given) for given in contrasts),
+        Target("info_nce", secl_ops.info_nce, {**info, **prototypes, **pieces, **checked}),
+        *(Target("info_nce_parts", secl_ops.info_nce_parts, given) for given in contrasts_apart),
+        Target("info_nce_parts", secl_ops.info_nce_parts, {**parts, **pieces, **checked}),
         Target("sample_pixels", secl_ops.sample_pixels, sample),
         Target("sample_pixels", secl_ops.sample_pixels, {**sample, "strategy": "hard", "scores": classes.float()}),
         Target("gather_pixels", secl_ops.gather_pixels, index),
+        Target(
+            "gather_pixels", secl_ops.gather_pixels,
+            {**index, "index": torch.arange(4), "normalize": True, "unique": True, "validate": True},
+        ),
         Target("pool_regions", secl_ops.pool_regions, {"features": features, "grid": (2, 2)}),
         Target("class_means", secl_ops.class_means, {"rows": rows, "labels": labels, "num_classes": 2}),
         Target(
@@ -111,37 +139,55 @@ def _raw(namespace: str) -> list[Target]:
     rows, keys = torch.randn(4, 3), torch.randn(5, 3)
     labels, others = torch.tensor([0, 0, 1, 1]).int(), torch.tensor([0, 1, 0, 1, 1]).int()
     features, classes = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
-    named = {} if namespace == "secl_native" else {"backend": "native"}
+    outer = namespace == "secl"  # its operations choose a backend, scale gradients and know their results' dtypes
+    named = {"backend": "native"} if outer else {}
+    scales = {"factor": torch.ones(4), "upstream": torch.ones(4)} if outer else {}
     pairs = {
         "anchor_labels": labels, "key_labels": others, "anchor_groups": labels, "key_groups": others,
         "exclude": labels.long(), "positive_start": 0, "negative_stop": 5,
     }  # fmt: skip
-    contrast = {"anchors": rows, "keys": keys, **pairs, "scale": 10.0, "flags": int(Flag.UNIT | Flag.ANCHOR_GRADIENT)}
-    state = {"lse": torch.zeros(4), "pull": torch.ones(4), "count": labels + 1}
-    known: dict[str, dict[str, Any]] = {
-        "unit_rows": {"rows": rows, "labels": labels},
-        "unit_rows_backward": {"grad": rows, "unit": rows, "inverse": torch.ones(4)},
+    apart = {"anchors": rows, "keys": keys, **pairs, "scale": 10.0, "flags": int(Flag.UNIT | Flag.ANCHOR_GRADIENT)}
+    shared = {"keys": rows, "key_labels": labels, "key_groups": labels}
+    alone = {**apart, **shared, "flags": int(Flag.SELF | Flag.NEGATIVES)}
+    both = int(Flag.UNIT | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT)
+    absent = dict.fromkeys(("key_inverse", "known_lse"))
+    contrast = [
+        {**apart, "key_inverse": torch.ones(5), "known_lse": torch.zeros(4)},
+        {**apart, **absent, "flags": int(Flag.SCAN | Flag.ANCHOR_GRADIENT)},
+        {**alone, **absent},
+    ]  # fmt: skip
+    factors = dict.fromkeys(("grad_loss", "push", "draw", "lse"), torch.ones(4))
+    backward = [{**factors, **apart, "flags": both}, {**factors, **alone}]
+    norm, index = {"unit": rows, "inverse": torch.ones(4)}, {"index": labels.long()}
+    layout = {"size": [2, 3, 4, 4], "stride": [48, 16, 4, 1], "dtype": torch.float32} if outer else {"result": features}
+    gathered = {"normalize": True, "dtype": torch.float32} if outer else {"rows": rows, "inverse": torch.ones(4)}
+    known: dict[str, list[dict[str, Any]]] = {
+        "unit_rows": [{"rows": rows, "labels": labels}],
+        "row_inverse": [{"rows": rows, "labels": labels}],
+        "unit_rows_backward": [{"grad": rows, **scales, **norm}],
         "contrast": contrast,
         "contrast_forward": contrast,
-        "contrast_backward": {"grad_loss": torch.ones(4), **contrast, **state, "flags": int(Flag.UNIT) + 24},
-        "gather": {"features": features, "index": labels.long()},
-        "gather_backward": {
-            "grad": rows, "index": labels.long(),
-            **({"result": features} if not named else {"size": [2, 3, 4, 4], "stride": [48, 16, 4, 1]}),
-        },
-        "sample": {
+        "contrast_backward": backward,
+        "reduce": [
+            {"loss": torch.ones(4), "pull": torch.ones(4), "count": labels, "weights": torch.ones(4), "reduction": name}
+            for name in REDUCTIONS
+        ],
+        "gather": [{"features": features, **index, **gathered}],
+        "gather_backward": [{"grad": rows, **scales, **index, **norm, "unique": False, **layout}],
+        "sample": [{
             "labels": classes, "eligible": classes == 0, "scores": classes.double(), "seed": torch.zeros(1).long(),
             "per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": "hard",
-        },
-        "probe": {"x": torch.ones(4), "function": "exp2"},
-        "set_isa": {"name": "auto"},
+            **({"stream": 5} if outer else {}),
+        }],
+        "probe": [{"x": torch.ones(4), "function": "exp2"}],
+        "set_isa": [{"name": "auto"}],
     }  # fmt: skip
     names = {schema.name.removeprefix(f"{namespace}::") for schema in torch._C._jit_get_all_schemas()
              if schema.name.startswith(f"{namespace}::")}  # fmt: skip
     return [
-        Target(f"{namespace}::{name}", getattr(torch.ops, namespace).__getattr__(name).default,
-               {**known[name], **({} if name in ("probe", "set_isa") else named)}, names_argument=False)
-        for name in sorted(names)
+        Target(f"{namespace}::{name}", getattr(torch.ops, namespace).__getattr__(name).default, {**given, **named},
+               names_argument=False)
+        for name in sorted(names) for given in known[name]
     ]  # fmt: skip
 
 
@@ -150,7 +196,17 @@ def described(value: Any) -> str:
     if isinstance(value, Tensor):
         sizes = "nested" if value.is_nested else f"{tuple(value.shape)}"
         return f"<{str(value.dtype)[6:]} {sizes} {str(value.layout)[6:]} {value.device}>"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({', '.join(map(described, value))})"
     return repr(value)[:60]
+
+
+def wrong_values(valid: Any) -> list[Any]:
+    """What an argument is exchanged for: anything, and what it held with one of its pieces exchanged for anything."""
+    pieces = valid if isinstance(valid, list) else []
+    return [*TENSORS, *SCALARS, *LISTS] + [
+        [*pieces[:place], value, *pieces[place + 1 :]] for place in range(len(pieces)) for value in (*TENSORS, *SCALARS)
+    ]
 
 
 class Wrong(NamedTuple):
@@ -182,11 +238,11 @@ class Wrong(NamedTuple):
 
 def calls(targets: list[Target]) -> st.SearchStrategy[Wrong]:
     """Wrong calls of any of the targets."""
-    values = st.one_of(st.sampled_from(TENSORS), st.sampled_from(SCALARS))
 
     def changed(target: Target) -> st.SearchStrategy[Wrong]:
-        names = st.lists(st.sampled_from(sorted(target.arguments)), min_size=1, max_size=3, unique=True)
-        changes = names.flatmap(lambda chosen: st.fixed_dictionaries(dict.fromkeys(chosen, values)))
+        values = {name: st.sampled_from(wrong_values(valid)) for name, valid in target.arguments.items()}
+        names = st.lists(st.sampled_from(sorted(values)), min_size=1, max_size=3, unique=True)
+        changes = names.flatmap(lambda chosen: st.fixed_dictionaries({name: values[name] for name in chosen}))
         return changes.map(lambda found: Wrong(target, found))
 
     return st.sampled_from(targets).flatmap(changed)
@@ -205,8 +261,8 @@ def main(group: str, path: str) -> None:
         call.make()
 
     for target in targets:  # each argument alone is wrong in every way; several at once, as chance has it
-        for name in target.arguments:
-            for value in (*TENSORS, *SCALARS):
+        for name, valid in target.arguments.items():
+            for value in wrong_values(valid):
                 make(Wrong(target, {name: value}))
 
     @settings(

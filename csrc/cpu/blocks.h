@@ -80,9 +80,13 @@ void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const 
 Sweep shared_sweep(const Problem& p, const SortedSide& rows, const SortedSide& columns,
                    const std::vector<Span>& row_spans, const std::vector<Span>& column_spans);
 
-// The sums of one row of a block.
-inline float slab_value(const Problem& p, Slab slab, int64_t row, int64_t d) {
-  return slab.data[d / p.kernel.lanes * slab.step + row * p.kernel.lanes + d % p.kernel.lanes];
+// Adds one row of a slab to a row of numbers.
+inline void add_row(const Problem& p, Slab slab, int64_t row, float* to /* [D] */) {
+  const float* from = slab.data + row * p.kernel.lanes;
+  for (int64_t d = 0; d < p.depth; d += p.kernel.lanes, from += slab.step) {
+    const int64_t size = std::min(p.kernel.lanes, p.depth - d);
+    for (int64_t lane = 0; lane < size; ++lane) to[d + lane] += from[lane];
+  }
 }
 
 }  // namespace secl::cpu

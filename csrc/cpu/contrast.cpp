@@ -84,8 +84,7 @@ void reserve_terms(SortedSide& side) {
 // Adds the sums of positions first .. first + rows to the rows that they belong to, [n, D].
 void unpack(const Problem& p, const SortedSide& side, Slab slab, int64_t first, int64_t rows, float* out) {
   for (int64_t r = 0; r < std::min(rows, side.count - first); ++r) {
-    float* to = out + side.index[first + r] * p.depth;
-    for (int64_t d = 0; d < p.depth; ++d) to[d] += slab_value(p, slab, r, d);
+    add_row(p, slab, r, out + side.index[first + r] * p.depth);
   }
 }
 
@@ -225,14 +224,16 @@ class Forward {
   // "all".
   void write_gradient(int64_t position, double push, double draw,
                       const std::vector<double>& sum /* [D] */) const {
-    const int64_t r = position % kBlock;
     const double total = pushes() ? all_.total[place(position)] : 0;
     push = total == 0 ? 0 : p_.scale * push / total;
+    draw *= p_.scale;
+    std::vector<float> mean(p_.depth, 0), near(p_.depth, 0);
+    if (push != 0) add_row(p_, slab(all_, position), position % kBlock, mean.data());
+    if (draw != 0 && negatives()) add_row(p_, slab(near_, position), position % kBlock, near.data());
     float* to = grad_ + anchors_.side.index[position] * p_.depth;
     for (int64_t d = 0; d < p_.depth; ++d) {
-      const double mean = push == 0 ? 0 : push * slab_value(p_, slab(all_, position), r, d);
-      const double near = draw == 0 ? 0 : negatives() ? slab_value(p_, slab(near_, position), r, d) : -sum[d];
-      to[d] = static_cast<float>(mean + p_.scale * draw * near);
+      const double attraction = draw == 0 ? 0 : negatives() ? near[d] : -sum[d];
+      to[d] = static_cast<float>(push * mean[d] + draw * attraction);
     }
   }
 
