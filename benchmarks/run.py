@@ -72,10 +72,10 @@ def measured(case: Case, rounds: int, threads: int) -> list[tuple[object, ...]]:
 
 
 def sweep(out: Path, rounds: int, threads: int, largest: int) -> None:
-    """Time and memory of self-contrast against the number of rows; the table is written anew, size by size.
+    """Time and memory of self-contrast against the number of rows; the table is written anew.
 
     Raises:
-        AssertionError: A result is wrong; the sizes after it are not timed.
+        AssertionError: A result is wrong; no table is written.
     """
     torch.set_num_threads(threads)
     cap_memory()
@@ -90,5 +90,5 @@ def sweep(out: Path, rounds: int, threads: int, largest: int) -> None:
             spread, memory = _spread(values), f"{extra_mib(case, name, threads):.1f}"
             rows.append((name, count, case.width, case.denominator, *spread, memory, *origin))
             print(f"{count:>7} rows  {name:18}{spread[0]:>10} ms{memory:>9} MiB", flush=True)
-        write_rows(out, SWEEP_FIELDS, rows, append=False)  # a sweep that is stopped leaves the sizes it finished
+    write_rows(out, SWEEP_FIELDS, rows, append=False)
     print(f"written to {shown(out)}")
