@@ -12,8 +12,8 @@ from secl_ops import spec
 class ClassQueue(nn.Module):
     """Keep the last `size` rows of each class.
 
-    The state is in `state_dict`: a resumed run goes on with the same keys. With `info_nce(normalize=False)` take
-    `queue.keys.clone()` if rows are enqueued before the backward pass, which would read them.
+    The state is in `state_dict`: a resumed run goes on with the same keys. The loss reads `keys` where they lie and
+    never again: rows may be enqueued before the backward pass.
 
     Args:
         num_classes: C; rows with a label outside 0 .. C - 1 are left out.

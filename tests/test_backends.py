@@ -196,13 +196,19 @@ def test_exclude_never_names_a_prototype(backend: str, device: str) -> None:
     assert torch.equal(run(call, backend, device)[0], run(excluding, backend, device)[0])
 
 
-def test_a_queue_may_take_rows_before_the_backward_pass(backend: str, device: str) -> None:
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_queue_may_take_rows_before_the_backward_pass(normalize: bool, backend: str, device: str) -> None:
     queue = secl_ops.ClassQueue(3, 4, 8).to(device)
     call = on(separate(10, 12, 8, classes=3, ignored=0.0), device)
     queue.enqueue(call.keys, call.key_labels)
     leaf = call.anchors.clone().requires_grad_()
     loss = secl_ops.info_nce(
-        leaf, queue.keys, anchor_labels=call.anchor_labels, key_labels=queue.key_labels, backend=backend
+        leaf,
+        queue.keys,
+        anchor_labels=call.anchor_labels,
+        key_labels=queue.key_labels,
+        normalize=normalize,
+        backend=backend,
     )
     queue.enqueue(call.keys, call.key_labels)
     loss.backward()
