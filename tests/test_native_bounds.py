@@ -88,3 +88,22 @@ def test_more_pairs_than_32_bits_count(shared: bool, threads: Callable[[int], No
         expected.append([row.loss, *gradients])
     for name, *values in zip(("loss", "gradient", "key gradient"), found, *expected, strict=False):
         assert_within_budget(name, *values, amplification=4 * scale)
+
+
+@pytest.mark.parametrize("n", [193, 1000, 2311])
+@pytest.mark.parametrize(
+    "flags", [Flag.SELF | Flag.UNIT, Flag.SELF | Flag.UNIT | Flag.NEGATIVES], ids=["all", "negatives"]
+)
+def test_every_pair_of_blocks_meets_once(flags: Flag, n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    rows = torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1)
+    labels = torch.randint(0, 5, (n,), generator=generator, dtype=torch.int32)
+    pairs, upstream, found = Pairs(labels, labels, None, None, None, 0, n), torch.full((n,), 1 / n), []
+    for backend, dtype in ((native, torch.float32), (reference, torch.float64), (reference, torch.float32)):
+        values = rows.to(dtype)
+        state = backend.contrast_forward(values, values, pairs, 5.0, flags)
+        factors = (upstream.to(dtype), *push_and_draw(state))
+        gradient = backend.contrast_backward(factors, values, values, pairs, state.lse, 5.0, flags)[0]
+        found.append((state.loss, gradient))
+    for name, *values in zip(("loss", "gradient"), *found, strict=True):
+        assert_within_budget(name, *values, amplification=20, magnitude=5.0 if name == "loss" else 0.0)
