@@ -49,8 +49,9 @@ struct Task {
       s.first_row = block * kBlock;
       s.row_tiles = round_up(std::min(kBlock, rows.side.count - s.first_row), p.kernel.tile) / p.kernel.tile;
       const Slab packed{w.block.get(), kBlock * lanes};
-      pack_slab(rows.reader, rows.side, s.first_row, s.row_tiles * p.kernel.tile, lanes, packed, w.row.get());
-      pack_tiles(packed, lanes, p.depth, s.row_tiles, p.kernel.tile, tiles);
+      pack_slab(p.kernel, rows.reader, rows.side, s.first_row, s.row_tiles * p.kernel.tile, packed,
+                w.row.get());
+      pack_tiles(p.kernel, packed, p.depth, s.row_tiles, tiles);
       const int64_t chain = block * chains.splits + split;
       s.tiles = tiles;
       s.coefficients = w.coefficients.get();
@@ -63,7 +64,7 @@ struct Task {
     for (int64_t first = met.first / kPanel * kPanel; first < met.last; first += kPanel) {
       const int64_t tiles =
           round_up(std::min(kPanel, columns.side.count - first), p.kernel.columns) / p.kernel.columns;
-      pack_slab(columns.reader, columns.side, first, tiles * p.kernel.columns, lanes,
+      pack_slab(p.kernel, columns.reader, columns.side, first, tiles * p.kernel.columns,
                 {w.panel.get(), kPanel * lanes}, w.row.get());
       for (Sweep& s : sweeps) {
         s.first_column = first;

@@ -18,6 +18,10 @@ struct Kernels {
   int64_t lanes;    // of a vector
   int64_t tile;     // rows of a register tile, along its vectors
   int64_t columns;  // columns of a register tile
+  // Writes a row times a factor to where the slab begins; numbers past the width are zeros.
+  void (*spread)(const float* row /* [depth] */, float factor, int64_t depth, Slab to);
+  // Turns `tile` rows of a slab into a register tile's rows: element r of each number lies beside the next.
+  void (*transpose)(Slab from, int64_t depth, float* to /* [depth, tile] */);
   void (*log_sum_exp)(const Sweep&);
   void (*positives)(const Sweep&);
   void (*gradient)(const Sweep&, bool as_anchors);  // else as keys

@@ -3,6 +3,7 @@
 // Written once over vectors; a translation unit per instruction set defines SECL_ISA, SECL_LANES and
 // SECL_COLUMNS under its target and includes this file last, so that no code of one set leaks into another.
 
+#include "packing.h"
 #include "sweep.h"
 
 namespace secl::SECL_ISA {
@@ -261,6 +262,8 @@ constexpr Kernels make_kernels(const char* name) {
           kLanes,
           kTile,
           kColumns,
+          spread,
+          transpose,
           log_sum_exp,
           run<PositiveSum<false>>,
           gradient,

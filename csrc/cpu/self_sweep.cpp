@@ -54,7 +54,7 @@ struct Match {
   Slab pack(int64_t player, const Buffer& to, Corner& corner) const {
     const int64_t lanes = p.kernel.lanes;
     const Slab slab{to.get(), tournament.size * lanes};
-    pack_slab(rows.reader, rows.side, player * tournament.size, packed_rows(player), lanes, slab,
+    pack_slab(p.kernel, rows.reader, rows.side, player * tournament.size, packed_rows(player), slab,
               corner.row.get());
     return slab;
   }
@@ -69,7 +69,7 @@ struct Match {
   void run(Sweep s, int64_t home, int64_t guest, Corner& corner) const {
     const int64_t lanes = p.kernel.lanes, tile = p.kernel.tile, height = packed_rows(home);
     const Slab block = pack(home, corner.home.values, corner);
-    pack_tiles(block, lanes, p.depth, height / tile, tile, corner.home.tiles.get());
+    pack_tiles(p.kernel, block, p.depth, height / tile, corner.home.tiles.get());
     const Slab columns = home == guest ? block : pack(guest, corner.guest, corner);
     s.coefficients = corner.coefficients.get();
     for (int64_t row = 0; row < height; row += kBlock) {

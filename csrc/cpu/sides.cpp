@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <type_traits>
 
 #include "../checks.h"
 
@@ -31,6 +32,10 @@ std::vector<T> padded_copy(const SortedSide& side, const T* values /* [n] */, T 
   std::vector<T> found(side.count + kPadding, padding);
   for (int64_t p = 0; p < side.count; ++p) found[p] = values[side.index[p]];
   return found;
+}
+
+void clear_row(Slab slab, int64_t depth, int64_t lanes) {
+  for (int64_t d = 0; d < depth; d += lanes, slab.data += slab.step) std::fill_n(slab.data, lanes, 0.0f);
 }
 
 }  // namespace
@@ -133,50 +138,53 @@ RowReader::RowReader(const Tensor& rows, const float* factors)
       bytes_(depth_ * rows.element_size()) {
   switch (rows.scalar_type()) {
     case ScalarType::Half:
-      read_ = &RowReader::read_as<torch::headeronly::Half>;
+      wide_ = &RowReader::wide_as<torch::headeronly::Half>;
       break;
     case ScalarType::BFloat16:
-      read_ = &RowReader::read_as<torch::headeronly::BFloat16>;
+      wide_ = &RowReader::wide_as<torch::headeronly::BFloat16>;
       break;
     default:
-      read_ = &RowReader::read_as<float>;
+      wide_ = &RowReader::wide_as<float>;
   }
 }
 
 template <class T>
-void RowReader::read_as(int64_t row, float* to) const {
+const float* RowReader::wide_as(int64_t row, float* scratch) const {
   const T* from = static_cast<const T*>(data_) + row * depth_;
-  if (factors_ == nullptr) {
-    for (int64_t d = 0; d < depth_; ++d) to[d] = static_cast<float>(from[d]);
+  if constexpr (std::is_same_v<T, float>) {
+    return from;
   } else {
-    for (int64_t d = 0; d < depth_; ++d) to[d] = static_cast<float>(from[d]) * factors_[row];
+    for (int64_t d = 0; d < depth_; ++d) scratch[d] = static_cast<float>(from[d]);
+    return scratch;
   }
 }
 
-void pack_slab(const RowReader& reader, const SortedSide& side, int64_t first, int64_t rows, int64_t lanes,
-               Slab to, float* scratch) {
-  const int64_t width = round_up(reader.depth(), lanes);
-  const size_t bytes = static_cast<size_t>(lanes) * sizeof(float);
-  constexpr int64_t kAhead = 4;  // rows between the request and the reading
-  std::fill(scratch + reader.depth(), scratch + width, 0.0f);
-  for (int64_t r = 0; r < rows; ++r) {
-    float* place = to.data + r * lanes;
-    const bool exists = first + r < side.count;
-    if (first + r + kAhead < side.count) reader.prefetch(side.index[first + r + kAhead]);
-    if (exists) reader.read(side.index[first + r], scratch);
-    for (int64_t d = 0; d < width; d += lanes, place += to.step) {
-      exists ? std::memcpy(place, scratch + d, bytes) : std::memset(place, 0, bytes);
+void RowReader::read(int64_t row, float* to) const {
+  const float* from = wide(row, to);
+  if (factors_ == nullptr) {
+    if (from != to) std::memcpy(to, from, static_cast<size_t>(depth_) * sizeof(float));
+  } else {
+    for (int64_t d = 0; d < depth_; ++d) to[d] = from[d] * factors_[row];
+  }
+}
+
+void pack_slab(const Kernels& kernel, const RowReader& reader, const SortedSide& side, int64_t first,
+               int64_t rows, Slab to, float* scratch) {
+  constexpr int64_t kAhead = 8;  // rows between the request and the reading
+  const int64_t depth = reader.depth(), last = std::min(first + rows, side.count);
+  for (int64_t p = first; p < first + rows; ++p, to.data += kernel.lanes) {
+    if (p + kAhead < last) reader.prefetch(side.index[p + kAhead]);
+    if (p < last) {
+      kernel.spread(reader.wide(side.index[p], scratch), reader.factor(side.index[p]), depth, to);
+    } else {
+      clear_row(to, depth, kernel.lanes);
     }
   }
 }
 
-void pack_tiles(Slab from, int64_t lanes, int64_t depth, int64_t tiles, int64_t tile, float* to) {
-  for (int64_t t = 0; t < tiles; ++t) {
-    for (int64_t d = 0; d < depth; ++d, to += tile) {
-      const float* place = from.data + d / lanes * from.step + t * tile * lanes + d % lanes;
-      for (int64_t r = 0; r < tile; ++r) to[r] = place[r * lanes];
-    }
-  }
+void pack_tiles(const Kernels& kernel, Slab from, int64_t depth, int64_t tiles, float* to) {
+  for (int64_t t = 0; t < tiles; ++t, from.data += kernel.tile * kernel.lanes, to += depth * kernel.tile)
+    kernel.transpose(from, depth, to);
 }
 
 double largest_norm(const RowReader& reader, const SortedSide& side) {

@@ -84,7 +84,10 @@ class RowReader {
   explicit RowReader(const torch::stable::Tensor& rows,  // [n, D]
                      const float* factors = nullptr);    // [n]
   int64_t depth() const { return depth_; }
-  void read(int64_t row, float* to /* [D] */) const { (this->*read_)(row, to); }
+  void read(int64_t row, float* to /* [D] */) const;
+  // The row without its factor: where it lies if that is float32 already, else in `scratch`.
+  const float* wide(int64_t row, float* scratch /* [D] */) const { return (this->*wide_)(row, scratch); }
+  float factor(int64_t row) const { return factors_ == nullptr ? 1.0f : factors_[row]; }
   // Asks for a row that is read soon: sorted rows lie anywhere, which no hardware prefetcher foresees.
   void prefetch(int64_t row) const {
     const char* from = static_cast<const char*>(data_) + row * bytes_;
@@ -93,22 +96,22 @@ class RowReader {
 
  private:
   template <class T>
-  void read_as(int64_t row, float* to) const;
+  const float* wide_as(int64_t row, float* scratch) const;
   const void* data_;
   const float* factors_;
   int64_t depth_, bytes_;
-  void (RowReader::*read_)(int64_t, float*) const;
+  const float* (RowReader::*wide_)(int64_t, float*) const;
 };
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // Positions first .. first + rows of a side as a slab; rows past its end and numbers past the width are
 // zeros.
-void pack_slab(const RowReader& reader, const SortedSide& side, int64_t first, int64_t rows, int64_t lanes,
-               Slab to, float* scratch /* [D, rounded up to lanes] */);
+void pack_slab(const Kernels& kernel, const RowReader& reader, const SortedSide& side, int64_t first,
+               int64_t rows, Slab to, float* scratch /* [D] */);
 
-// The first rows of a slab as [tiles, D, tile]: element r of a tile lies beside the next.
-void pack_tiles(Slab from, int64_t lanes, int64_t depth, int64_t tiles, int64_t tile, float* to);
+// The first rows of a slab as register tiles, [tiles, D, tile].
+void pack_tiles(const Kernels& kernel, Slab from, int64_t depth, int64_t tiles, float* to);
 
 // Largest norm of the rows that are not ignored; NaN where one of them holds a NaN.
 double largest_norm(const RowReader& reader, const SortedSide& side);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Vectors of SECL_LANES floats and their elementary functions, in the namespace of one instruction set.
 
+#pragma once
+
 #include "../contrast_math.h"
 
 namespace secl::SECL_ISA {
