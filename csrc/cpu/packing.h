@@ -28,8 +28,8 @@ SECL_INLINE void transpose_square(Float (&x)[kLanes]) {
     for (int i = 0; i < kLanes; ++i) {
       if (i & size) continue;
       const Float upper = x[i], lower = x[i + size];
-      x[i] = __builtin_shuffle(upper, lower, low);
-      x[i + size] = __builtin_shuffle(upper, lower, high);
+      x[i] = shuffle(upper, lower, low);
+      x[i + size] = shuffle(upper, lower, high);
     }
   }
 }

@@ -69,6 +69,18 @@ struct Exp2 {
   SECL_INLINE Float operator()(Float x) const { return exp2_any(x); }
 };
 
+// Lanes of the two vectors, those of the second counted on from kLanes.
+SECL_INLINE Float shuffle(Float a, Float b, Int index) {
+#if defined(__clang__)
+  Float found;
+  for (int lane = 0; lane < kLanes; ++lane)
+    found[lane] = index[lane] < kLanes ? a[index[lane]] : b[index[lane] - kLanes];
+  return found;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 SECL_INLINE Float minus_magnitude(Float x) { return x < 0.0f ? x : -x; }
 
 // The sum of all lanes, in double precision and always in the same order.
