@@ -106,7 +106,7 @@ class ShardedContrast(torch.autograd.Function):
         shards, options = ctx.shards, ctx.options
         units, inverses, tensors = rest[:shards], rest[shards : 2 * shards], rest[2 * shards :]
         upstream = torch.zeros_like(lse) if grad_value is None else grad_value.expand(lse.shape)
-        grad_loss, push, draw = factor * upstream, push * upstream, draw * upstream
+        grad_loss, push, draw = (_of_counted(number, upstream) for number in (factor, push, draw))
         if grad_lse is not None:  # torch's logsumexp sends NaN where all that it merges is -inf
             push = push + torch.where(lse == -torch.inf, 0.0, grad_lse)
         grad_known, rows = None, folded(unit, shrink)
@@ -216,6 +216,11 @@ def _weighted(rows: Tensor, factor: Tensor) -> Tensor:
     """Each row times its factor; a factor of 0 leaves nothing of a NaN."""
     column = factor.unsqueeze(1)
     return torch.where(column == 0, 0.0, rows * column)
+
+
+def _of_counted(number: Tensor, upstream: Tensor) -> Tensor:
+    """Their product; an anchor that does not count takes nothing of an infinite upstream."""
+    return torch.where(number == 0, 0.0, number * upstream)
 
 
 def contrast_shards(

@@ -132,6 +132,21 @@ def test_nan_in_an_ignored_key_stays_there_and_in_a_read_one_travels(backend: st
         assert bool(torch.autograd.grad(loss, anchors)[0].isfinite().all()) is finite
 
 
+def test_an_infinite_upstream_reaches_only_anchors_that_count(backend: str, device: str) -> None:
+    call = on(separate(9, 45, 12, 3, classes=3, ignored=0.4), device)
+    keys = [call.keys[:30].clone().requires_grad_(), call.keys[30:]]
+    anchors = call.anchors.clone().requires_grad_()
+    loss = secl_ops.info_nce(
+        anchors, keys, anchor_labels=call.anchor_labels, key_labels=[call.key_labels[:30], call.key_labels[30:]],
+        backend=backend,
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss, anchors, torch.full_like(loss, torch.inf))
+    ignored = call.anchor_labels < 0
+    assert ignored.any()
+    assert (gradient[ignored] == 0).all()
+    assert not gradient[~ignored].isfinite().any()
+
+
 def test_nothing_to_contrast_gives_zero_with_a_graph(backend: str, device: str) -> None:
     anchors = rows(4, 6, 0).to(device).requires_grad_()
     keys = [rows(3, 6, 1).to(device), rows(0, 6, 2).to(device)]
