@@ -11,13 +11,12 @@ enum Field {
   kLabel,    // int32, -1: neither read nor compared
   kGroup,    // int32
   kExclude,  // int32, of an anchor: the key it must not see, -1 for none
-  kFactor,   // float, of a key: what its features are multiplied by
-  kLse,      // float, of an anchor: log-sum-exp of its denominator; in a gradient in base 2, kLargest: not
-             // counted
-  kPush,     // float, of an anchor: factor of exp(s - lse) in its gradient
-  kDraw,     // float, of an anchor: factor of the attraction in its gradient
-  kWeight,   // float, of an anchor: push * exp(-lse)
+  kLse,   // float, of an anchor: log-sum-exp of its denominator; in a gradient base 2, kLargest: not counted
+  kPush,  // float, of an anchor: factor of exp(s - lse) in its gradient
+  kDraw,  // float, of an anchor: factor of the attraction in its gradient
+  kWeight,  // float, of an anchor: push * exp(-lse)
   kFields,
+  kFactor = kWeight,  // float, of a key in the forward passes: what its features are multiplied by
 };
 
 struct Side {
@@ -36,22 +35,39 @@ struct Rules {
   float scale2;  // scale * log2(e)
 };
 
-// Rows stay, columns stream past.
+enum class Pass { kDenominator, kPositive, kGradient };
+
+// One pass: rows stay, columns stream past. In the forward passes the rows are the anchors.
 struct Job {
   Side rows, columns;
   Rules rules;
   int32_t width;
   bool rows_are_anchors = true, rows_are_keys = false;
-  bool known = false;             // the positive pass: the log-sum-exp is the caller's, and constant
-  float mean_scale = 1;           // the denominator's pass: factor of the mean of the keys
-  float* lse = nullptr;           // [rows] outputs, where the pass has them
-  float* loss = nullptr;          // [rows]
+  bool known = false;             // the positives: the log-sum-exp is the caller's, and constant
+  float mean_scale = 1;           // the denominator: factor of the softmax mean of its keys
+  float* lse = nullptr;           // [rows] of the denominator
+  float* loss = nullptr;          // [rows] of the positives, as the next two
   float* pull = nullptr;          // [rows]
   int32_t* count = nullptr;       // [rows]
-  float* grad = nullptr;          // [rows, width]; null: no value product
-  int32_t splits = 1;             // runs of columns that blocks of their own take
-  float* part_numbers = nullptr;  // [3, splits, rows] where there are several
+  float* grad = nullptr;          // [rows, width], or null: no value product
+  int32_t stages = 1;             // tiles of columns in shared memory
+  int32_t splits = 1;             // runs of the columns, each with blocks of its own
+  float* part_numbers = nullptr;  // [splits, rows, 3] where there are several
   float* part_grad = nullptr;     // [splits, rows, width]
+};
+
+// How a gradient is made of the saved state of each anchor.
+struct Terms {
+  int32_t count;
+  const float* grad_loss;  // [count] of any stride
+  int64_t grad_loss_stride;
+  const float* push;       // [count]
+  const float* draw;       // [count]
+  const float* lse;        // [count]
+  const int32_t* label;    // [count]
+  const int64_t* exclude;  // [count] or null
+  float scale;
+  uint32_t* field[kFields];  // [count] each, those that are written; null: not wanted
 };
 
 }  // namespace secl::cuda
