@@ -104,6 +104,12 @@ __device__ __forceinline__ T shuffle_down(T value, int lanes) {
 }
 __device__ __forceinline__ unsigned ballot(bool value) { return __ballot_sync(kAllLanes, value); }
 
+// Adds to a whole number that other threads add to as well; its value before.
+template <class T>
+__device__ __forceinline__ T atomic_add(T* sum, T value) {
+  return atomicAdd(sum, value);
+}
+
 __device__ __forceinline__ int population(unsigned bits) { return __popc(bits); }
 
 // 2^x, subnormal numbers as 0; relative error 2^-22.
