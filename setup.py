@@ -70,8 +70,8 @@ class Toolkit(NamedTuple):
     nvcc: str
     libraries: Path
 
-    def compile(self, source: Path, target: Path, archs: Sequence[str], flags: Sequence[str]) -> None:
-        """One source into one object with code for every architecture.
+    def compile(self, source: Path, target: Path, archs: Sequence[str], flags: Sequence[str]) -> str:
+        """One source into one object with code for every architecture; what nvcc says.
 
         Raises:
             RuntimeError: nvcc failed; the message holds what it said.
@@ -81,6 +81,7 @@ class Toolkit(NamedTuple):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}".rstrip())
+        return done.stdout + done.stderr
 
 
 def toolkit() -> Toolkit | str:
@@ -152,18 +153,15 @@ def cuda_jobs(archs: Sequence[str]) -> dict[Path, list[str]]:
     return {source: wanted for source, wanted in jobs.items() if wanted}
 
 
-def compile_cuda(tools: Toolkit, archs: Sequence[str], folder: Path, flags: Sequence[str]) -> list[Path]:
-    """All CUDA sources, as many at once as there are processors (or MAX_JOBS); the objects."""
+def compile_cuda(tools: Toolkit, archs: Sequence[str], folder: Path, flags: Sequence[str]) -> dict[Path, str]:
+    """All CUDA sources, as many at once as there are processors (or MAX_JOBS); the objects, and what nvcc said."""
     jobs = cuda_jobs(archs)
-    targets = [folder / f"{source}.o" for source in jobs]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        work = [
-            pool.submit(tools.compile, source, at, jobs[source], flags)
-            for source, at in zip(jobs, targets, strict=True)
-        ]
-        for done in work:
-            done.result()
-    return targets
+        work = {
+            folder / f"{source}.o": pool.submit(tools.compile, source, folder / f"{source}.o", wanted, flags)
+            for source, wanted in jobs.items()
+        }
+        return {target: done.result() for target, done in work.items()}
 
 
 def definitions(archs: Sequence[str]) -> list[str]:
@@ -217,7 +215,9 @@ def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, A
     def add_cuda(module: Any, tools: Toolkit, archs: Sequence[str], folder: Path) -> None:
         defined = ["-DUSE_CUDA", *definitions(archs)]
         flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *defined, *(f"-isystem={path}" for path in include_paths())]
-        module.extra_objects += [str(path) for path in compile_cuda(tools, archs, folder, flags)]
+        said = compile_cuda(tools, archs, folder, flags)
+        print("".join(said.values()), file=sys.stderr, end="")
+        module.extra_objects += map(str, said)
         module.sources += sorted(map(str, CUDA_SOURCES.rglob("*.cpp")))
         module.extra_compile_args += defined
         # Static, so that the shared object loads where no CUDA is; hidden, so that torch's own copy is not replaced.
@@ -268,4 +268,5 @@ def build() -> dict[str, Any]:
     return extension(None, cuda, required=False)
 
 
-setup(**build())
+if __name__ == "__main__":  # tests import this file for its flags
+    setup(**build())

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import secl_ops
+from secl_ops import library
 
 OK, MISSING = "ok", "missing"
 NEEDED = (
@@ -59,7 +60,7 @@ def examine() -> list[Finding]:
         >>> "backend reference" in [finding.name for finding in examine()]
         True
     """
-    return [*_versions(), *_processor(), *_devices(), *_backends(), *_packages(), *_build()]
+    return [*_versions(), *_processor(), *_devices(), *_backends(), *_cuda_half(), *_packages(), *_build()]
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
@@ -140,6 +141,15 @@ def _backends() -> list[Finding]:
         else Finding(f"backend {name}", MISSING, "; ".join(reasons), CURES.get(name, ""))
         for name, reasons in secl_ops.backends().items()
     ]
+
+
+def _cuda_half() -> list[Finding]:
+    """What the extension holds for GPUs, whatever this machine has."""
+    absence = library.cuda_absence()
+    if absence is None:
+        return [Finding("CUDA kernels", OK, f"built for {', '.join(f'sm_{arch}' for arch in library.cuda_archs())}")]
+    cure = "not needed on a CPU; install the CUDA toolkit and build again with SECL_BUILD=cuda"
+    return [Finding("CUDA kernels", MISSING, absence, cure)]
 
 
 def _packages() -> list[Finding]:

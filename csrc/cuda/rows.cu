@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int lane = threadIdx.x % kWarp;
   const bool reads = labels[row] >= 0;
   const Vector<T, width>* from = rows + row * parts;
-  const float factor = inverse_norm([&](const auto& body) {
+  const Norm norm = norm_of([&](const auto& body) {
     if (!reads) return;
     for (int64_t part = lane; part < parts; part += kWarp) {
       const Vector<T, width> values = from[part];
@@ -33,13 +33,13 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       for (int i = 0; i < width; ++i) body(to_float(values.at[i]));
     }
   });
-  if (lane == 0) inverse[row] = factor;
+  if (lane == 0) inverse[row] = norm.inverse();
   if (unit == nullptr) return;
   for (int64_t part = lane; part < parts; part += kWarp) {
     Vector<T, width> values = {};
     if (reads) values = from[part];
 #pragma unroll
-    for (int i = 0; i < width; ++i) values.at[i] = from_float<T>(to_float(values.at[i]) * factor);
+    for (int i = 0; i < width; ++i) values.at[i] = from_float<T>(norm.unit(to_float(values.at[i])));
     unit[row * parts + part] = values;
   }
 }
@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 template <class T, int width>
 __global__ void __launch_bounds__(kWarps* kWarp)
     unit_rows_backward_kernel(const float* __restrict__ grad,             // [n, D]
+                              RowScale scale,                             // [n]
                               const Vector<T, width>* __restrict__ unit,  // [n, D]
                               const float* __restrict__ inverse,          // [n]
                               Vector<T, width>* __restrict__ result,      // [n, D]
@@ -56,19 +57,20 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int lane = threadIdx.x % kWarp;
   const float* from = grad + row * parts * width;
   const Vector<T, width>* along = unit + row * parts;
+  const float factor = scale.of(row);
   const Radial lost = radial([&](const auto& body) {
     for (int64_t part = lane; part < parts; part += kWarp) {
       const Vector<T, width> values = along[part];
 #pragma unroll
-      for (int i = 0; i < width; ++i) body(from[part * width + i], to_float(values.at[i]));
+      for (int i = 0; i < width; ++i) body(scaled(from[part * width + i], factor), to_float(values.at[i]));
     }
   });
   for (int64_t part = lane; part < parts; part += kWarp) {
     Vector<T, width> values = along[part];
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      values.at[i] =
-          from_float<T>(through_norm(from[part * width + i], to_float(values.at[i]), lost, inverse[row]));
+      values.at[i] = from_float<T>(
+          through_norm(scaled(from[part * width + i], factor), to_float(values.at[i]), lost, inverse[row]));
     }
     result[row * parts + part] = values;
   }
@@ -96,7 +98,7 @@ void launch_unit_rows_backward(const UnitRowsBackward& job, Stream stream) {
     using T = decltype(zero);
     with_vector<T>(aligned, job.depth, [&](auto width) {
       using Part = Vector<T, width.kValue>;
-      launch(unit_rows_backward_kernel<T, width.kValue>, grid, stream, job.grad,
+      launch(unit_rows_backward_kernel<T, width.kValue>, grid, stream, job.grad, job.scale,
              static_cast<const Part*>(job.unit), job.inverse, static_cast<Part*>(job.result), job.count,
              job.depth / width.kValue);
     });
