@@ -16,7 +16,6 @@ from rich.markup import escape
 from rich.table import Table
 
 import secl_ops
-from secl_ops import library
 
 OK, MISSING = "ok", "missing"
 NEEDED = (
@@ -145,9 +144,9 @@ def _backends() -> list[Finding]:
 
 def _cuda_half() -> list[Finding]:
     """What the extension holds for GPUs, whatever this machine has."""
-    absence = library.cuda_absence()
+    absence = secl_ops.cuda_absence()
     if absence is None:
-        return [Finding("CUDA kernels", OK, f"built for {', '.join(f'sm_{arch}' for arch in library.cuda_archs())}")]
+        return [Finding("CUDA kernels", OK, f"built for {', '.join(f'sm_{arch}' for arch in secl_ops.cuda_archs())}")]
     cure = "not needed on a CPU; install the CUDA toolkit and build again with SECL_BUILD=cuda"
     return [Finding("CUDA kernels", MISSING, absence, cure)]
 

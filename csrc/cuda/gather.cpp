@@ -23,6 +23,8 @@ PixelMap layout_of(const char* name, const Tensor& map, const Tensor& index) {
     layout.at[place] = map.stride(axis);
     layout.pixels *= map.size(axis);
   }
+  STD_TORCH_CHECK(layout.pixels < int64_t{1} << 32, name, " must have fewer than 2^32 pixels; got ",
+                  layout.pixels);
   return layout;
 }
 

@@ -7,8 +7,10 @@
 namespace secl::cuda {
 namespace {
 
-constexpr int kWarps = 8;  // of a block, a row each
-constexpr int kHeld = 16;  // numbers of a row that a lane keeps in registers
+constexpr int kWarps = 8;   // of a block, a row each
+constexpr int kBlocks = 3;  // of a multiprocessor: asked for more, the compiler keeps registers in memory
+constexpr int kHeld = 16;   // numbers of a row that a lane keeps in registers
+constexpr int kSummed = 8;  // the same of a gradient: more would not fit beside what it is made of
 constexpr int kChunk = kHeld * kWarp;
 
 // The channels of a lane in a chunk of a row: `width` neighbours at a time, so that a warp reads neighbours.
@@ -34,7 +36,7 @@ __device__ __forceinline__ void read_pixel(const T* pixel, int64_t channel_strid
 }
 
 template <class T, int width, bool whole /* row in one chunk */>
-__global__ void __launch_bounds__(kWarps* kWarp) gather_kernel(Gather job) {
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks) gather_kernel(Gather job) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= job.count) return;
   const int64_t index = job.index[row];
@@ -108,7 +110,7 @@ class DrawGradient {
 };
 
 template <class T, int width>
-__global__ void __launch_bounds__(kWarps* kWarp) gather_backward_kernel(GatherBackward job) {
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks) gather_backward_kernel(GatherBackward job) {
   const int64_t place = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (place >= job.count) return;
   const int64_t index = job.index[place];
@@ -119,18 +121,18 @@ __global__ void __launch_bounds__(kWarps* kWarp) gather_backward_kernel(GatherBa
     while (end < job.count && job.index[end] == index) ++end;
   }
   T* pixel = static_cast<T*>(job.result) + job.layout.offset(index);
-  for (int64_t chunk = 0; chunk < job.depth; chunk += kChunk) {
-    float sum[kHeld] = {};
+  for (int64_t chunk = 0; chunk < job.depth; chunk += kSummed * kWarp) {
+    float sum[kSummed] = {};
     for (int64_t at = place; at < end; ++at) {
       const DrawGradient<width> draw(job, job.order == nullptr ? at : job.order[at]);
 #pragma unroll
-      for (int part = 0; part < kHeld / width; ++part) {
+      for (int part = 0; part < kSummed / width; ++part) {
         const int64_t channel = channel_of<width>(chunk, part);
         if (channel < job.depth) draw.add(channel, sum + part * width);
       }
     }
 #pragma unroll
-    for (int part = 0; part < kHeld / width; ++part) {
+    for (int part = 0; part < kSummed / width; ++part) {
       const int64_t channel = channel_of<width>(chunk, part);
       if (channel >= job.depth) continue;
       Vector<T, width> stored;

@@ -49,23 +49,17 @@ void launch_unit_rows_backward(const UnitRowsBackward& job, Stream stream);
 
 // Where the channels of a pixel lie in a map [B, D, Z, Y, X] of any strides.
 struct PixelMap {
-  int64_t pixels;                 // B Z Y X
+  int64_t pixels;                 // B Z Y X, below 2^32
   int64_t size[3];                // Z, Y, X
   int64_t image, channel, at[3];  // strides of B, of D, and of Z, Y, X
 
   SECL_INLINE bool holds(int64_t pixel) const { return pixel >= 0 && pixel < pixels; }
-  // Of its channel 0. Divisions of 32 bits are several times as fast.
+  // Of its channel 0. Divisions of 64 bits would take several times as long.
   SECL_INLINE int64_t offset(int64_t pixel) const {
-    return pixels <= 0xFFFFFFFFll ? offset_of(static_cast<uint32_t>(pixel))
-                                  : offset_of(static_cast<uint64_t>(pixel));
-  }
-
- private:
-  template <class Unsigned>
-  SECL_INLINE int64_t offset_of(Unsigned rest) const {
+    uint32_t rest = static_cast<uint32_t>(pixel);
     int64_t offset = 0;
     for (int axis = 2; axis >= 0; --axis) {
-      const Unsigned length = static_cast<Unsigned>(size[axis]), above = rest / length;
+      const uint32_t length = static_cast<uint32_t>(size[axis]), above = rest / length;
       offset += static_cast<int64_t>(rest - above * length) * at[axis];
       rest = above;
     }

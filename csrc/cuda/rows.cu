@@ -7,14 +7,15 @@
 namespace secl::cuda {
 namespace {
 
-constexpr int kWarps = 8;  // of a block, a row each
+constexpr int kWarps = 8;   // of a block, a row each
+constexpr int kBlocks = 3;  // of a multiprocessor: asked for more, the compiler keeps registers in memory
 
 __device__ __forceinline__ int64_t warp_row() {
   return static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
 }
 
 template <class T, int width>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks)
     unit_rows_kernel(const Vector<T, width>* __restrict__ rows,  // [n, D]
                      const int32_t* __restrict__ labels,         // [n]
                      Vector<T, width>* __restrict__ unit,        // [n, D] or null
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }
 
 template <class T, int width>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks)
     unit_rows_backward_kernel(const float* __restrict__ grad,             // [n, D]
                               RowScale scale,                             // [n]
                               const Vector<T, width>* __restrict__ unit,  // [n, D]
