@@ -21,6 +21,10 @@ void define_operations(Library& m) {
       "anchor_labels, Tensor key_labels, Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, int "
       "positive_start, int negative_stop, Tensor lse, float scale, int flags) "
       "-> (Tensor grad_anchors, Tensor grad_keys)");
+  m.def(
+      "reduce(Tensor loss, Tensor pull, Tensor count, Tensor? weights, str reduction) -> (Tensor value, "
+      "Tensor "
+      "factor, Tensor push, Tensor draw)");
   m.def("gather(Tensor features, Tensor index, Tensor(a!) rows, Tensor(b!)? inverse) -> ()");
   m.def(
       "gather_backward(Tensor grad, Tensor? factor, Tensor? upstream, Tensor index, Tensor? unit, Tensor? "

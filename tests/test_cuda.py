@@ -98,6 +98,34 @@ def test_gradient_through_the_norm(n: int, d: int, dtype: torch.dtype, scaled: b
     assert_within_budget("gradient", found, truth, plain.to(dtype), magnitude=2 * float(grad.abs().max()))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n", [1, 67, 8192, 2 * 8192 + 5])
+def test_reduce(n: int, weighted: bool, reduction: str, gpu: Any) -> None:
+    generator = torch.Generator().manual_seed(n)
+    loss, pull = (surrounded(torch.rand(n, generator=generator))[0] for _ in range(2))
+    count = surrounded(torch.randint(0, 4, (n,), generator=generator, dtype=torch.int32))[0]
+    weights = torch.rand(n, generator=generator) if weighted else None
+
+    def run(backend: Any, kind: torch.dtype) -> Any:
+        given = None if weights is None else weights.to(kind)
+        return backend.reduce(loss.to(kind), pull.to(kind), count, given, reduction)
+
+    found = repeated(gpu, lambda: run(native, torch.float32))
+    for name, actual, truth, plain in zip(found._fields, found, run(reference, torch.float64),
+                                          run(reference, torch.float32), strict=True):  # fmt: skip
+        assert_within_budget(name, actual, truth, plain)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_reduce_nothing(reduction: str) -> None:
+    zeros = torch.zeros(3)
+    for length in (0, 3):
+        value = native.reduce(zeros[:length], zeros[:length], zeros[:length].int(), None, reduction).value
+        assert value.shape == ((length,) if reduction == "none" else ())
+        assert value.eq(0).all()
+
+
 def feature_map(dtype: torch.dtype, layout: str, depth: int) -> Tensor:
     """A map [2, depth, 5, 6] of this layout."""
     return LAYOUTS[layout](rows(2 * depth * 5, 6, depth).view(2, depth, 5, 6).to(dtype))

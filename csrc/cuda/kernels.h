@@ -96,6 +96,20 @@ struct GatherBackward {
 };
 void launch_gather_backward(const GatherBackward& job, Stream stream);
 
+// The weighted losses added up, over the sum of the weights or not, and what that makes of each anchor.
+struct Reduce {
+  const float *loss, *pull;     // [n]
+  const int32_t* positives;     // [n] an anchor without one has no weight
+  const float* weights;         // [n] or null
+  float* value;                 // [] or, where `none`, [n]
+  float *factor, *push, *draw;  // [n]
+  float* partial;               // [reduce_partials(n)] scratch; null where that is 0
+  int64_t count;
+  bool mean, none;
+};
+int64_t reduce_partials(int64_t count);
+void launch_reduce(const Reduce& job, Stream stream);
+
 // Exactly min(per_class, available) pixels of each class of each image, without replacement; the rest is -1.
 struct Sample {
   int64_t images, num_classes, per_class, ignore_index, stream;

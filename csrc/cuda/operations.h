@@ -24,6 +24,8 @@ std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels);
 Tensor row_inverse(const Tensor& rows, const Tensor& labels);
 Tensor unit_rows_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& unit,
                           const Tensor& inverse);
+std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss, const Tensor& pull, const Tensor& count,
+                                                  const Maybe& weights, std::string reduction);
 void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inverse);
 void gather_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& index,
                      const Maybe& unit, const Maybe& inverse, bool unique, Tensor result);
@@ -68,6 +70,7 @@ void implement_operations(Library& m) {
   m.impl("unit_rows", TORCH_BOX(&unit_rows));
   m.impl("row_inverse", TORCH_BOX(&row_inverse));
   m.impl("unit_rows_backward", TORCH_BOX(&unit_rows_backward));
+  m.impl("reduce", TORCH_BOX(&reduce));
   m.impl("gather", TORCH_BOX(&gather));
   m.impl("gather_backward", TORCH_BOX(&gather_backward));
   m.impl("sample", TORCH_BOX(&sample));

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from secl_ops import library
 from secl_ops.backends import reference
-from secl_ops.backends.reference import ContrastState, MapLike
+from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import Flag, Pairs
 
 _CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels read as it is
 
 
 _KERNELS = {
-    "info_nce": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward"),
+    "info_nce": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "reduce"),
     "gather_pixels": ("gather", "gather_backward"),
     "sample_pixels": ("sample",),
 }
@@ -160,7 +160,13 @@ def gather_backward(
     return result
 
 
-reduce = reference.reduce
+def reduce(loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Reduction:
+    """Value of the weighted losses [N] under a reduction, and what it makes of each anchor."""
+    if not _serves_cuda(loss):  # a few vectors; torch adds them up as fast as anyone
+        return reference.reduce(loss, pull, count, weights, reduction)
+    given = None if weights is None else weights.float().contiguous()
+    found = _operations().reduce(loss.contiguous(), pull.contiguous(), count.contiguous(), given, reduction)
+    return Reduction(*found)
 
 
 def sample(
