@@ -178,6 +178,43 @@ def write_build_header(folder: Path, archs: Sequence[str], absence: str) -> None
     (folder / "secl_build.h").write_text("// SPDX-License-Identifier: Apache-2.0\n#pragma once\n" + "".join(lines))
 
 
+def add_cuda(module: Any, tools: Toolkit, archs: Sequence[str], folder: Path, includes: Sequence[str]) -> None:
+    """Compile the CUDA sources, and add them and what they need to the extension.
+
+    Raises:
+        RuntimeError: nvcc failed.
+    """
+    defined = ["-DUSE_CUDA", *definitions(archs)]
+    flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *defined, *(f"-isystem={path}" for path in includes)]
+    said = compile_cuda(tools, archs, folder, flags)
+    print("".join(said.values()), file=sys.stderr, end="")
+    module.extra_objects += map(str, said)
+    module.sources += sorted(map(str, CUDA_SOURCES.rglob("*.cpp")))
+    module.extra_compile_args += defined
+    # Static, so that the shared object loads where no CUDA is; hidden, so that torch's own copy is not replaced.
+    module.extra_link_args += ["-Wl,--exclude-libs,libcudart_static.a", f"-L{tools.libraries}"]
+    module.extra_link_args += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+
+
+def try_cuda(
+    module: Any, tools: Toolkit, folder: Path, includes: Sequence[str], required: bool
+) -> tuple[list[str], str]:
+    """The architectures of the CUDA half, or none and why: where it is not required, the CPU half is built without it.
+
+    Raises:
+        SystemExit: It is required, and nvcc failed.
+    """
+    archs = architectures()
+    try:
+        add_cuda(module, tools, archs, folder, includes)
+    except RuntimeError as error:
+        if required:
+            raise SystemExit(f"SECL_BUILD=cuda: {error}") from error
+        notice(f"building without the CUDA half of the extension: nvcc failed\n{error}")
+        return [], "nvcc failed when it was built"
+    return archs, ""
+
+
 def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, Any]:
     """Arguments of `setup` that build the extension over torch's stable ABI.
 
@@ -188,48 +225,25 @@ def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, A
     """
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
-    sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp") if CUDA_SOURCES not in path.parents)
-    headers = sorted(str(path) for ending in ("*.h", "*.cuh") for path in Path("csrc").rglob(ending))
-    checks = sanitizer()
-    quiet = [f"-isystem{path}" for path in include_paths()]  # no warnings about headers that are not ours
-    compile_args = [*FLAGS, *quiet, *(CHECKED if checks else []), *checks]
-
     class Build(BuildExtension):  # type: ignore[misc]  # torch's build helpers are untyped
-        """Compiles the CUDA half first, beside the C++ sources that torch's own class compiles."""
+        """Compiles the CUDA half first, then the C++ sources as torch's own class does."""
 
         def build_extension(self, module: Any) -> None:
             folder, archs, reason = Path(self.build_temp), [], absence
             if cuda is not None:
-                try:
-                    archs = architectures()
-                    add_cuda(module, cuda, archs, folder)
-                except RuntimeError as error:
-                    if required:
-                        raise SystemExit(f"SECL_BUILD=cuda: {error}") from error
-                    archs, reason = [], "nvcc failed when it was built"
-                    notice(f"building without the CUDA half of the extension: nvcc failed\n{error}")
+                archs, reason = try_cuda(module, cuda, folder, include_paths(), required)
             write_build_header(folder, archs, reason)
             module.include_dirs.append(str(folder.resolve()))
             super().build_extension(module)
 
-    def add_cuda(module: Any, tools: Toolkit, archs: Sequence[str], folder: Path) -> None:
-        defined = ["-DUSE_CUDA", *definitions(archs)]
-        flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *defined, *(f"-isystem={path}" for path in include_paths())]
-        said = compile_cuda(tools, archs, folder, flags)
-        print("".join(said.values()), file=sys.stderr, end="")
-        module.extra_objects += map(str, said)
-        module.sources += sorted(map(str, CUDA_SOURCES.rglob("*.cpp")))
-        module.extra_compile_args += defined
-        # Static, so that the shared object loads where no CUDA is; hidden, so that torch's own copy is not replaced.
-        module.extra_link_args += ["-Wl,--exclude-libs,libcudart_static.a", f"-L{tools.libraries}"]
-        module.extra_link_args += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
-
+    checks = sanitizer()
+    quiet = [f"-isystem{path}" for path in include_paths()]  # no warnings about headers that are not ours
     module = CppExtension(  # type: ignore[no-untyped-call]  # torch's build helpers are untyped
         "secl_ops._C",
-        sources,
-        depends=headers,
+        sorted(str(path) for path in Path("csrc").rglob("*.cpp") if CUDA_SOURCES not in path.parents),
+        depends=sorted(str(path) for ending in ("*.h", "*.cuh") for path in Path("csrc").rglob(ending)),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-        extra_compile_args=compile_args,
+        extra_compile_args=[*FLAGS, *quiet, *(CHECKED if checks else []), *checks],
         extra_link_args=list(checks),
         py_limited_api=True,
     )

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,6 +188,27 @@ def test_an_nvcc_that_does_not_work_is_refused_or_said(tmp_path: Path) -> None:
     assert auto.returncode == 0
     assert "secl: building without the CUDA half of the extension: " in auto.stderr
     assert "broken" not in setup(tmp_path, "cpu", "echo broken >&2; exit 3").stderr
+
+
+def test_a_half_that_does_not_compile_is_left_out_aloud_or_refused(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    fake(tmp_path / "nvcc", "echo 'unsupported GNU version' >&2; exit 1")
+    tools = build.Toolkit(str(tmp_path / "nvcc"), tmp_path)
+    module = SimpleNamespace(extra_objects=[], sources=["ops.cpp"])
+    archs, reason = build.try_cuda(module, tools, tmp_path, [], required=False)
+    assert (archs, reason) == ([], "nvcc failed when it was built")
+    assert module == SimpleNamespace(extra_objects=[], sources=["ops.cpp"])
+    said = capsys.readouterr().err
+    assert "building without the CUDA half of the extension: nvcc failed" in said
+    assert "unsupported GNU version" in said
+    with pytest.raises(SystemExit, match=r"SECL_BUILD=cuda: .*nvcc -O3 .*\nunsupported GNU version"):
+        build.try_cuda(module, tools, tmp_path, [], required=True)
+    build.write_build_header(tmp_path, archs, 'it said "no"')
+    assert (tmp_path / "secl_build.h").read_text().splitlines()[2:] == [
+        '#define SECL_CUDA_ARCHS ""', '#define SECL_CUDA_ABSENCE "it said \\"no\\""',
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
