@@ -81,7 +81,7 @@ def contrast_forward(
         int(flags),
     )
     state = ContrastState(*found)
-    if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags:
+    if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags and not _serves_cuda(anchors):
         state.grad_anchors.masked_fill_((state.count == 0)[:, None], 0.0)
     return state
 
@@ -99,6 +99,13 @@ def contrast_backward(
 
     The factors are grad_loss, push and draw, [N] each; an anchor whose push and draw are 0 does not count.
     """
+    if _serves_cuda(anchors):  # these kernels see for themselves which anchors count, and read any stride
+        push, draw = (factor.float().contiguous() for factor in factors[1:])
+        found: tuple[Tensor, Tensor] = _operations().contrast_backward(
+            factors[0].float(), push, draw, anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs),
+            lse.contiguous(), scale, int(flags),
+        )  # fmt: skip
+        return found
     counted = (factors[1] != 0) | (factors[2] != 0)
     if Flag.SELF not in flags:  # a row that the kernels do not read can carry no NaN into the keys
         pairs = pairs._replace(anchor_labels=torch.where(counted, pairs.anchor_labels, -1))
