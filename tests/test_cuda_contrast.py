@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from secl_ops.backends import native, reference
+from secl_ops.backends import native, ordering, reference
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw, surrounded
@@ -271,6 +272,36 @@ def test_splitting_the_columns(flags: Flag, emulated: Any) -> None:
     check(problem)
     assert emulated.launches() - launches > one
     assert torch.equal(problem.run(native)[3], whole[3])
+
+
+@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES | Flag.UNIT], ids=str)
+def test_sorting_changes_no_pair(flags: Flag, monkeypatch: pytest.MonkeyPatch) -> None:
+    visited = []
+
+    def sorts(anchors: Tensor, keys: Tensor) -> bool:
+        visited.append(anchors)
+        return True
+
+    monkeypatch.setattr(ordering, "pays", sorts)
+    anchors, keys = unit(150, 40, torch.bfloat16, 1), unit(230, 40, torch.bfloat16, 2)
+    for pairs in (mixed, every_rule, prototypes):
+        check(Problem(anchors, keys, pairs(150, 230), 10.0, flags))
+    for pairs in (mixed, every_rule):
+        check(Problem(keys, keys, pairs(230, 230, shared=True), 10.0, flags | Flag.SELF))
+    check(Problem(anchors, keys, every_rule(150, 230), 10.0, flags, draw(150, seed=8), draw(230, seed=9).abs()))
+    assert len(visited) == 11
+
+
+def test_sorting_lays_classes_together() -> None:
+    pairs = every_rule(90, 120)
+    order = ordering.by_class(pairs, Flag(0))
+    assert pairs.key_groups is not None
+    edges = [0, pairs.positive_start, pairs.negative_stop, 120]
+    for first, last in pairwise(edges):
+        keys = order.keys[first:last]
+        assert torch.equal(keys.sort().values, torch.arange(first, last))
+        rank = pairs.key_groups[keys].long() * 100 + pairs.key_labels[keys]
+        assert torch.equal(rank, rank.sort().values)
 
 
 def test_tiles_without_a_positive_are_not_multiplied() -> None:
