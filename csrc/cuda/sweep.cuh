@@ -24,10 +24,10 @@ struct Layout {
   };
 
   int row_bytes, tile_bytes;
-  __host__ __device__ explicit Layout(int width)
+  __host__ __device__ constexpr explicit Layout(int width)
       : row_bytes(chunks_of(width) * kTile.rows() * kRowBytes),
         tile_bytes(chunks_of(width) * kTile.columns * kRowBytes) {}
-  __host__ __device__ int bytes(int stages) const {
+  __host__ __device__ constexpr int bytes(int stages) const {
     return row_bytes + stages * (tile_bytes + static_cast<int>(sizeof(Stage))) +
            static_cast<int>(sizeof(Books) - sizeof(Stage));
   }

@@ -112,7 +112,8 @@ class Launch {
     if (grid.blocks.x % grid.cluster.x || grid.blocks.y % grid.cluster.y || grid.blocks.z % grid.cluster.z) {
       throw Fault("a grid must be whole clusters");
     }
-    if (grid.shared > 227 << 10) throw Fault("a block can have at most 227 KiB of shared memory");
+    if (const size_t limit = machine().shared_memory_limit; grid.shared > limit)
+      throw Fault("a block can have at most " + std::to_string(limit >> 10) + " KiB of shared memory");
     threads_.resize(threads * blocks);
     blocks_.resize(blocks);
     for (unsigned i = 0; i < threads_.size(); ++i) stacks_.push_back(std::make_unique<Guarded>(kStack));
