@@ -161,7 +161,7 @@ __device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass>& s
 }
 
 template <class T, Tile kTile, Pass kPass>
-__global__ void __launch_bounds__(kTile.threads()) sweep_kernel(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(kTile.threads(), 2) sweep_kernel(const __grid_constant__ Job job) {
   const Layout<kTile> layout(job.width);
   auto& books = layout.books(job.stages);
   const int first_row = static_cast<int>(blockIdx.x) * kTile.rows(),

@@ -250,11 +250,17 @@ void Launch::schedule() {
   if (sigsetjmp(escape_, 1) != 0) return;
   for (bool progress = true; progress && fault_.empty();) {
     progress = false;
-    for (size_t i = 0; i < threads_.size() && fault_.empty(); ++i) {
-      Thread& thread = threads_[machine().reversed ? threads_.size() - 1 - i : i];
-      if (thread.returned || (thread.waits_for != nullptr && !(*thread.ready)())) continue;
-      progress = true;
-      resume(thread);
+    // One warp as far as it comes before the next: what a barrier is missing for is then found most often.
+    for (size_t first = 0; first < threads_.size(); first += kLanes) {
+      for (bool moved = true; moved && fault_.empty();) {
+        moved = false;
+        for (size_t i = first; i < std::min(threads_.size(), first + kLanes) && fault_.empty(); ++i) {
+          Thread& thread = threads_[machine().reversed ? threads_.size() - 1 - i : i];
+          if (thread.returned || (thread.waits_for != nullptr && !(*thread.ready)())) continue;
+          progress = moved = true;
+          resume(thread);
+        }
+      }
     }
   }
   const bool done =
