@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ backend: the operations of `reference` over the compiled extension, in O((N + M) D) memory, on the CPU."""
+"""The compiled backend: the operations of `reference` over the extension, in O((N + M) D) memory: C++ and CUDA.
+
+Nothing here may wait for a GPU: no value of a tensor is read.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,28 @@ import torch
 from torch import Tensor
 
 from secl_ops import library
-from secl_ops.backends import reference
-from secl_ops.backends.reference import ContrastState, MapLike
+from secl_ops.backends import ordering, reference
+from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import Flag, Pairs
+
+_CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels read as it is
+
+
+_KERNELS = {
+    "info_nce": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "reduce"),
+    "gather_pixels": ("gather", "gather_backward"),
+    "sample_pixels": ("sample",),
+}
 
 
 def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
-    """Reasons against this backend: not built, not a CPU tensor, float64."""
-    reasons = [library.ABSENCE] if library.ABSENCE else []
-    if device != "cpu":
-        reasons.append("this build has no CUDA kernels")
+    """Reasons against this backend: not built, no code for this GPU, float64."""
+    if library.ABSENCE:
+        reasons = [library.ABSENCE]
+    elif device == "cuda":
+        reasons = library.cuda_objections(_KERNELS[operation])
+    else:
+        reasons = [] if device == "cpu" else [f"there are no kernels for {device}"]
     if dtype == torch.float64:
         reasons.append("fp64 is served by the reference backend")
     return reasons
@@ -28,12 +43,22 @@ def _operations() -> Any:
     return torch.ops.secl_native
 
 
+def _serves_cuda(tensor: Tensor) -> bool:
+    """Whether the CUDA kernels serve this tensor."""
+    return tensor.is_cuda
+
+
 def _dense(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 
 
 def _dense_pairs(pairs: Pairs) -> list[Tensor | int | None]:
     return [_dense(value) if isinstance(value, Tensor) else value for value in pairs]
+
+
+def _dense_factors(factors: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+    """Factor [n] and upstream [n]; the kernels read the latter at any stride, as one number for all rows has."""
+    return (None, None) if factors is None else (factors[0].float().contiguous(), factors[1].float())
 
 
 def contrast_forward(
@@ -46,17 +71,26 @@ def contrast_forward(
     key_inverse: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference for the other arguments."""
+    if _serves_cuda(anchors) and ordering.pays(anchors, keys):
+        order = ordering.by_class(pairs, flags)
+        found = _contrast_forward(
+            anchors[order.anchors], keys[order.keys], order.pairs(pairs), scale, flags,
+            ordering.taken(known_lse, order.anchors), ordering.taken(key_inverse, order.keys),
+        )  # fmt: skip
+        return order.state(found)
+    return _contrast_forward(anchors, keys, pairs, scale, flags, known_lse, key_inverse)
+
+
+def _contrast_forward(
+    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag,
+    known_lse: Tensor | None, key_inverse: Tensor | None,
+) -> ContrastState:  # fmt: skip
     found = _operations().contrast_forward(
-        anchors.contiguous(),
-        keys.contiguous(),
-        *_dense_pairs(pairs),
-        _dense(key_inverse),
-        _dense(known_lse),
-        scale,
+        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), _dense(key_inverse), _dense(known_lse), scale,
         int(flags),
-    )
+    )  # fmt: skip
     state = ContrastState(*found)
-    if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags:
+    if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags and not _serves_cuda(anchors):
         state.grad_anchors.masked_fill_((state.count == 0)[:, None], 0.0)
     return state
 
@@ -74,6 +108,8 @@ def contrast_backward(
 
     The factors are grad_loss, push and draw, [N] each; an anchor whose push and draw are 0 does not count.
     """
+    if _serves_cuda(anchors):
+        return _cuda_backward(factors, anchors, keys, pairs, lse, scale, flags)
     counted = (factors[1] != 0) | (factors[2] != 0)
     if Flag.SELF not in flags:  # a row that the kernels do not read can carry no NaN into the keys
         pairs = pairs._replace(anchor_labels=torch.where(counted, pairs.anchor_labels, -1))
@@ -83,6 +119,26 @@ def contrast_backward(
     )  # fmt: skip
     if Flag.SELF in flags:
         grad_anchors.masked_fill_(~counted.any(), 0.0)
+    return grad_anchors, grad_keys
+
+
+def _cuda_backward(
+    factors: tuple[Tensor, Tensor, Tensor], anchors: Tensor, keys: Tensor, pairs: Pairs, lse: Tensor,
+    scale: float, flags: Flag,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The kernels see for themselves which anchors count, and read grad_loss at any stride."""
+    grad_loss, push, draw = factors
+    order = ordering.by_class(pairs, flags) if ordering.pays(anchors, keys) else None
+    if order is not None:
+        grad_loss, push, draw, lse, anchors = (value[order.anchors] for value in (grad_loss, push, draw, lse, anchors))
+        keys, pairs = keys[order.keys], order.pairs(pairs)
+    grad_anchors, grad_keys = _operations().contrast_backward(
+        grad_loss.float(), push.float().contiguous(), draw.float().contiguous(), anchors.contiguous(),
+        keys.contiguous(), *_dense_pairs(pairs), lse.contiguous(), scale, int(flags),
+    )  # fmt: skip
+    if order is not None:
+        grad_anchors = ordering.restored(grad_anchors, order.anchors)
+        grad_keys = ordering.restored(grad_keys, order.keys)
     return grad_anchors, grad_keys
 
 
@@ -100,8 +156,9 @@ def row_inverse(rows: Tensor, labels: Tensor) -> Tensor:
 
 def unit_rows_backward(grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor) -> Tensor:
     """(g - u <u, g>) / norm for each row g of the scaled gradient, in the dtype of `unit`; 0 where the gradient is."""
-    rows = reference.scaled(grad.float(), factors).contiguous()
-    found: Tensor = _operations().unit_rows_backward(rows, unit.contiguous(), inverse.contiguous())
+    found: Tensor = _operations().unit_rows_backward(
+        grad.float().contiguous(), *_dense_factors(factors), unit.contiguous(), inverse.contiguous()
+    )
     return found
 
 
@@ -127,12 +184,20 @@ def gather_backward(
     result = grad.new_empty_strided(like.size, like.stride, dtype=like.dtype).zero_()
     unit, inverse = (None, None) if norm is None else norm
     if result.numel():
-        rows = reference.scaled(grad if factors is None else grad.float(), factors).contiguous()
-        _operations().gather_backward(rows, index.contiguous(), _dense(unit), _dense(inverse), unique, result)
+        _operations().gather_backward(
+            grad.contiguous(), *_dense_factors(factors), index.contiguous(), _dense(unit), _dense(inverse), unique,
+            result,
+        )  # fmt: skip
     return result
 
 
-reduce = reference.reduce
+def reduce(loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Reduction:
+    """Value of the weighted losses [N] under a reduction, and what it makes of each anchor."""
+    if not _serves_cuda(loss):  # a few vectors; torch adds them up as fast as anyone
+        return reference.reduce(loss, pull, count, weights, reduction)
+    given = None if weights is None else weights.float().contiguous()
+    found = _operations().reduce(loss.contiguous(), pull.contiguous(), count.contiguous(), given, reduction)
+    return Reduction(*found)
 
 
 def sample(
@@ -147,8 +212,11 @@ def sample(
     stream: int,
 ) -> tuple[Tensor, Tensor]:
     """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
+    on_cuda = _serves_cuda(labels)
+    wide = labels if on_cuda and labels.dtype in _CUDA_LABELS else labels.long()
+    ranked = None if scores is None else scores.to(torch.float32 if on_cuda else torch.float64).contiguous()
     found: tuple[Tensor, Tensor] = _operations().sample(
-        labels.long().contiguous(), _dense(eligible), None if scores is None else scores.double().contiguous(),
-        seed.reshape(1) ^ stream, per_class, num_classes, ignore_index, strategy,
+        wide.contiguous(), _dense(eligible), ranked, seed.reshape(1), per_class, num_classes, ignore_index, strategy,
+        stream,
     )  # fmt: skip
     return found
