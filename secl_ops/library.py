@@ -32,13 +32,25 @@ ABSENCE = _load()
 
 @functools.cache
 def cuda_archs() -> tuple[str, ...]:
-    """The architectures that the extension holds CUDA code for, such as ("80+PTX", "90a"); none without a CUDA half."""
+    """The architectures that the extension holds CUDA code for, such as ("80+PTX", "90a"); none without a CUDA half.
+
+    Example:
+        >>> import secl_ops
+        >>> (secl_ops.cuda_archs() == ()) == (secl_ops.cuda_absence() is not None)
+        True
+    """
     return () if ABSENCE else tuple(filter(None, torch.ops.secl_native.cuda_archs().split(";")))
 
 
 @functools.cache
 def cuda_absence() -> str | None:
-    """Why the extension has no CUDA half; None where it has one."""
+    """Why the extension has no CUDA half; None where it has one.
+
+    Example:
+        >>> import secl_ops
+        >>> print(secl_ops.cuda_absence() or "there is a CUDA half")  # doctest: +ELLIPSIS
+        th...
+    """
     if ABSENCE:
         return ABSENCE
     return None if cuda_archs() else f"this build has no CUDA kernels: {torch.ops.secl_native.cuda_absence()}"
