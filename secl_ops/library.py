@@ -89,19 +89,23 @@ def cuda_objections(operations: Sequence[str]) -> list[str]:
     absence = cuda_absence()
     if absence:
         return [absence]
-    reasons = []
     missing = [name for name in operations if not has_cuda(name)]
-    if missing:
-        reasons.append(f"this build has no CUDA kernels for {', '.join(missing)}")
-    if not torch.cuda.is_available():
+    reasons = [f"this build has no CUDA kernels for {', '.join(missing)}"] if missing else []
+    if not (torch.cuda.is_initialized() or torch.cuda.is_available()):
         return [*reasons, "torch sees no CUDA device"]
-    capability = torch.cuda.get_device_capability()
-    if not runs_on(cuda_archs(), capability):
-        arch = f"{capability[0]}{capability[1]}"
-        cure = (
-            f"build with SECL_CUDA_ARCHS={arch}{'a' if capability == (9, 0) else ''}"
-            if capability >= OLDEST_CUDA
-            else f"sm_{OLDEST_CUDA[0]}{OLDEST_CUDA[1]} is the oldest that the kernels serve"
-        )
-        reasons.append(f"this build has CUDA code for {', '.join(cuda_archs())}, not for this GPU's sm_{arch}; {cure}")
-    return reasons
+    return reasons + _device_objections(torch.cuda.current_device())
+
+
+@functools.cache  # asked at every call of a named backend
+def _device_objections(index: int) -> list[str]:
+    """Reasons against a CUDA device: no code that it can run."""
+    capability = torch.cuda.get_device_capability(index)
+    if runs_on(cuda_archs(), capability):
+        return []
+    arch = f"{capability[0]}{capability[1]}"
+    cure = (
+        f"build with SECL_CUDA_ARCHS={arch}{'a' if capability == (9, 0) else ''}"
+        if capability >= OLDEST_CUDA
+        else f"sm_{OLDEST_CUDA[0]}{OLDEST_CUDA[1]} is the oldest that the kernels serve"
+    )
+    return [f"this build has CUDA code for {', '.join(cuda_archs())}, not for this GPU's sm_{arch}; {cure}"]
