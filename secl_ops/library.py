@@ -91,7 +91,8 @@ def cuda_objections(operations: Sequence[str]) -> list[str]:
         return [absence]
     missing = [name for name in operations if not has_cuda(name)]
     reasons = [f"this build has no CUDA kernels for {', '.join(missing)}"] if missing else []
-    if not (torch.cuda.is_initialized() or torch.cuda.is_available()):
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch types it not
+    if not (started or torch.cuda.is_available()):
         return [*reasons, "torch sees no CUDA device"]
     return reasons + _device_objections(torch.cuda.current_device())
 
