@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
   m.impl("unit_rows_backward", TORCH_BOX(&secl::cpu::unit_rows_backward));
   m.impl("contrast_forward", TORCH_BOX(&secl::cpu::contrast_forward));
   m.impl("contrast_backward", TORCH_BOX(&secl::cpu::contrast_backward));
+  m.impl("reduce", TORCH_BOX(&secl::cpu::reduce));
   m.impl("gather", TORCH_BOX(&secl::cpu::gather));
   m.impl("gather_backward", TORCH_BOX(&secl::cpu::gather_backward));
   m.impl("sample", TORCH_BOX(&secl::cpu::sample));

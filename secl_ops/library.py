@@ -32,13 +32,25 @@ ABSENCE = _load()
 
 @functools.cache
 def cuda_archs() -> tuple[str, ...]:
-    """The architectures that the extension holds CUDA code for, such as ("80+PTX", "90a"); none without a CUDA half."""
+    """The architectures that the extension holds CUDA code for, such as ("80+PTX", "90a"); none without a CUDA half.
+
+    Example:
+        >>> import secl_ops
+        >>> (secl_ops.cuda_archs() == ()) == (secl_ops.cuda_absence() is not None)
+        True
+    """
     return () if ABSENCE else tuple(filter(None, torch.ops.secl_native.cuda_archs().split(";")))
 
 
 @functools.cache
 def cuda_absence() -> str | None:
-    """Why the extension has no CUDA half; None where it has one."""
+    """Why the extension has no CUDA half; None where it has one.
+
+    Example:
+        >>> import secl_ops
+        >>> print(secl_ops.cuda_absence() or "there is a CUDA half")  # doctest: +ELLIPSIS
+        th...
+    """
     if ABSENCE:
         return ABSENCE
     return None if cuda_archs() else f"this build has no CUDA kernels: {torch.ops.secl_native.cuda_absence()}"
@@ -77,19 +89,24 @@ def cuda_objections(operations: Sequence[str]) -> list[str]:
     absence = cuda_absence()
     if absence:
         return [absence]
-    reasons = []
     missing = [name for name in operations if not has_cuda(name)]
-    if missing:
-        reasons.append(f"this build has no CUDA kernels for {', '.join(missing)}")
-    if not torch.cuda.is_available():
+    reasons = [f"this build has no CUDA kernels for {', '.join(missing)}"] if missing else []
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch types it not
+    if not (started or torch.cuda.is_available()):
         return [*reasons, "torch sees no CUDA device"]
-    capability = torch.cuda.get_device_capability()
-    if not runs_on(cuda_archs(), capability):
-        arch = f"{capability[0]}{capability[1]}"
-        cure = (
-            f"build with SECL_CUDA_ARCHS={arch}{'a' if capability == (9, 0) else ''}"
-            if capability >= OLDEST_CUDA
-            else f"sm_{OLDEST_CUDA[0]}{OLDEST_CUDA[1]} is the oldest that the kernels serve"
-        )
-        reasons.append(f"this build has CUDA code for {', '.join(cuda_archs())}, not for this GPU's sm_{arch}; {cure}")
-    return reasons
+    return reasons + _device_objections(torch.cuda.current_device())
+
+
+@functools.cache  # asked at every call of a named backend
+def _device_objections(index: int) -> list[str]:
+    """Reasons against a CUDA device: no code that it can run."""
+    capability = torch.cuda.get_device_capability(index)
+    if runs_on(cuda_archs(), capability):
+        return []
+    arch = f"{capability[0]}{capability[1]}"
+    cure = (
+        f"build with SECL_CUDA_ARCHS={arch}{'a' if capability == (9, 0) else ''}"
+        if capability >= OLDEST_CUDA
+        else f"sm_{OLDEST_CUDA[0]}{OLDEST_CUDA[1]} is the oldest that the kernels serve"
+    )
+    return [f"this build has CUDA code for {', '.join(cuda_archs())}, not for this GPU's sm_{arch}; {cure}"]

@@ -230,14 +230,20 @@ def on_gpu(built: None, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(library, "cuda_archs", lambda: ("80", "90a"))
     monkeypatch.setattr(library, "has_cuda", lambda name: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
-    select._architecture.cache_clear()
+    for cached in (select._architecture, library._device_objections):
+        cached.cache_clear()
     yield monkeypatch
-    select._architecture.cache_clear()
+    for cached in (select._architecture, library._device_objections):
+        cached.cache_clear()
 
 
 def test_objections_on_a_gpu(on_gpu: pytest.MonkeyPatch) -> None:
-    reasons = lambda: native.objections("cuda", torch.bfloat16, "sample_pixels")  # noqa: E731
+    def reasons() -> list[str]:
+        library._device_objections.cache_clear()
+        return native.objections("cuda", torch.bfloat16, "sample_pixels")
+
     assert reasons() == []
     on_gpu.setattr(torch.cuda, "get_device_capability", lambda index=None: (10, 0))
     assert reasons() == [

@@ -46,7 +46,7 @@ def test_a_gradient_of_a_map_is_written_at_its_pixels_alone() -> None:
     like = MapLike([2, 3, 3, 5], [45, 15, 5, 1], torch.float32)
     dense = native.gather_backward(grad, None, index, None, False, like)
     view, buffer = surrounded(torch.full((2, 3, 3, 5), torch.nan))
-    torch.ops.secl_native.gather_backward(grad, index, None, None, False, view)
+    torch.ops.secl_native.gather_backward(grad, None, None, index, None, None, False, view)
     written = torch.zeros(2, 15, dtype=torch.bool).flatten().index_fill(0, index[index >= 0], True)
     written = written.view(2, 1, 3, 5).expand(2, 3, 3, 5)
     assert torch.equal(view[written], dense[written])

@@ -32,7 +32,7 @@ start = threading.Barrier(2)
 def write():
     start.wait()
     for _ in range(%d):
-        torch.ops.secl_native.gather_backward(grad, index, None, None, True, result)
+        torch.ops.secl_native.gather_backward(grad, None, None, index, None, None, True, result)
 threads = [threading.Thread(target=write) for _ in range(2)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()

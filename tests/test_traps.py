@@ -79,7 +79,9 @@ def test_no_lock_and_no_atomic_orders_the_sums(backend: str, device: str, thread
         folder, pattern = sources[backend]
         text = "\n".join(path.read_text() for path in Path(REPOSITORY / folder).rglob(pattern))
         assert "for" in text
-        assert not re.search(r"tl\.atomic|atomic_(add|cas|xchg)|fetch_add|atomic<(float|double)|spin", text)
+        counted = "void add_count(int32_t* count, int32_t value) { atomicAdd(count, value); }"  # whole numbers
+        lock = r"tl\.atomic|atomic_(add|cas|xchg)|atomic(Add|CAS|Exch)|fetch_add|atomic<(float|double)|spin"
+        assert not re.search(lock, text.replace(counted, ""))
     call, results = replace(separate(150, 130, 16), reduction="sum"), []
     for count in (1, 2, 3):
         threads(count)

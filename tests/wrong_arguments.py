@@ -139,9 +139,9 @@ def _raw(namespace: str) -> list[Target]:
     rows, keys = torch.randn(4, 3), torch.randn(5, 3)
     labels, others = torch.tensor([0, 0, 1, 1]).int(), torch.tensor([0, 1, 0, 1, 1]).int()
     features, classes = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
-    outer = namespace == "secl"  # its operations choose a backend, scale gradients and know their results' dtypes
+    outer = namespace == "secl"  # its operations choose a backend and know their results' dtypes
     named = {"backend": "native"} if outer else {}
-    scales = {"factor": torch.ones(4), "upstream": torch.ones(4)} if outer else {}
+    scales = {"factor": torch.ones(4), "upstream": torch.ones(4)}
     pairs = {
         "anchor_labels": labels, "key_labels": others, "anchor_groups": labels, "key_groups": others,
         "exclude": labels.long(), "positive_start": 0, "negative_stop": 5,
@@ -176,11 +176,12 @@ def _raw(namespace: str) -> list[Target]:
         "gather_backward": [{"grad": rows, **scales, **index, **norm, "unique": False, **layout}],
         "sample": [{
             "labels": classes, "eligible": classes == 0, "scores": classes.double(), "seed": torch.zeros(1).long(),
-            "per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": "hard",
-            **({"stream": 5} if outer else {}),
+            "per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": "hard", "stream": 5,
         }],
         "probe": [{"x": torch.ones(4), "function": "exp2"}],
         "set_isa": [{"name": "auto"}],
+        "cuda_archs": [{}],
+        "cuda_absence": [{}],
     }  # fmt: skip
     names = {schema.name.removeprefix(f"{namespace}::") for schema in torch._C._jit_get_all_schemas()
              if schema.name.startswith(f"{namespace}::")}  # fmt: skip
@@ -245,7 +246,8 @@ def calls(targets: list[Target]) -> st.SearchStrategy[Wrong]:
         changes = names.flatmap(lambda chosen: st.fixed_dictionaries({name: values[name] for name in chosen}))
         return changes.map(lambda found: Wrong(target, found))
 
-    return st.sampled_from(targets).flatmap(changed)
+    with_arguments = [target for target in targets if target.arguments]
+    return st.sampled_from(with_arguments).flatmap(changed)
 
 
 def main(group: str, path: str) -> None:

@@ -49,6 +49,12 @@ Tensor unit_rows_backward(const Tensor& grad,      // [n, D] float32
                           const Tensor& unit,      // [n, D]
                           const Tensor& inverse);  // [n] float32
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss,    // [n] float32
+                                                  const Tensor& pull,    // [n] float32
+                                                  const Tensor& count,   // [n] int32
+                                                  const Maybe& weights,  // [n] float32
+                                                  std::string reduction);
+
 // Reads the rows, and where `inverse` is given divides each by its norm.
 void gather(const Tensor& features,  // [B, D, *spatial]
             const Tensor& index,     // [n] int64

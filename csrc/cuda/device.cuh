@@ -108,11 +108,8 @@ __device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint
 
 __device__ __forceinline__ float float_from_bits(uint32_t bits) { return __uint_as_float(bits); }
 
-// Adds to a whole number that other threads add to as well; its value before.
-template <class T>
-__device__ __forceinline__ T atomic_add(T* sum, T value) {
-  return atomicAdd(sum, value);
-}
+// Adds to a count that other threads add to as well: of whole numbers the sum is the same in any order.
+__device__ __forceinline__ void add_count(int32_t* count, int32_t value) { atomicAdd(count, value); }
 
 __device__ __forceinline__ int population(unsigned bits) { return __popc(bits); }
 

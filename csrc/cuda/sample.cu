@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads) tally_kernel(Sample job, const Label
   const Members<Label> members(job, labels, part);
   for (int cell = threadIdx.x; cell < job.cells(); cell += kThreads) bins[cell] = 0;
   sync_block();
-  each(members, [&](int32_t pixel) { atomic_add(&bins[cell_of(job, pixel)], 1); });
+  each(members, [&](int32_t pixel) { add_count(&bins[cell_of(job, pixel)], 1); });
   sync_block();
   for (int cell = threadIdx.x; cell < job.cells(); cell += kThreads) {
     job.tally[part * job.cells() + cell] = bins[cell];

@@ -243,7 +243,7 @@ __device__ __forceinline__ Threshold take_smallest(const Source& source, const K
     each(source, [&](int32_t pixel) {
       const uint64_t value = key(pixel);
       if (value >> end.shift == end.key && free(pixel))
-        atomic_add(&scratch.bins[value >> low & (kBins - 1)], 1);
+        add_count(&scratch.bins[value >> low & (kBins - 1)], 1);
     });
     sync_block();
     find_bin(need, scratch);

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secl_ops import library
-from secl_ops.backends import ordering, reference
+from secl_ops.backends import ordering
 from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import Flag, Pairs
 
@@ -193,8 +193,6 @@ def gather_backward(
 
 def reduce(loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Reduction:
     """Value of the weighted losses [N] under a reduction, and what it makes of each anchor."""
-    if not _serves_cuda(loss):  # a few vectors; torch adds them up as fast as anyone
-        return reference.reduce(loss, pull, count, weights, reduction)
     given = None if weights is None else weights.float().contiguous()
     found = _operations().reduce(loss.contiguous(), pull.contiguous(), count.contiguous(), given, reduction)
     return Reduction(*found)

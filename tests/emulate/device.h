@@ -98,12 +98,7 @@ inline uint32_t float_bits(float x) { return std::bit_cast<uint32_t>(x); }
 
 inline float float_from_bits(uint32_t bits) { return std::bit_cast<float>(bits); }
 
-template <class T>
-T atomic_add(T* sum, T value) {
-  const T before = *sum;
-  *sum += value;
-  return before;
-}
+inline void add_count(int32_t* count, int32_t value) { *count += value; }
 
 inline int population(unsigned bits) { return std::popcount(bits); }
 

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// The reduced loss, and what it makes of each anchor; sums in double precision, in the order of the anchors.
+#include <algorithm>
+
+#include "../checks.h"
+#include "operations.h"
+
+namespace secl::cpu {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss, const Tensor& pull, const Tensor& count,
+                                                  const Maybe& weights, std::string reduction) {
+  const int64_t rows = loss.numel();
+  check_vector("loss", loss, rows, ScalarType::Float);
+  check_vector("pull", pull, rows, ScalarType::Float);
+  check_vector("count", count, rows, ScalarType::Int);
+  check_vector("weights", weights, rows, ScalarType::Float);
+  const bool none = reduction == "none";
+  Tensor value = none ? torch::stable::empty({rows}, ScalarType::Float)
+                      : torch::stable::empty({}, ScalarType::Float),
+         factor = torch::stable::empty({rows}, ScalarType::Float), push = torch::stable::empty_like(factor),
+         draw = torch::stable::empty_like(factor);
+  const float *losses = loss.const_data_ptr<float>(), *pulls = pull.const_data_ptr<float>(),
+              *given = weights.has_value() ? weights->const_data_ptr<float>() : nullptr;
+  const int32_t* counts = count.const_data_ptr<int32_t>();
+  const auto weight = [=](int64_t row) {
+    return counts[row] <= 0 ? 0.0f : given == nullptr ? 1.0f : given[row];
+  };
+  float *values = value.mutable_data_ptr<float>(), *factors = factor.mutable_data_ptr<float>(),
+        *pushes = push.mutable_data_ptr<float>(), *draws = draw.mutable_data_ptr<float>();
+  double sum = 0, total = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    sum += losses[row] * weight(row);
+    total += weight(row);
+    if (none) values[row] = losses[row] * weight(row);
+  }
+  const double divisor = reduction == "mean" && total > 0 ? total : 1.0;
+  if (!none) values[0] = static_cast<float>(sum / divisor);
+  for (int64_t row = 0; row < rows; ++row) {
+    const float share = static_cast<float>(weight(row) / divisor);
+    factors[row] = share;
+    pushes[row] = pulls[row] * share;
+    draws[row] = share / static_cast<float>(std::max(counts[row], 1));
+  }
+  return {value, factor, push, draw};
+}
+
+}  // namespace secl::cpu
