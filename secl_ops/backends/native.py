@@ -146,7 +146,7 @@ def sample(
     strategy: str,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
+    """Index and label [num_classes * B * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
     found: tuple[Tensor, Tensor] = _operations().sample(
         labels.long().contiguous(), _dense(eligible), None if scores is None else scores.double().contiguous(),
         seed.reshape(1) ^ stream, per_class, num_classes, ignore_index, strategy,
