@@ -12,7 +12,7 @@ help:            ## What can be made
 
 setup: $(READY)  ## Virtual environment with pinned versions, and the compiled extension
 
-$(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.*)
+$(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python >= 3.11 or pass PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: Python >= 3.11 is needed; pass one with PYTHON=..." >&2; exit 2; }
@@ -20,8 +20,9 @@ $(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "make: no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
-	@echo "setup: C++ extension"
+	@echo "setup: C++ and, where nvcc is found, CUDA extension"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/python -c 'import secl_ops as s; print("setup:", s.cuda_absence() or "CUDA kernels for " + ", ".join(s.cuda_archs()))'
 	@touch $@
 
 demo: setup      ## Make a phantom data set, train on two labelled cases, segment, report (minutes)
