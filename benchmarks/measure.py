@@ -118,7 +118,7 @@ def extra_mib(
         TimeoutError: It took longer.
     """
     if case.device == "cuda":
-        return _allocated_mib(case, name)
+        return allocated_mib(BUILDERS[type(case).__name__][1](case, name))
     arguments = [type(case).__name__, json.dumps(asdict(case)), name, str(threads), "" if spare is None else str(spare)]
     command = [sys.executable, "-m", "benchmarks.measure", *arguments]
     try:
@@ -131,8 +131,8 @@ def extra_mib(
     return int(done.stdout.splitlines()[-1]) / 1024
 
 
-def _allocated_mib(case: Case | PixelCase, name: str) -> float:
-    step = BUILDERS[type(case).__name__][1](case, name)
+def allocated_mib(step: Work) -> float:
+    """Peak of what the GPU's allocator gave out during one pass, above what it had given out before."""
     step()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

@@ -79,8 +79,12 @@ def fault(row: Mapping[str, str]) -> str | None:
     missing = [field for field in ORIGIN if not row.get(field)]
     if missing:
         return f"no {', '.join(missing)}"
-    if "p50_ms" in row and bool(row["p50_ms"]) == bool(row["note"]):
-        return "either a time or a note that says why there is none"
+    if "p50_ms" in row:
+        note, memory = row["note"], "memory: "
+        if bool(row["p50_ms"]) == bool(note) and not note.startswith(memory):
+            return "either a time or a note that says why there is none"
+        if row["p50_ms"] and bool(row["extra_mib"]) == note.startswith(memory):
+            return f"either extra_mib or a note that begins with {memory!r}"
     return None
 
 

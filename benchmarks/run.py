@@ -12,10 +12,10 @@ import torch
 
 from benchmarks import pixel
 from benchmarks.cases import Case
-from benchmarks.contenders import YARDSTICKS
+from benchmarks.contenders import YARDSTICKS, Step
 from benchmarks.gate import admit, reason
 from benchmarks.limits import device_name, floor_ms
-from benchmarks.measure import Clock, cap_memory, extra_mib, milliseconds, percentiles
+from benchmarks.measure import Clock, Work, allocated_mib, cap_memory, extra_mib, milliseconds, percentiles
 from benchmarks.pixel import PixelCase
 from benchmarks.provenance import ORIGIN, origin, shown, write_rows
 from benchmarks.published import CASES, SQUARE_ROWS, square
@@ -107,37 +107,36 @@ def measured(case: Case, options: Options) -> list[Cells]:
         print(f"\n{case.name}: {reason_left}", flush=True)
         return [(case.name, "every contender", *_shape(case), *UNTIMED, reason_left)]
     admitted = admit(case)
+    rows = [(case.name, *row) for row in _timed(case, admitted.steps, options)]
+    return rows + [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
+
+
+def _timed(case: Case, steps: dict[str, Step], options: Options) -> Iterator[Cells]:
     clock = Clock(options.device, options.cold)
-    times = milliseconds(admitted.steps, options.rounds, clock, options.patience)
+    times = milliseconds(steps, options.rounds, clock, options.patience)
     floor = floor_ms(case, device_name(case.device))
     if floor is None and case.device == "cpu":
         bare = [percentiles(times[name])[1] for name in YARDSTICKS if name in times]
         floor = (min(bare), PRODUCTS) if bare else None
     print(f"\n{case.name}: {case.flop / 1e9:,.1f} GFLOP of products", flush=True)
-    rows = [(case.name, *row) for row in _timed(case, times, floor, clock, options)]
-    return rows + [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
-
-
-def _timed(
-    case: Case, times: dict[str, list[float]], floor: tuple[float, str] | None, clock: Clock, options: Options
-) -> Iterator[Cells]:
     for name, values in times.items():
         low, middle, high = percentiles(values)
         limit: Cells = ("", "", "")
         if floor is not None:
             limit = (f"{floor[0]:.4g}", f"{floor[0] / middle:.3f}", floor[1])
         rate = case.flop / middle / 1e9
-        memory, note = _memory(case, name, options)
+        memory, note = _memory(case, name, steps[name], options)
         print(f"  {name:26}{middle:>11.3f} ms{memory:>11} MiB{limit[1]:>8} of the limit  {note}", flush=True)
         spread = (f"{low:.4g}", f"{middle:.4g}", f"{high:.4g}")
-        yield (name, *_shape(case), *spread, f"{rate:.4g}", *limit, memory, len(values), clock.cache, "")
+        yield (name, *_shape(case), *spread, f"{rate:.4g}", *limit, memory, len(values), clock.cache, note)
 
 
-def _memory(case: Case | PixelCase, name: str, options: Options) -> tuple[str, str]:
+def _memory(case: Case | PixelCase, name: str, step: Work, options: Options) -> tuple[str, str]:
     """Extra MiB of one step, and what happened where that could not be measured."""
     gc.collect()
     try:
-        return f"{extra_mib(case, name, options.threads):.1f}", ""
+        on_gpu = case.device == "cuda"  # there the step that was timed can be asked again, without compiling anew
+        return f"{allocated_mib(step) if on_gpu else extra_mib(case, name, options.threads):.1f}", ""
     except RuntimeError as error:
         return "", f"memory: {reason(error)}"
 
@@ -168,9 +167,9 @@ def run_pixel(options: Options, only: str = "", cases: Sequence[PixelCase] = pix
         rows: list[Cells] = []
         for name, values in times.items():
             spread = [f"{value:.4g}" for value in percentiles(values)]
-            memory, note = _memory(case, name, options)
+            memory, note = _memory(case, name, admitted.steps[name], options)
             print(f"  {name:28}{spread[1]:>11} ms{memory:>11} MiB  {note}", flush=True)
-            rows.append((case.name, name, *shape, *spread, *[""] * 4, memory, len(values), clock.cache, ""))
+            rows.append((case.name, name, *shape, *spread, *[""] * 4, memory, len(values), clock.cache, note))
         rows += [(case.name, name, *shape, *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
         write_rows(options.out, FIELDS, [(*row, *source) for row in rows], append=True)
     print(f"written to {shown(options.out)}")

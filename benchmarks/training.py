@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ FIELDS = (
 BACKENDS = {"secl_ops": "auto", "eager": "reference"}
 STEPS = 30  # the first ten warm up
 LOOK = 10  # steps between two entries of history.csv
+PHANTOM: dict[str, Any] = {"cases": 16, "labeled": 8}
 COMMON = (
     "train.warm_start=0", "train.ramp=0",  # the teacher is listened to from the first step
     "contrast.confidence=0",  # a teacher that knows nothing yet would let no pixel through
@@ -95,7 +97,7 @@ def measure(setting: str, backend: str, threads: int, steps: int = STEPS) -> dic
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        data = write_phantom(place / "phantom", cases=16, labeled=8)
+        data = write_phantom(place / "phantom", **PHANTOM)
         split = make_split(data, 3, 0)
         split = Split(split.labeled, split.unlabeled, (), ())  # nothing is validated: the steps alone are timed
         chosen = [*COMMON, *SETTINGS[setting], f"contrast.backend={backend}", f"train.threads={threads}"]

@@ -246,8 +246,23 @@ def test_every_committed_number_has_its_origin(table: Path) -> None:
 
 
 def test_a_number_without_its_origin_is_seen() -> None:
-    row = dict.fromkeys(provenance.ORIGIN, "x") | {"p50_ms": "1", "note": ""}
+    row = dict.fromkeys(provenance.ORIGIN, "x") | {"p50_ms": "1", "note": "", "extra_mib": "1"}
     assert provenance.fault(row) is None
     assert provenance.fault(row | {"commit": ""}) == "no commit"
     assert provenance.fault(row | {"note": "left out"}) is not None
     assert provenance.fault(row | {"p50_ms": ""}) is not None
+    assert provenance.fault(row | {"extra_mib": ""}) is not None
+    assert provenance.fault(row | {"extra_mib": "", "note": "memory: it died"}) is None
+
+
+def test_a_step_whose_memory_cannot_be_measured_keeps_its_time(
+    options: run.Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(case: Case, name: str, threads: int) -> float:
+        raise RuntimeError("it died")
+
+    monkeypatch.setattr(run, "extra_mib", dies)
+    run.run(options, cases=[PROTOTYPE])
+    rows = [row for row in provenance.read_rows(options.out) if row["p50_ms"]]
+    assert {row["note"] for row in rows} == {"memory: RuntimeError: it died"}
+    assert [provenance.fault(row) for row in rows] == [None] * len(rows)
