@@ -42,7 +42,7 @@ def _timing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     growing.add_argument("--width", nargs="+", type=int, default=list(SQUARE_WIDTHS))
     growing.add_argument("--largest", type=int, default=SQUARE_ROWS[-1], help="stop at this many rows")
     growing.set_defaults(
-        call=lambda given: sweep(_options(given), given.kind, given.width, given.largest), table="sweep.csv"
+        call=lambda given: sweep(_options(given), given.kind, given.width, given.largest), table="growth.csv"
     )
     for command in (timing, pixel):
         command.add_argument("--case", default="", help="only cases whose name holds this; `cases` lists them")

@@ -266,7 +266,7 @@ def claim(rows: Sequence[Row], out: Path) -> None:
 
 
 FIGURES = {
-    "growth": ("sweep.csv", growth),
+    "growth": ("growth.csv", growth),
     "published": ("cases.csv", published),
     "limit": ("cases.csv", limit),
     "pixel": ("pixel.csv", pixel_step),

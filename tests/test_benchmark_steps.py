@@ -161,7 +161,7 @@ def _tables(folder: Path) -> None:
             for who in (name, "eager torch"):
                 swept.append((case.name, who, *run._shape(case), 9, rows, 12, 1, 1, 1, "", rows, 5, "", "", *origin))
     provenance.write_rows(folder / "cases.csv", run.FIELDS, timed, append=False)
-    provenance.write_rows(folder / "sweep.csv", run.FIELDS, swept, append=False)
+    provenance.write_rows(folder / "growth.csv", run.FIELDS, swept, append=False)
     step = ("la-3d", NATIVE, "cpu", "float32", "pixel", "negatives", 1, 1, 1, 9, 10, 12, "", "", "", "", 3, 5, "", "")
     provenance.write_rows(folder / "pixel.csv", run.FIELDS, [(*step, *ORIGIN)], append=False)
     claim = (NATIVE, "cpu", "float32", "self", "all", 128, 128, 1024, 9, 2048, 140, "")
@@ -178,7 +178,7 @@ def test_each_figure_comes_from_its_table_and_device(tmp_path: Path) -> None:
         "published-h200.png",
     ]  # fmt: skip
     assert all((tmp_path / "out" / name).stat().st_size > 10_000 for name in drawn)
-    with pytest.raises(SystemExit, match=r"must hold one of cases\.csv, memory\.csv"):
+    with pytest.raises(SystemExit, match=r"must hold one of cases\.csv, growth\.csv, memory\.csv"):
         figures.draw(tmp_path / "nothing", tmp_path / "out")
 
 
