@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu import gpu
 from benchmarks.memory import BUDGET_MIB, largest
 from benchmarks.provenance import RESULTS
 from benchmarks.published import SQUARE_ROWS, SQUARE_WIDTHS, listing
 from benchmarks.run import Options, run, run_pixel, sweep
 from benchmarks.static import report
 from benchmarks.training import SETTINGS, training
+from benchmarks.tune import ROWS, WIDTHS, tune
 from benchmarks.verified import write as write_verified
 
 Namespace = argparse.Namespace
@@ -88,13 +90,33 @@ def _others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verifying.set_defaults(call=lambda _: write_verified())
 
 
-def main() -> None:
-    """Read the command line."""
+def _on_a_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What a machine without a GPU refuses."""
+    tuning = commands.add_parser("tune", help="time tiles beside those of the table, and say which should change")
+    tuning.add_argument("--dtype", nargs="+", choices=tuple(ROWS), default=list(ROWS))
+    tuning.add_argument("--width", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
+    tuning.add_argument("--rounds", type=int, default=15)
+    tuning.add_argument("--seconds", type=float, default=3600.0, help="no group of tiles is begun after these")
+    tuning.add_argument("--out", type=Path, default=RESULTS / "tune.csv", help="rows are appended")
+    tuning.set_defaults(call=lambda given: tune(given.out, given.dtype, given.width, given.rounds, given.seconds))
+    everything = commands.add_parser("gpu", help="build check, tests, targets, rivals, tiles, pictures: eight minutes")
+    everything.add_argument("--out", type=Path, required=True, help="a folder for the report, logs, tables, pictures")
+    everything.set_defaults(call=lambda given: gpu(given.out))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True)
     _timing(commands)
     _others(commands)
-    given = parser.parse_args()
+    _on_a_gpu(commands)
+    return parser
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    given = parser().parse_args()
     given.call(given)
 
 
