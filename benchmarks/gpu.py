@@ -62,7 +62,7 @@ STAGES = (
     Stage("pixel", 40, ("-m", "benchmarks", "pixel", *_ON_CUDA, "--out", "{out}/pixel.csv"), "the whole pixel step"),
     Stage("rivals", 70, ("-m", "benchmarks", "run", *_ON_CUDA, "--out", "{out}/cases.csv"), "published sizes, rivals"),
     Stage(
-        "sweep", 40, ("-m", "benchmarks", "sweep", *_ON_CUDA, "--width", "128", "--out", "{out}/sweep.csv"),
+        "sweep", 40, ("-m", "benchmarks", "sweep", *_ON_CUDA, "--width", "128", "--out", "{out}/growth.csv"),
         "time and memory against N",
     ),
     Stage(

@@ -183,6 +183,13 @@ def test_every_stage_exists(stage: Stage) -> None:
         assert all((gpu.REPOSITORY / name).exists() for name in files)
 
 
+def test_the_pictures_find_the_tables_that_the_stages_write() -> None:
+    from benchmarks.figures import FIGURES
+
+    written = {Path(part).name for stage in STAGES for part in stage.command if part.endswith(".csv")}
+    assert {table for table, _ in FIGURES.values()} - written == {"memory.csv"}  # minutes: a command of its own
+
+
 @pytest.mark.parametrize("module", ["targets", "native_cuda", "build"])
 def test_a_stage_alone_refuses_without_a_gpu(module: str, tmp_path: Path) -> None:
     if torch.cuda.is_available():
