@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-import secl_ops
 from benchmarks import build, gate, native_cuda, targets, verdict, verified
 from benchmarks.cases import Case
 from benchmarks.contenders import NATIVE
 from benchmarks.native_cuda import Trial
 from benchmarks.provenance import read_rows
 from benchmarks.targets import TARGETS, Target
+from secl_ops.backends import triton
 from tests.conftest import skip_or_fail
 
 TINY = Case("tiny", 64, 16)
@@ -28,7 +29,14 @@ ABSENT = Target("absent", TINY, "no such contender", "p50_ms", 1.0, "nothing")
 def _cheap(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "extra_mib", lambda *_: 2000.0)  # a process of its own, tested with the harness
     monkeypatch.setattr(native_cuda, "ROUNDS", 1)
-    reasons = secl_ops.backends()["triton"]
+
+
+@pytest.fixture
+def interpreted() -> None:
+    """Both backends on the CPU's tensors."""
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles for this machine's GPU, where the stage itself runs")
+    reasons = triton.objections("cpu", torch.float32, "info_nce")
     if reasons:
         skip_or_fail("triton", "; ".join(reasons))
 
@@ -89,6 +97,7 @@ def few() -> Iterator[Trial]:
     yield native_cuda.contrasting(Case("both", 24, 16, 32, both=True))
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_the_cuda_table_is_what_the_selection_reads(tmp_path: Path) -> None:
     table = tmp_path / "cuda.csv"
     assert native_cuda.measure(table, "cpu", few()) == 0
@@ -100,6 +109,7 @@ def test_the_cuda_table_is_what_the_selection_reads(tmp_path: Path) -> None:
     assert len(verified.chosen(rows)) == 3  # the interpreter is slower than anything
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_a_wrong_native_kernel_is_written_down_as_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: object) -> None:
         raise AssertionError("error 1 above its budget 0")
@@ -111,6 +121,7 @@ def test_a_wrong_native_kernel_is_written_down_as_wrong(tmp_path: Path, monkeypa
     assert verified.chosen([row]) == []
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_what_does_not_run_is_printed_and_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(_: str) -> object:
         raise RuntimeError("no kernel image")
@@ -131,6 +142,7 @@ def test_every_dtype_width_and_operation_has_a_trial() -> None:
         assert {(operation, dtype, width) for dtype in native_cuda.DTYPES for width in native_cuda.WIDTHS} <= found
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_the_build_check_runs_every_backend(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
