@@ -42,7 +42,7 @@ lint: setup      ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: setup     ## Time the loss beside eager torch and the bare products; `python -m benchmarks` has more
+bench: setup     ## Time the loss and the whole pixel step in about a minute; `python -m benchmarks` has more
 	@$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:           ## Remove what setup made

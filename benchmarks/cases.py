@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed, and the truth about it in float64."""
+"""One problem of the loss on rows: its shape, its tensors, and the truth about it in float64."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -12,79 +12,117 @@ from torch import Tensor
 
 import secl_ops
 
-TEMPERATURE = 0.1
-TRUTH_ROWS = 512  # anchors at a time, so that the float64 matrix stays small
+TRUTH_PAIRS = 1 << 24  # anchors times keys at a time, so that a float64 matrix stays at 128 MiB
 
 
 class Problem(NamedTuple):
-    """The tensors of one case; only the anchors learn."""
+    """The tensors of one case, and who of them learns."""
 
     anchors: Tensor  # [N, D], requires a gradient
-    keys: Tensor | None  # [M, D]; None: the anchors themselves
+    keys: Tensor | None  # [M, D]; None: the anchors themselves; requires a gradient where both sides learn
     labels: Tensor  # [N]
     key_labels: Tensor | None  # [M]
+    temperature: float
+    denominator: str
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What the gradient is taken of: the anchors, and the keys where they learn."""
+        learns = self.keys is not None and self.keys.requires_grad
+        return (self.anchors, self.keys) if learns and self.keys is not None else (self.anchors,)
 
 
 class Answer(NamedTuple):
     """What a contender computes; the yardsticks have no loss."""
 
     loss: Tensor | None  # scalar
-    gradient: Tensor  # [N, D], of the anchors
+    gradients: tuple[Tensor, ...]  # [N, D] of the anchors; [M, D] of the keys where both sides learn
 
 
 @dataclass(frozen=True)
 class Case:
-    """A contrast of rows of width D in C classes: with themselves, or with frozen keys."""
+    """A contrast of N rows of width D with themselves, with M frozen keys, or with M keys that learn too.
 
+    Labels are laid out as "classes" (equally many rows of each), "pairs" (key i is anchor i's one positive, every other
+    key its negative) or "prototype" (key 0 is the one positive of all anchors).
+    """
+
+    name: str
     rows: int
     width: int
-    classes: int
-    denominator: str
     keys: int = 0  # 0: self-contrast
+    both: bool = False  # the keys learn as well
+    denominator: str = "all"
+    temperature: float = 0.1
+    layout: str = "classes"
+    classes: int = 8
+    title: str = ""
+    source: str = ""
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
-    def name(self) -> str:
-        """One word for tables."""
-        kind, keys = ("frozen", f"-M{self.keys}") if self.keys else ("self", "")
-        return f"{kind}-{self.denominator}-N{self.rows}{keys}-D{self.width}-C{self.classes}"
+    def kind(self) -> str:
+        """One of "self", "frozen" and "both"."""
+        return "both" if self.both else "frozen" if self.keys else "self"
+
+    @property
+    def pairs(self) -> int:
+        """Similarities, N x M."""
+        return self.rows * (self.keys or self.rows)
 
     @property
     def flop(self) -> int:
-        """Operations of the matrix products that the loss and its gradient need: 6 N^2 D, or 4 N M D."""
-        return 4 * self.rows * self.keys * self.width if self.keys else 6 * self.rows**2 * self.width
+        """Operations of the matrix products of loss and gradient: 6 N^2 D, 4 N M D, or 8 N M D where both learn."""
+        return {"self": 6, "frozen": 4, "both": 8}[self.kind] * self.pairs * self.width
+
+    def on(self, device: str, dtype: str) -> Case:
+        """The same case elsewhere."""
+        return replace(self, device=device, dtype=dtype)
+
+    def small(self) -> Case:
+        """A case of the same kind that takes no time: it loads libraries and starts threads."""
+        rows = min(self.rows, 256)
+        return replace(self, rows=rows, keys=min(self.keys, max(rows, 1024)))
 
     def problem(self) -> Problem:
-        """The tensors, the same at every call; each class has equally many rows."""
+        """The tensors, the same at every call on every device."""
         random = torch.Generator().manual_seed(0)
-        anchors = torch.randn(self.rows, self.width, generator=random).requires_grad_()
-        labels = torch.arange(self.rows) % self.classes
+        dtype = getattr(torch, self.dtype)
+        anchors = torch.randn(self.rows, self.width, generator=random).to(self.device, dtype).requires_grad_()
+        labels = self._labels(self.rows)
         if not self.keys:
-            return Problem(anchors, None, labels, None)
-        keys = torch.randn(self.keys, self.width, generator=random)
-        return Problem(anchors, keys, labels, torch.arange(self.keys) % self.classes)
+            return Problem(anchors, None, labels, None, self.temperature, self.denominator)
+        keys = torch.randn(self.keys, self.width, generator=random).to(self.device, dtype).requires_grad_(self.both)
+        return Problem(anchors, keys, labels, self._labels(self.keys, key=True), self.temperature, self.denominator)
+
+    def _labels(self, count: int, key: bool = False) -> Tensor:
+        place = torch.arange(count, device=self.device)
+        if self.layout == "prototype":
+            return (place > 0).long() if key else torch.zeros_like(place)
+        return place if self.layout == "pairs" else place % self.classes
 
 
-CASES = (
-    *(Case(rows, 128, 8, denominator) for denominator in ("all", "negatives") for rows in (1024, 4096)),
-    *(Case(1024, 256, 8, denominator, keys=65536) for denominator in ("all", "negatives")),
-)
-
-
-@cache
+@lru_cache(maxsize=2)
 def truth(case: Case, dtype: torch.dtype = torch.float64) -> Answer:
-    """Loss and gradient by the reference backend, a block of anchors at a time; in fp32 this is plain torch."""
-    anchors, keys, labels, key_labels = case.problem()
-    others = anchors if keys is None else keys
-    total = torch.zeros((), dtype=dtype)
-    gradient = torch.zeros_like(anchors, dtype=dtype)
-    for start in range(0, case.rows, TRUTH_ROWS):
-        block = slice(start, start + TRUTH_ROWS)
+    """Loss and gradients by the reference backend, a block of anchors at a time; in fp32 this is plain torch."""
+    problem = case.problem()
+    keys = problem.keys
+    total = torch.zeros((), dtype=dtype, device=case.device)
+    gradients = tuple(torch.zeros_like(leaf, dtype=dtype) for leaf in problem.leaves)
+    block_rows = max(1, TRUTH_PAIRS // (case.keys or case.rows))
+    for start in range(0, case.rows, block_rows):
+        block = slice(start, start + block_rows)
+        leaves = tuple(leaf.detach().to(dtype).requires_grad_() for leaf in problem.leaves)
+        others = leaves[-1] if keys is None or case.both else keys.to(dtype)
+        place = torch.arange(case.rows, device=case.device)[block] if keys is None else None
         loss = secl_ops.info_nce(
-            anchors.to(dtype)[block], others.to(dtype), anchor_labels=labels[block],
-            key_labels=labels if key_labels is None else key_labels, temperature=TEMPERATURE,
-            denominator=case.denominator, exclude=torch.arange(case.rows)[block] if keys is None else None,
-            reduction="sum", backend="reference",
+            leaves[0][block], others, anchor_labels=problem.labels[block],
+            key_labels=problem.labels if problem.key_labels is None else problem.key_labels,
+            temperature=case.temperature, denominator=case.denominator, exclude=place, reduction="sum",
+            backend="reference",
         )  # fmt: skip
-        gradient += torch.autograd.grad(loss, anchors)[0] / case.rows
+        for sum_of, part in zip(gradients, torch.autograd.grad(loss, leaves), strict=True):
+            sum_of += part / case.rows
         total += loss.detach() / case.rows
-    return Answer(total, gradient)
+    return Answer(total, gradients)

@@ -44,14 +44,24 @@ class Kernel(NamedTuple):
 _OUTPUT = {"VALUE": True, "SELF": False}
 _SAMPLE = {"BLOCK": tiles.SAMPLE_PIXELS, "HARD": False, "CELLS_Z": 1, "CELLS_Y": 1, "CELLS_X": 1}
 _LABELS = {"p_labels": "*i64"}
+_PLAIN_ORDER = dict.fromkeys(("p_anchor_order", "p_key_order", "p_key_rank"), "constexpr")
+_BY_RANK = dict.fromkeys(_PLAIN_ORDER, "*i64")
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel(
         "contrast", "denominator_kernel", "scan", 1, {"VALUE": False, "BOUNDED": True, "SELF": False}
     ),
     "mean": Kernel("contrast", "denominator_kernel", "value", 2, {**_OUTPUT, "BOUNDED": True}),
     "running": Kernel("contrast", "denominator_kernel", "value", 2, {"VALUE": True, "BOUNDED": False, "SELF": True}),
-    "positive": Kernel("contrast", "positive_kernel", "positive", 1, {"VALUE": False, "SELF": False, "KNOWN": True}),
-    "positive_mean": Kernel("contrast", "positive_kernel", "positive", 2, {**_OUTPUT, "KNOWN": False}),
+    "positive": Kernel(
+        "contrast", "positive_kernel", "positive", 1, {"VALUE": False, "SELF": False, "KNOWN": True},
+        overrides=_PLAIN_ORDER,
+    ),
+    "positive_mean": Kernel(
+        "contrast", "positive_kernel", "positive", 2, {**_OUTPUT, "KNOWN": False}, overrides=_PLAIN_ORDER
+    ),
+    "positive_by_rank": Kernel(
+        "contrast", "positive_kernel", "positive", 2, {**_OUTPUT, "KNOWN": False}, overrides=_BY_RANK
+    ),
     "keys": Kernel(
         "contrast", "gradient_kernel", "gradient", 2,
         {"ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True, "SELF": False},

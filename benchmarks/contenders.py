@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is timed: the loss by the native backend and by its rivals, and the bare matrix products as a yardstick."""
+"""Who is timed: the loss by our backends and by its rivals, and the bare matrix products as a yardstick."""
 
 from __future__ import annotations
 
@@ -9,36 +9,62 @@ import torch
 from torch import Tensor
 
 import secl_ops
-from benchmarks import rivals
-from benchmarks.cases import TEMPERATURE, Answer, Case, Problem
+from benchmarks import packages, rivals
+from benchmarks.cases import Answer, Case, Problem
+from benchmarks.rivals import Loss
 
 PRODUCT_ROWS = 1024
-OURS = "secl_ops native"
+NATIVE, TRITON = "secl_ops native", "secl_ops triton"
 COMPILED = "torch.compile"
 BY_ROWS, BY_KEYS = "products, 1024 rows", "products, 1024 keys"
 YARDSTICKS = (BY_ROWS, BY_KEYS)
+PAIRS = {"KeOps": 1 << 24}  # above these, minutes a step on a CPU
 Step = Callable[[], Answer]
 
 
-def _native(problem: Problem, denominator: str) -> rivals.Loss:
-    reasons = secl_ops.backends()["native"]
-    if reasons:
-        raise RuntimeError("; ".join(reasons))
-    anchors, keys, labels, key_labels = problem
-    return lambda: secl_ops.info_nce(
-        anchors, keys, anchor_labels=labels, key_labels=key_labels, temperature=TEMPERATURE, denominator=denominator,
-        backend="native",
-    )  # fmt: skip
+class LeftOutError(Exception):
+    """A contender that could run and is not asked to; the message says what was too large."""
 
 
-LOSSES: dict[str, Callable[[Problem, str], rivals.Loss]] = {
-    OURS: _native,
+def _ours(backend: str) -> Callable[[Problem], Loss]:
+    def build(problem: Problem) -> Loss:
+        anchors, keys, labels, key_labels, temperature, denominator = problem
+        reasons = secl_ops.backends()[backend]
+        if reasons:
+            raise RuntimeError("; ".join(reasons))
+        return lambda: secl_ops.info_nce(
+            anchors, keys, anchor_labels=labels, key_labels=key_labels, temperature=temperature,
+            denominator=denominator, backend=backend,
+        )  # fmt: skip
+
+    return build
+
+
+LOSSES: dict[str, Callable[[Problem], Loss]] = {
+    NATIVE: _ours("native"),
+    TRITON: _ours("triton"),
     COMPILED: rivals.compiled,
-    "chunked + checkpoint": lambda problem, denominator: lambda: rivals.checkpointed(problem, denominator),
-    "eager torch": lambda problem, denominator: lambda: rivals.dense(problem, denominator),
-    "pytorch-metric-learning": rivals.metric_learning,
+    "chunked + checkpoint": rivals.chunked,
+    "eager torch": rivals.eager,
+    "F.linear_cross_entropy": packages.linear_cross_entropy,
+    "pytorch-metric-learning": packages.metric_learning,
+    "KeOps": packages.keops,
+    "cut-cross-entropy": packages.cut_cross_entropy,
+    "Inf-CL": packages.inf_cl,
+    "memeff": packages.memeff,
 }
-NAMES = (*LOSSES, *YARDSTICKS)
+GPU_ONLY = (TRITON, "cut-cross-entropy", "Inf-CL", "memeff")
+
+
+def ours(device: str) -> tuple[str, ...]:
+    """Our own names on this kind of device."""
+    return (NATIVE,) if device == "cpu" else (TRITON, NATIVE)
+
+
+def names(case: Case) -> tuple[str, ...]:
+    """The contenders of a case: the symmetric products of self-contrast, and those of two sides, have one form only."""
+    known = tuple(name for name in LOSSES if case.device != "cpu" or name not in GPU_ONLY)
+    return (*known, *(YARDSTICKS if case.kind == "frozen" else (BY_ROWS,)))
 
 
 def self_products(rows: Tensor) -> Tensor:
@@ -70,9 +96,27 @@ def key_products(anchors: Tensor, keys: Tensor) -> Tensor:
     return result
 
 
-def names(case: Case) -> tuple[str, ...]:
-    """The contenders of a case: the symmetric products of self-contrast have one form only."""
-    return NAMES if case.keys else tuple(name for name in NAMES if name != BY_KEYS)
+def both_products(anchors: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """6 N M D operations: the least that the gradients of both sides take where a block's similarities are kept."""
+    first, second = torch.empty_like(anchors), torch.zeros_like(keys)
+    for start in range(0, len(anchors), PRODUCT_ROWS):
+        block = slice(start, start + PRODUCT_ROWS)
+        similarity = anchors[block] @ keys.T
+        first[block] = similarity @ keys
+        second.addmm_(similarity.T, anchors[block])
+    return first, second
+
+
+def _yardstick(case: Case, name: str) -> Step:
+    problem = case.problem()
+    anchors, keys = problem.anchors.detach(), problem.keys
+    if keys is None:
+        return lambda: Answer(None, (self_products(anchors),))
+    others = keys.detach()
+    if case.both:
+        return lambda: Answer(None, both_products(anchors, others))
+    products = row_products if name == BY_ROWS else key_products
+    return lambda: Answer(None, (products(anchors, others),))
 
 
 def contender(case: Case, name: str) -> Step:
@@ -81,17 +125,16 @@ def contender(case: Case, name: str) -> Step:
     Raises:
         Exception: Whatever keeps it from running here, such as a package that is not installed.
     """
-    problem = case.problem()
     if name in YARDSTICKS:
-        anchors, keys = problem.anchors.detach(), problem.keys
-        if keys is None:
-            return lambda: Answer(None, self_products(anchors))
-        products = row_products if name == BY_ROWS else key_products
-        return lambda: Answer(None, products(anchors, keys))
-    evaluate = LOSSES[name](problem, case.denominator)
+        return _yardstick(case, name)
+    if case.device == "cpu" and case.pairs > PAIRS.get(name, case.pairs):
+        limit = PAIRS[name]
+        raise LeftOutError(f"left out: {case.pairs / 1e6:,.0f} M pairs; {name} gets {limit / 1e6:,.0f} M on a CPU")
+    problem = case.problem()
+    evaluate = LOSSES[name](problem)
 
     def step() -> Answer:
         loss = evaluate()
-        return Answer(loss.detach(), torch.autograd.grad(loss, problem.anchors)[0])
+        return Answer(loss.detach(), torch.autograd.grad(loss, problem.leaves))
 
     return step

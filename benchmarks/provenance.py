@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a number comes from: machine, commit, date; and the CSV files that keep it beside the number."""
+"""Where a number comes from: machine, commit, versions, date; and the CSV files that keep it beside the number."""
 
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
+ORIGIN = ("threads", "machine", "versions", "commit", "date")
+PACKAGES = ("torch", "triton", "pytorch-metric-learning", "pykeops", "cut-cross-entropy", "inf-cl", "memeff")
+Row = dict[str, str]
 
 
 def commit() -> str:
     """The commit of this checkout, marked where files differ from it."""
     found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-    )
+        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
     return found.stdout.strip() or "unknown"
 
 
@@ -29,17 +34,58 @@ def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def machine() -> str:
-    """The processor's name and its widest vectors."""
+def machine(device: str = "cpu") -> str:
+    """The processor's name and its widest vectors; with a GPU, its name and driver first."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    processor = f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    if device == "cpu":
+        return processor
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {processor}"
+
+
+def versions() -> str:
+    """Python, torch and whichever rivals are installed."""
+    found = [f"python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "; ".join(found)
+
+
+def origin(threads: int, device: str = "cpu") -> tuple[object, ...]:
+    """The values of the columns `ORIGIN`."""
+    return (threads, machine(device), versions(), commit(), today())
 
 
 def shown(path: Path) -> str:
     """The path as seen from here, for messages."""
     return os.path.relpath(path)
+
+
+def read_rows(table: Path) -> list[Row]:
+    """Every row of a table, in order; none where there is no table."""
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def fault(row: Mapping[str, str]) -> str | None:
+    """What a row of any table lacks: every number has its origin, every absence its reason."""
+    missing = [field for field in ORIGIN if not row.get(field)]
+    if missing:
+        return f"no {', '.join(missing)}"
+    if "p50_ms" in row:
+        note, memory = row["note"], "memory: "
+        if bool(row["p50_ms"]) == bool(note) and not note.startswith(memory):
+            return "either a time or a note that says why there is none"
+        if row["p50_ms"] and bool(row["extra_mib"]) == note.startswith(memory):
+            return f"either extra_mib or a note that begins with {memory!r}"
+    return None
 
 
 def write_rows(table: Path, fields: Sequence[str], rows: Sequence[Sequence[object]], *, append: bool) -> None:

@@ -1,94 +1,175 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks run` and `sweep`: the measured tables."""
+"""`python -m benchmarks run`, `sweep` and `pixel`: the measured tables, with the same columns on every device."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.cases import CASES, Case
-from benchmarks.contenders import OURS, YARDSTICKS, contender
-from benchmarks.gate import admit, agree
-from benchmarks.measure import cap_memory, extra_mib, milliseconds, ratio
-from benchmarks.provenance import commit, machine, shown, today, write_rows
+from benchmarks import pixel
+from benchmarks.cases import Case
+from benchmarks.contenders import YARDSTICKS, Step
+from benchmarks.gate import admit, reason
+from benchmarks.limits import device_name, floor_ms
+from benchmarks.measure import Clock, Work, allocated_mib, cap_memory, extra_mib, milliseconds, percentiles
+from benchmarks.pixel import PixelCase
+from benchmarks.provenance import ORIGIN, origin, shown, write_rows
+from benchmarks.published import CASES, SQUARE_ROWS, square
 
 FIELDS = (
-    "case", "contender", "p50_ms", "min_ms", "max_ms", "ratio_to_products", "extra_mib", "note", "rounds", "threads",
-    "machine", "torch", "commit", "date",
+    "case", "contender", "device", "dtype", "kind", "denominator", "rows", "keys", "width", "p20_ms", "p50_ms",
+    "p80_ms", "tflops", "limit_ms", "share_of_limit", "limit", "extra_mib", "rounds", "cold_l2", "note", *ORIGIN,
 )  # fmt: skip
-SWEEP_FIELDS = (
-    "contender", "rows", "width", "denominator", "p50_ms", "min_ms", "max_ms", "extra_mib", "rounds", "threads",
-    "machine", "torch", "commit", "date",
-)  # fmt: skip
-SWEEP_ROWS = (2048, 4096, 8192, 16384, 32768)
-SWEEP_LIMITS = {OURS: 32768, "eager torch": 8192}  # the dense form's matrices take 2 GiB at 8,192 rows already
+BUDGET_GFLOP = {"cpu": 500.0, "cuda": 110_000.0}  # a case above takes minutes to check and to time
+DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
+PRODUCTS = "the bare matrix products in this run"
+Cells = tuple[object, ...]
+UNTIMED = ("",) * (FIELDS.index("note") - FIELDS.index("p20_ms"))  # cells of a row without a time
 
 
-def _provenance(rounds: int, threads: int) -> tuple[object, ...]:
-    return (rounds, threads, machine(), torch.__version__, commit(), today())
+@dataclass(frozen=True)
+class Options:
+    """How a table is measured."""
+
+    out: Path
+    rounds: int = 5
+    threads: int = 2
+    device: str = "cpu"
+    dtype: str = ""  # empty: fp32 on a CPU, bf16 on a GPU
+    cold: bool = True  # empty the L2 cache of a GPU before each call
+    budget: float = 0.0  # GFLOP of the largest case; 0: that of the device
+    patience: float = 60.0  # seconds that one contender of one case may take in all
+
+    @property
+    def kind(self) -> str:
+        """What numbers the rows hold."""
+        return self.dtype or DTYPE[self.device]
+
+    @property
+    def largest(self) -> float:
+        """GFLOP of the largest case that is not left out."""
+        return self.budget or BUDGET_GFLOP[self.device]
+
+    def prepare(self) -> None:
+        """Threads, and a bound on memory; on a GPU the process must be able to map all of it."""
+        torch.set_num_threads(self.threads)
+        if self.device == "cpu":
+            cap_memory()
 
 
-def _spread(values: Sequence[float]) -> tuple[str, str, str]:
-    return f"{statistics.median(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"
+def left_out(case: Case, options: Options) -> str | None:
+    """Why a case is not timed at all."""
+    if case.flop / 1e9 <= options.largest:
+        return None
+    return f"left out: {case.flop / 1e9:,.0f} GFLOP, above the budget of {options.largest:,.0f}; --budget raises it"
 
 
-def run(out: Path, rounds: int, threads: int, only: str) -> None:
-    """Time every case, contenders in turn within each round, and append the rows to `out`.
+def _shape(case: Case) -> Cells:
+    keys = case.keys or case.rows
+    return (case.device, case.dtype, case.kind, case.denominator, case.rows, keys, case.width)
+
+
+def run(options: Options, only: str = "", cases: Sequence[Case] = CASES) -> None:
+    """Time every case, contenders in turn within each round, and append the rows to the table case by case.
 
     Raises:
         SystemExit: No case is named so, or our own result is wrong.
     """
-    chosen = [case for case in CASES if only in case.name]
+    chosen = [case.on(options.device, options.kind) for case in cases if only in case.name]
     if not chosen:
-        raise SystemExit(f"--case must be part of one of {', '.join(case.name for case in CASES)}; got {only}")
-    torch.set_num_threads(threads)
-    cap_memory()
-    origin = _provenance(rounds, threads)
+        raise SystemExit(f"--case must be part of one of {', '.join(case.name for case in cases)}; got {only}")
+    options.prepare()
+    source = origin(options.threads, options.device)
     for case in chosen:
-        write_rows(out, FIELDS, [(*row, *origin) for row in measured(case, rounds, threads)], append=True)
-    print(f"written to {shown(out)}")
+        rows = [(*row, *source) for row in measured(case, options)]
+        write_rows(options.out, FIELDS, rows, append=True)
+    print(f"written to {shown(options.out)}")
 
 
-def measured(case: Case, rounds: int, threads: int) -> list[tuple[object, ...]]:
-    """One row per contender: times, their ratio to the faster yardstick, memory; or why there are none."""
-    right, refused = admit(case)
-    times = milliseconds(right, rounds)
-    base = min((times[name] for name in YARDSTICKS if name in times), key=statistics.median)
-    print(f"\n{case.name}: {case.flop / 1e9:.1f} GFLOP of products")
-    print(f"{'':28}{'ms':>9}{'min':>9}{'max':>9}{'x products':>12}{'extra MiB':>11}")
-    rows: list[tuple[object, ...]] = []
-    for name, values in times.items():
-        spread, times_products = _spread(values), f"{ratio(values, base):.2f}"
-        memory = f"{extra_mib(case, name, threads):.1f}"
-        rows.append((case.name, name, *spread, times_products, memory, ""))
-        print(f"  {name:26}" + "".join(f"{value:>9}" for value in spread) + f"{times_products:>12}{memory:>11}")
-    for name, reason in refused.items():
-        rows.append((case.name, name, "", "", "", "", "", reason))
-        print(f"  {name:26}  not timed: {reason}")
-    return rows
-
-
-def sweep(out: Path, rounds: int, threads: int, largest: int) -> None:
-    """Time and memory of self-contrast against the number of rows; the table is written anew.
+def sweep(options: Options, kinds: Sequence[str], widths: Sequence[int], largest: int) -> None:
+    """Time and memory for N = M, from 1,024 rows up; each size is appended as soon as it is measured.
 
     Raises:
-        AssertionError: A result is wrong; no table is written.
+        SystemExit: Our own result is wrong.
     """
-    torch.set_num_threads(threads)
-    cap_memory()
-    origin = _provenance(rounds, threads)
-    rows: list[tuple[object, ...]] = []
-    for count in (count for count in SWEEP_ROWS if count <= largest):
-        case = Case(count, 128, 8, "all")
-        steps = {name: contender(case, name) for name, limit in SWEEP_LIMITS.items() if count <= limit}
-        for name, step in steps.items():
-            agree(case, name, step())
-        for name, values in milliseconds(steps, rounds).items():
-            spread, memory = _spread(values), f"{extra_mib(case, name, threads):.1f}"
-            rows.append((name, count, case.width, case.denominator, *spread, memory, *origin))
-            print(f"{count:>7} rows  {name:18}{spread[0]:>10} ms{memory:>9} MiB", flush=True)
-    write_rows(out, SWEEP_FIELDS, rows, append=False)
-    print(f"written to {shown(out)}")
+    sizes = [rows for rows in SQUARE_ROWS if rows <= largest]
+    run(options, cases=[square(rows, width, kind) for kind in kinds for width in widths for rows in sizes])
+
+
+def measured(case: Case, options: Options) -> list[Cells]:
+    """One row per contender: times, rate, limit, memory; or why there are none."""
+    reason_left = left_out(case, options)
+    if reason_left:
+        print(f"\n{case.name}: {reason_left}", flush=True)
+        return [(case.name, "every contender", *_shape(case), *UNTIMED, reason_left)]
+    admitted = admit(case)
+    rows = [(case.name, *row) for row in _timed(case, admitted.steps, options)]
+    return rows + [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
+
+
+def _timed(case: Case, steps: dict[str, Step], options: Options) -> Iterator[Cells]:
+    clock = Clock(options.device, options.cold)
+    times = milliseconds(steps, options.rounds, clock, options.patience)
+    floor = floor_ms(case, device_name(case.device))
+    if floor is None and case.device == "cpu":
+        bare = [percentiles(times[name])[1] for name in YARDSTICKS if name in times]
+        floor = (min(bare), PRODUCTS) if bare else None
+    print(f"\n{case.name}: {case.flop / 1e9:,.1f} GFLOP of products", flush=True)
+    for name, values in times.items():
+        low, middle, high = percentiles(values)
+        limit: Cells = ("", "", "")
+        if floor is not None:
+            limit = (f"{floor[0]:.4g}", f"{floor[0] / middle:.3f}", floor[1])
+        rate = case.flop / middle / 1e9
+        memory, note = _memory(case, name, steps[name], options)
+        print(f"  {name:26}{middle:>11.3f} ms{memory:>11} MiB{limit[1]:>8} of the limit  {note}", flush=True)
+        spread = (f"{low:.4g}", f"{middle:.4g}", f"{high:.4g}")
+        yield (name, *_shape(case), *spread, f"{rate:.4g}", *limit, memory, len(values), clock.cache, note)
+
+
+def _memory(case: Case | PixelCase, name: str, step: Work, options: Options) -> tuple[str, str]:
+    """Extra MiB of one step, and what happened where that could not be measured."""
+    gc.collect()
+    try:
+        on_gpu = case.device == "cuda"  # there the step that was timed can be asked again, without compiling anew
+        return f"{allocated_mib(step) if on_gpu else extra_mib(case, name, options.threads):.1f}", ""
+    except RuntimeError as error:
+        return "", f"memory: {reason(error)}"
+
+
+def _refusals(refused: dict[str, str]) -> Iterator[tuple[str, Cells]]:
+    for name, why in refused.items():
+        print(f"  {name:26}  not timed: {why}", flush=True)
+        yield name, (why,)
+
+
+def run_pixel(options: Options, only: str = "", cases: Sequence[PixelCase] = pixel.CASES) -> None:
+    """Time the whole pixel step, from the feature map to the map's gradient.
+
+    Raises:
+        SystemExit: No case is named so, or our own result is wrong.
+    """
+    chosen = [case.on(options.device, options.kind) for case in cases if only in case.name]
+    if not chosen:
+        raise SystemExit(f"--case must be part of one of {', '.join(case.name for case in cases)}; got {only}")
+    options.prepare()
+    source = origin(options.threads, options.device)
+    for case in chosen:
+        admitted = pixel.admit(case)
+        clock = Clock(options.device, options.cold)
+        times = milliseconds(admitted.steps, options.rounds, clock, options.patience)
+        print(f"\n{case.name}: {case.anchors:,} pixels of {case.title}", flush=True)
+        shape = (case.device, case.dtype, "pixel", "negatives", case.anchors, case.anchors, case.width)
+        rows: list[Cells] = []
+        for name, values in times.items():
+            spread = [f"{value:.4g}" for value in percentiles(values)]
+            memory, note = _memory(case, name, admitted.steps[name], options)
+            print(f"  {name:28}{spread[1]:>11} ms{memory:>11} MiB  {note}", flush=True)
+            rows.append((case.name, name, *shape, *spread, *[""] * 4, memory, len(values), clock.cache, note))
+        rows += [(case.name, name, *shape, *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
+        write_rows(options.out, FIELDS, [(*row, *source) for row in rows], append=True)
+    print(f"written to {shown(options.out)}")

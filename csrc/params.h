@@ -16,6 +16,7 @@ enum Flag : int64_t {
   kAnchorGradient = 8,
   kKeyGradient = 16,
   kScan = 32,
+  kOrdered = 64,
 };
 
 // The rows that are not ignored, sorted by (group, label, index) so that equal labels lie together. Every

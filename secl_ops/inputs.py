@@ -29,13 +29,13 @@ class ContrastInput(NamedTuple):
     keys: Several | None  # [M, D]
     anchor_labels: Tensor  # [N]
     key_labels: Several | None  # [M]
-    weights: Tensor | None  # [N]
-    positives: Tensor | None  # [P, D]
-    positive_labels: Tensor | None  # [P]
-    positive_groups: Tensor | None  # [P]
-    anchor_groups: Tensor | None  # [N]
-    key_groups: Several | None  # [M]
-    exclude: Tensor | None  # [N]
+    weights: Tensor | None = None  # [N]
+    positives: Tensor | None = None  # [P, D]
+    positive_labels: Tensor | None = None  # [P]
+    positive_groups: Tensor | None = None  # [P]
+    anchor_groups: Tensor | None = None  # [N]
+    key_groups: Several | None = None  # [M]
+    exclude: Tensor | None = None  # [N]
 
     def check(self, options: ContrastSpec) -> None:
         """Refuse what the contract forbids; values are looked at only under `validate`, since that synchronises."""

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from secl_ops import spec
 from secl_ops.autograd import Places
-from secl_ops.functional import contrast_sources, info_nce
+from secl_ops.functional import contrast_sources
+from secl_ops.inputs import ContrastInput
 from secl_ops.pixels import PixelSample, draw_pixels, gather_pixels
 from secl_ops.queue import ClassQueue
+from secl_ops.shards import contrast_shards
 from secl_ops.spec import ContrastSpec, Flag, Pairs, SampleSpec
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
@@ -104,7 +106,8 @@ def pixel_contrast(
         return _with_queue(features, anchor, key_features, key, queue, contrast)
     if isinstance(temperature, Tensor):
         spec.check_device("temperature", temperature, features, "features")
-    flags, count = contrast.flags | (Flag.SELF if key_features is None else Flag(0)), key.label.shape[0]
+    flags = contrast.flags | Flag.ORDERED | (Flag.SELF if key_features is None else Flag(0))
+    count = key.label.shape[0]
     pairs = Pairs(anchor.label, key.label, None, None, None, 0, count)
     places = Places(anchor.index, None if key_features is None else key.index)
     return contrast_sources(features, key_features, pairs, flags, contrast, places=places)
@@ -123,12 +126,11 @@ def _with_queue(
     anchors = gather(features, anchor.index)
     exclude = torch.arange(anchors.shape[0], device=anchors.device) if key_features is None else None
     newest = anchors if key_features is None else gather(key_features, key.index)
-    loss = info_nce(  # the queue is read where it lies
-        anchors, [newest, queue.keys.to(newest.dtype)], anchor_labels=anchor.label,
-        key_labels=[key.label, queue.key_labels], exclude=exclude, temperature=options.temperature,
-        denominator=options.denominator, normalize=options.normalize, reduction=options.reduction,
-        backend=options.backend, validate=options.validate,
-    )  # fmt: skip
+    given = ContrastInput(  # the queue is read where it lies
+        anchors, [newest, queue.keys.to(newest.dtype)], anchor.label, [key.label, queue.key_labels], exclude=exclude
+    )
+    given.check(options)
+    loss = contrast_shards(given, given.arrange(), options, flags=Flag.ORDERED).loss
     queue.enqueue(newest.detach(), key.label)
     return loss
 

@@ -19,7 +19,7 @@ class PixelSample(NamedTuple):
     """Pixels drawn from a batch of label maps; a free place holds -1 in both."""
 
     # The contract's name; it hides tuple.index, which nobody calls on a pair of tensors.
-    index: Tensor  # type: ignore[assignment]  # [B * num_classes * per_class] int64 into B * prod(spatial)
+    index: Tensor  # type: ignore[assignment]  # [num_classes * B * per_class] int64 into B * prod(spatial)
     label: Tensor  # [same] int32
 
 
@@ -54,8 +54,8 @@ def sample_pixels(
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
-        `PixelSample(index, label)`, both [B * num_classes * per_class], ordered by image, then class; -1 where fewer
-        pixels exist.
+        `PixelSample(index, label)`, both [num_classes * B * per_class], ordered by class, then image, so that
+        the positives of an anchor lie in one run; -1 where fewer pixels exist.
 
     Raises:
         TypeError, ValueError: An argument breaks its rule; the message names it.

@@ -157,7 +157,7 @@ class _Call(NamedTuple):
 
     @property
     def flags(self) -> Flag:
-        return self.options.flags & (Flag.NEGATIVES | Flag.UNIT)
+        return self.options.flags & (Flag.NEGATIVES | Flag.UNIT | Flag.ORDERED)
 
     @property
     def attracts(self) -> bool:
@@ -224,11 +224,15 @@ def _of_counted(number: Tensor, upstream: Tensor) -> Tensor:
 
 
 def contrast_shards(
-    given: ContrastInput, shards: Sequence[Shard], options: ContrastSpec, lse: Tensor | None = None
+    given: ContrastInput,
+    shards: Sequence[Shard],
+    options: ContrastSpec,
+    lse: Tensor | None = None,
+    flags: Flag = Flag(0),  # noqa: B008  # immutable
 ) -> ContrastParts:
     """The reduced loss, and log-sum-exp and count of each anchor, over all shards; a given lse replaces theirs."""
     learned = options.temperature if isinstance(options.temperature, Tensor) else None
-    flags = options.flags
+    flags |= options.flags
     if torch.is_grad_enabled() and (given.anchors.requires_grad or (learned is not None and learned.requires_grad)):
         flags |= Flag.ANCHOR_GRADIENT
     keys = [given.anchors if shard.keys is None else shard.keys for shard in shards]

@@ -28,6 +28,7 @@ class Flag(IntFlag):
     ANCHOR_GRADIENT = 8
     KEY_GRADIENT = 16
     SCAN = 32  # the log-sum-exp alone and, under ANCHOR_GRADIENT, its gradient; no loss, no positives
+    ORDERED = 64  # the rows of each side lie class by class already: a kernel need not sort them
 
 
 class Pairs(NamedTuple):

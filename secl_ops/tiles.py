@@ -43,9 +43,10 @@ _HALF: dict[str, tuple[tuple[int, Tile], ...]] = {
         (WIDEST, Tile(64, 64, 128, 256, 8, 2)),  # 256 output columns a program; wider rows repeat the similarities
     ),
     "positive": (
-        (64, Tile(128, 32, 64, 64, 8, 2)),  # softplus and sigmoid need the registers that 64 keys would take
-        (128, Tile(64, 32, 128, 128, 4, 2)),  # 128 rows spill 8 bytes on sm_80
-        (WIDEST, Tile(64, 32, 128, 256, 8, 2)),  # whole rows of 256 spill 32 bytes on sm_90 with a factor per key
+        (64, Tile(64, 32, 64, 64, 4, 2)),  # 128 rows spill 40 bytes on sm_100 where rows are visited by rank
+        (128, Tile(64, 16, 128, 128, 4, 2)),  # 32 keys spill 24 bytes on sm_80
+        (256, Tile(64, 32, 128, 256, 8, 1)),  # two stages spill 32 bytes on sm_80
+        (WIDEST, Tile(64, 32, 128, 256, 8, 2)),  # one stage spills 24 bytes on sm_80
     ),
     "gradient": (
         (64, Tile(128, 32, 64, 64, 8, 3)),  # streamed anchors bring 6 numbers each: 64 of them spill on sm_100
@@ -64,7 +65,7 @@ _FP16: dict[str, tuple[tuple[int, Tile], ...]] = {
         (WIDEST, Tile(64, 32, 128, 128, 8, 2)),
     ),
     "positive": (
-        (64, Tile(128, 32, 64, 64, 8, 2)),
+        (64, Tile(64, 32, 64, 64, 4, 2)),  # 128 rows spill 16 bytes on sm_100 where rows are visited by rank
         (128, Tile(64, 32, 128, 128, 8, 2)),
         (WIDEST, Tile(64, 16, 128, 128, 8, 2)),  # 32 keys spill 8 bytes on sm_80
     ),
@@ -82,6 +83,25 @@ _FULL: dict[str, tuple[tuple[int, Tile], ...]] = {
     "positive": ((WIDEST, Tile(16, 32, 16, 128, 4, 2)),),  # 32 rows spill 16 bytes on sm_100
     "gradient": ((64, Tile(32, 16, 16, 64, 8, 2)), (WIDEST, Tile(32, 32, 32, 128, 8, 2))),
 }
+
+
+# Multiply-adds N * M * D of a second pass above which rows in any order are first sorted by class. Unsorted, each tile
+# is visited: 4 N M D FLOP with the gradient, at about 400 TFLOP/s (half the H200's measured peak) 1e-14 s each for
+# bf16 and fp16, at about 40 TFLOP/s on the FMA units 1e-13 s for fp32. Sorted, 1 / C of it stays. Two radix sorts of up
+# to 2^17 ranks cost about ten launches each, 120 us in all. Two classes break even at 2.4e10 and 2.4e9: the next powers
+# of two. An estimate: `python -m benchmarks tune` measures both sides of it. Launch-bound problems stay far below.
+_SORTED_WORK = {torch.float32: 1 << 32}
+_SORTED_WORK_HALF = 1 << 35
+
+
+def sorts(rows: int, columns: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether sorting both sides pays for itself in the pass over the positives, decided by sizes alone.
+
+    Example:
+        >>> sorts(65536, 65536, 128, torch.bfloat16), sorts(8192, 8192, 256, torch.bfloat16)
+        (True, False)
+    """
+    return rows * columns * width >= _SORTED_WORK.get(dtype, _SORTED_WORK_HALF)
 
 
 def next_power_of_two(value: int) -> int:
@@ -109,5 +129,44 @@ def pick(width: int, dtype: torch.dtype, purpose: str) -> Tile:
     """
     table = {torch.float32: _FULL, torch.float16: _FP16}.get(dtype, _HALF)[purpose]
     tile = next(tile for widest, tile in table if width <= widest)
+    return _fitted(tile, width)
+
+
+def _fitted(tile: Tile, width: int) -> Tile:
     padded = max(16, next_power_of_two(width))  # a tensor-core product is at least 16 deep
     return tile._replace(block_d=min(tile.block_d, padded), block_out=min(tile.block_out, padded))
+
+
+# Rows and keys first: they decide how often a key crosses from L2 and how many programs there are.
+_STEPS = (
+    ("block_n", 2.0), ("block_n", 0.5), ("block_m", 2.0), ("block_m", 0.5), ("warps", 2.0), ("warps", 0.5),
+    ("stages", 1.0), ("stages", -1.0), ("block_d", 2.0), ("block_d", 0.5), ("block_out", 2.0), ("block_out", 0.5),
+)  # fmt: skip
+_LIMITS = {
+    "block_n": (16, 256), "block_m": (16, 128), "block_d": (16, 256), "block_out": (16, 256), "warps": (4, 8),
+    "stages": (1, 4),
+}  # fmt: skip
+
+
+def candidates(width: int, dtype: torch.dtype, purpose: str) -> list[Tile]:
+    """The table's tile, then every other one a step away in one direction, and bolder ones two such steps away.
+
+    `python -m benchmarks tune` times them; where one wins and enters the table, the next call looks on from there.
+
+    Example:
+        >>> candidates(128, torch.bfloat16, "value")[0] == pick(128, torch.bfloat16, "value")
+        True
+    """
+    start = pick(width, dtype, purpose)
+    near = [near for step in _STEPS if (near := _stepped(start, step)) is not None]
+    far = [far for tile in near[:4] for step in _STEPS[:6] if (far := _stepped(tile, step)) is not None]
+    return list(dict.fromkeys(_fitted(tile, width) for tile in (start, *near, *far)))
+
+
+def _stepped(tile: Tile, step: tuple[str, float]) -> Tile | None:
+    """The tile after one step; None where that leaves what a program can be."""
+    name, change = step
+    value = getattr(tile, name)
+    moved = int(value + change) if name == "stages" else int(value * change)
+    low, high = _LIMITS[name]
+    return tile._replace(**{name: moved}) if low <= moved <= high else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import secl_ops
+from secl_ops import tiles
 from secl_ops.backends.triton import grids, launch
 from tests.device_step import HostWaitError, fake_cuda, watched
 
@@ -49,6 +50,37 @@ def test_self_contrast_takes_eight_launches(strategy: str, denominator: str) -> 
         "sample_kernel", "gather_unit_kernel", "denominator_kernel", "positive_kernel", "reduce_kernel",
         "gradient_kernel", *BACKWARD,
     ]  # fmt: skip
+
+
+@pytest.fixture
+def sorting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in any order are sorted however few they are."""
+    monkeypatch.setattr(tiles, "sorts", lambda *_: True)
+
+
+@pytest.mark.usefixtures("sorting")
+@pytest.mark.parametrize("queued", [False, True], ids=["no queue", "queue"])
+@pytest.mark.parametrize("teacher", [False, True], ids=["self", "teacher"])
+def test_drawn_pixels_lie_class_by_class_and_are_never_sorted(teacher: bool, queued: bool) -> None:
+    options = {"queue": secl_ops.ClassQueue(3, 5, 16).to(DEVICE)} if queued else {}
+    assert "sort" not in launches(teacher=teacher, **options)
+
+
+@pytest.mark.usefixtures("sorting")
+@pytest.mark.parametrize("grouped", [False, True], ids=["labels", "groups"])
+@pytest.mark.parametrize("kind", ["self", "keys", "pieces"])
+def test_sorting_does_not_wait_for_the_device(kind: str, grouped: bool) -> None:
+    with fake_cuda() as (mode, tape):
+        anchors, *keys = (torch.empty(rows, 16, device="cuda").requires_grad_() for rows in (40, 70, 30))
+        labels, *key_labels = (torch.zeros(rows, dtype=torch.int64, device="cuda") for rows in (40, 70, 30))
+        given: dict[str, object] = {"anchor_labels": labels, "anchor_groups": labels if grouped else None}
+        if kind != "self":
+            sides = {"keys": keys, "key_labels": key_labels, "key_groups": key_labels if grouped else None}
+            given |= {name: side[0] if side and kind == "keys" else side for name, side in sides.items()}
+        loss = secl_ops.info_nce(anchors, **given, backend="triton")
+        gradient = tape.backward(loss, torch.ones_like(loss), anchors)
+        assert gradient.shape == anchors.shape
+        assert mode.launches.count("sort") == {"self": 1, "keys": 2, "pieces": 4}[kind]
 
 
 def test_a_frozen_teacher_takes_nine_launches() -> None:

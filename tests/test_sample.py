@@ -30,24 +30,24 @@ def maps(seed: int = 0, shape: tuple[int, ...] = (3, 9, 11), classes: int = 3) -
 
 
 def flat_draw(labels: Tensor, per_class: int, classes: int, **options: object) -> Tensor:
-    """Drawn pixels [B, C, K], -1 where there was none, after checking what holds for every draw."""
+    """Drawn pixels [C, B, K], -1 where there was none, after checking what holds for every draw."""
     sample = secl_ops.sample_pixels(labels, per_class, num_classes=classes, **options)
     assert sample.index.dtype == torch.int64
     assert sample.label.dtype == torch.int32
     pixels = labels[0].numel()
     index, label = (
-        sample.index.view(len(labels), classes, per_class),
-        sample.label.view(len(labels), classes, per_class),
+        sample.index.view(classes, len(labels), per_class),
+        sample.label.view(classes, len(labels), per_class),
     )
     assert torch.equal(index < 0, label < 0)
     for image in range(len(labels)):
         for number in range(classes):
-            drawn = index[image, number][index[image, number] >= 0]
+            drawn = index[number, image][index[number, image] >= 0]
             assert len(drawn.unique()) == len(drawn)
             assert ((drawn // pixels) == image).all()
             assert (labels.flatten()[drawn] == number).all()
-            assert (label[image, number][: len(drawn)] == number).all()
-            assert (index[image, number][len(drawn) :] == -1).all()
+            assert (label[number, image][: len(drawn)] == number).all()
+            assert (index[number, image][len(drawn) :] == -1).all()
     return index
 
 
@@ -68,7 +68,7 @@ def test_exact_counts(strategy: str, shape: tuple[int, ...], per_class: int, sha
     for image in range(len(labels)):
         for number in range(3):
             available = int(((labels[image] == number) & eligible[image]).sum())
-            assert int((index[image, number] >= 0).sum()) == min(per_class, available)
+            assert int((index[number, image] >= 0).sum()) == min(per_class, available)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -14,7 +14,8 @@ from benchmarks.compile import COPIES, KERNELS, Build, Built, compile_apart, eve
 from secl_ops import tiles
 
 pytest.importorskip("triton")
-USED = ("scan", "running", "positive_mean", "keys", "self")
+POSITIVE = ("positive_mean", "positive_by_rank")
+USED = ("scan", "running", *POSITIVE, "keys", "self")
 
 
 def representative() -> list[Build]:
@@ -28,7 +29,7 @@ def representative() -> list[Build]:
     hopper = [Build(kernel, "bf16", width, 90, side) for width in (64, 128, 256) for kernel in USED for side in both]
     others = [
         Build(kernel, "bf16", width, capability, True)
-        for capability in (80, 100) for width in (128, 256) for kernel in ("running", "positive_mean", "keys")
+        for capability in (80, 100) for width in (128, 256) for kernel in ("running", *POSITIVE, "keys")
     ]  # fmt: skip
     full = [Build(kernel, "fp32", 128, capability, True) for capability in (80, 100) for kernel in USED]
     return copies + hopper + others + full + [Build(kernel, "fp16", 128, 90, True) for kernel in ("running", "keys")]

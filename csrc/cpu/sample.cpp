@@ -19,7 +19,7 @@ struct Draw {
   const bool* eligible;   // [B, pixels] or null
   const double* scores;   // [B, pixels] or null
   uint64_t seed;
-  int64_t* index;  // [B, num_classes, per_class]
+  int64_t* index;  // [num_classes, B, per_class]: positives of a class lie in one run
   int32_t* label;  // the same
 
   uint64_t random(int64_t image, int64_t pixel) const {
@@ -51,7 +51,7 @@ struct Draw {
   }
 
   void write(int64_t image, int64_t of_class, const std::vector<int64_t>& drawn) const {
-    const int64_t first = (image * num_classes + of_class) * per_class;
+    const int64_t first = (of_class * images + image) * per_class;
     for (int64_t k = 0; k < per_class; ++k) {
       const bool exists = k < static_cast<int64_t>(drawn.size());
       index[first + k] = exists ? image * pixels + drawn[k] : -1;

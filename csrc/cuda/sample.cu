@@ -12,7 +12,7 @@ namespace {
 template <class Label>
 __global__ void __launch_bounds__(kThreads) tally_kernel(Sample job, const Label* labels /* [B, pixels] */) {
   int32_t* bins = reinterpret_cast<int32_t*>(shared_memory());  // [cells]
-  const int64_t part = blockIdx.x;                              // image * C + class
+  const int64_t part = blockIdx.x;                              // class * B + image
   const Members<Label> members(job, labels, part);
   for (int cell = threadIdx.x; cell < job.cells(); cell += kThreads) bins[cell] = 0;
   sync_block();
@@ -88,7 +88,7 @@ __device__ int draw(const Sample& job, const Source& source, int available, int 
 template <class Label>
 __global__ void __launch_bounds__(kThreads) sample_kernel(Sample job, const Label* labels /* [B, pixels] */) {
   Scratch& scratch = *reinterpret_cast<Scratch*>(shared_memory());
-  const int64_t part = blockIdx.x, image = part / job.num_classes, wanted = part % job.num_classes;
+  const int64_t part = blockIdx.x, image = part % job.images, wanted = part / job.images;
   const Share share =
       job.cells() > 1 ? cell_share(job, part, wanted, image) : Share{0, job.per_class, job.per_class};
   const int64_t first = part * job.per_class;

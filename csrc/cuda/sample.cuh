@@ -81,7 +81,7 @@ template <class Label>
 class Members {
  public:
   __device__ Members(const Sample& job, const Label* labels, int64_t part, const Box& box)
-      : job_(job), box_(box), first_(part / job.num_classes * job.pixels()), wanted_(part % job.num_classes) {
+      : job_(job), box_(box), first_(part % job.images * job.pixels()), wanted_(part / job.images) {
     labels_ = labels + first_;
     length_ = wanted_ == job.ignore_index ? 0 : box.size[0] * box.size[1] * box.size[2];
   }

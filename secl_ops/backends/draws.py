@@ -86,7 +86,7 @@ def sample(
     strategy: str,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1.
+    """Index and label [num_classes * B * per_class] of pixels drawn from labels [B, *spatial]; padding is -1.
 
     Seeds of different streams, seed ^ stream, draw apart.
     """
@@ -118,8 +118,8 @@ def sample(
             found = _first(priority, mask, per_class)
         chosen.append(found[0])
         exists.append(found[1])
-    first_pixel = torch.arange(images, device=labels.device)[:, None, None] * pixels
-    valid = torch.stack(exists, dim=1)  # [B, C, K]
-    index = torch.where(valid, torch.stack(chosen, dim=1) + first_pixel, -1)
-    classes = torch.arange(num_classes, dtype=torch.int32, device=labels.device)[None, :, None]
+    first_pixel = torch.arange(images, device=labels.device)[None, :, None] * pixels
+    valid = torch.stack(exists)  # [C, B, K]
+    index = torch.where(valid, torch.stack(chosen) + first_pixel, -1)
+    classes = torch.arange(num_classes, dtype=torch.int32, device=labels.device)[:, None, None]
     return index.flatten(), torch.where(valid, classes, -1).to(torch.int32).flatten()

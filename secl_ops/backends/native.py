@@ -209,7 +209,7 @@ def sample(
     strategy: str,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
+    """Index and label [num_classes * B * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
     on_cuda = _serves_cuda(labels)
     wide = labels if on_cuda and labels.dtype in _CUDA_LABELS else labels.long()
     ranked = None if scores is None else scores.to(torch.float32 if on_cuda else torch.float64).contiguous()

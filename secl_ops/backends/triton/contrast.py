@@ -20,11 +20,14 @@ from secl_ops.backends.triton.primitives import (
     load_anchor_state,
     load_exclude,
     load_factor,
+    load_order,
     load_rows,
     load_side,
     merge_logits,
     pair_coefficients,
     pair_masks,
+    rank_span,
+    ranks_below,
     sigmoid2,
     softplus2,
     value_product,
@@ -99,6 +102,7 @@ def positive_kernel(
     p_anchors, p_keys,  # [N, D], [M, D]
     p_anchor_labels, p_key_labels, p_anchor_groups, p_key_groups, p_exclude,  # [N], [M], [N], [M], [N]
     p_key_inverse,  # [M]: factor of each key, or None
+    p_anchor_order, p_key_order, p_key_rank,  # [N], [M], [M]: rows by rank, ranks of the keys in order; or None
     p_loss, p_lse, p_pull, p_count,  # [N] each
     p_grad,  # [N, D]: comes as the softmax mean of the keys unless KNOWN, leaves as d loss_i / d a_i
     n_anchors, n_keys, positive_start, negative_stop, scale2, scale,
@@ -106,8 +110,11 @@ def positive_kernel(
     KNOWN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """Second pass, over tiles that hold a positive: loss, pull, count and the anchor gradient."""
-    o_anchor = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """Second pass, over tiles that hold a positive: loss, pull, count and the anchor gradient.
+
+    Rows that lie class by class, or are visited by rank, have their positives in few tiles.
+    """
+    o_anchor = load_order(p_anchor_order, tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), n_anchors)
     o_out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     m_row = o_anchor < n_anchors
     b_label, b_group = load_side(p_anchor_labels, p_anchor_groups, o_anchor, n_anchors)
@@ -118,33 +125,44 @@ def positive_kernel(
     b_pull = tl.zeros([BLOCK_N], tl.float32)
     b_count = tl.zeros([BLOCK_N], tl.int32)
     b_near = tl.zeros([BLOCK_N, BLOCK_OUT], tl.float32)
-    for start in range((positive_start // BLOCK_M) * BLOCK_M, n_keys, BLOCK_M):
-        o_key = start + tl.arange(0, BLOCK_M)
+    lowest, highest = rank_span(b_label, b_group, p_anchor_groups is not None)
+    if p_key_order is None:
+        first, stop = (positive_start // BLOCK_M) * BLOCK_M, n_keys
+    else:
+        first = ranks_below(p_key_rank, n_keys, lowest, SAME=False)
+        stop = ranks_below(p_key_rank, n_keys, highest, SAME=True)
+    for start in range(first, stop, BLOCK_M):
+        o_key = load_order(p_key_order, start + tl.arange(0, BLOCK_M), n_keys)
         b_key_label, b_key_group = load_side(p_key_labels, p_key_groups, o_key, n_keys)
-        m_positive, _ = pair_masks(
-            o_anchor[:, None], b_label[:, None], b_group[:, None], b_exclude[:, None],
-            o_key[None, :], b_key_label[None, :], b_key_group[None, :], positive_start, negative_stop,
-            SELF, p_anchor_groups is not None, p_exclude is not None,
-        )  # fmt: skip
-        b_found = tl.sum(m_positive.to(tl.int32), 1)
-        if tl.sum(b_found, 0) > 0:
-            b_count += b_found
-            b_dot, b_key = dot_rows(
-                b_anchor, p_anchors, o_anchor, b_label >= 0, p_keys, o_key, b_key_label >= 0, WIDTH, BLOCK_D
-            )
-            if p_key_inverse is not None:
-                b_inverse = load_factor(p_key_inverse, o_key, n_keys)
-                b_dot = b_dot * b_inverse[None, :]
-            b_gap = b_lse[:, None] - b_dot * scale2
-            b_loss += tl.sum(tl.where(m_positive, softplus2(b_gap) if NEGATIVES else b_gap * LN2, 0.0), 1)
-            b_weight = tl.where(m_positive, sigmoid2(b_gap) if NEGATIVES else 1.0, 0.0)
-            b_pull += tl.sum(b_weight, 1)
-            if VALUE:
-                if (BLOCK_D < WIDTH) or (BLOCK_OUT < WIDTH):
-                    b_key = load_rows(p_keys, o_key, b_key_label >= 0, o_out, WIDTH)
+        near = start < stop
+        if p_key_order is None:  # cheaper than to look at every pair
+            least, largest = rank_span(b_key_label, b_key_group, p_anchor_groups is not None)
+            near = (least <= highest) & (largest >= lowest)
+        if near:
+            m_positive, _ = pair_masks(
+                o_anchor[:, None], b_label[:, None], b_group[:, None], b_exclude[:, None],
+                o_key[None, :], b_key_label[None, :], b_key_group[None, :], positive_start, negative_stop,
+                SELF, p_anchor_groups is not None, p_exclude is not None,
+            )  # fmt: skip
+            b_found = tl.sum(m_positive.to(tl.int32), 1)
+            if tl.sum(b_found, 0) > 0:
+                b_count += b_found
+                b_dot, b_key = dot_rows(
+                    b_anchor, p_anchors, o_anchor, b_label >= 0, p_keys, o_key, b_key_label >= 0, WIDTH, BLOCK_D
+                )
                 if p_key_inverse is not None:
-                    b_weight = b_weight * b_inverse[None, :]
-                b_near = value_product(b_weight, b_key, b_near)  # [BN, BM] @ [BM, BO] -> [BN, BO]
+                    b_inverse = load_factor(p_key_inverse, o_key, n_keys)
+                    b_dot = b_dot * b_inverse[None, :]
+                b_gap = b_lse[:, None] - b_dot * scale2
+                b_loss += tl.sum(tl.where(m_positive, softplus2(b_gap) if NEGATIVES else b_gap * LN2, 0.0), 1)
+                b_weight = tl.where(m_positive, sigmoid2(b_gap) if NEGATIVES else 1.0, 0.0)
+                b_pull += tl.sum(b_weight, 1)
+                if VALUE:
+                    if (BLOCK_D < WIDTH) or (BLOCK_OUT < WIDTH):
+                        b_key = load_rows(p_keys, o_key, b_key_label >= 0, o_out, WIDTH)
+                    if p_key_inverse is not None:
+                        b_weight = b_weight * b_inverse[None, :]
+                    b_near = value_product(b_weight, b_key, b_near)  # [BN, BM] @ [BM, BO] -> [BN, BO]
     b_divisor = tl.maximum(b_count, 1).to(tl.float32)
     b_pull = b_pull / b_divisor
     if tl.program_id(1) == 0:

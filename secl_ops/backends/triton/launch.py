@@ -50,6 +50,31 @@ def _dense(pairs: Pairs) -> Pairs:
     )
 
 
+class _Order(NamedTuple):
+    """In which order the second pass visits the rows of each side; None: as they lie."""
+
+    anchors: Tensor | None = None  # [N] int64
+    keys: Tensor | None = None  # [M] int64
+    key_rank: Tensor | None = None  # [M], ascending
+
+
+def _order(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: Flag) -> _Order:
+    """By group and label where a sort pays: each block of anchors then has its positives in one run of keys."""
+    attracting = max(0, keys.shape[0] - pairs.positive_start)
+    if Flag.ORDERED in flags or not tiles.sorts(anchors.shape[0], attracting, anchors.shape[1], anchors.dtype):
+        return _Order()
+    key_rank, key_order = torch.sort(_rank(pairs.key_labels, pairs.key_groups), stable=True)
+    if Flag.SELF in flags:
+        return _Order(key_order, key_order, key_rank)
+    anchor_order = torch.sort(_rank(pairs.anchor_labels, pairs.anchor_groups), stable=True).indices
+    return _Order(anchor_order, key_order, key_rank)
+
+
+def _rank(labels: Tensor, groups: Tensor | None) -> Tensor:
+    """What `primitives.rank_span` compares."""
+    return labels if groups is None else (groups.long() << 32) + labels
+
+
 def contrast_forward(
     anchors: Tensor,
     keys: Tensor,
@@ -81,7 +106,10 @@ def contrast_forward(
         if not scan:
             options["KNOWN"] = known_lse is not None
             tile = tiles.pick(width, anchors.dtype, "positive")
-            _launch(contrast.positive_kernel, tile, count, columns, *sides, *state, *sizes, float(scale), **options)
+            order = _order(anchors, keys, pairs, flags)
+            _launch(
+                contrast.positive_kernel, tile, count, columns, *sides, *order, *state, *sizes, float(scale), **options
+            )  # fmt: skip
     return state
 
 

@@ -98,7 +98,7 @@ def sample(
     strategy: str,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
+    """Index and label [num_classes * B * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
     images, spatial = labels.shape[0], tuple(labels.shape[1:])
     index = labels.new_empty(images * num_classes * per_class, dtype=torch.int64)
     label = torch.empty_like(index, dtype=torch.int32)
@@ -113,7 +113,7 @@ def sample(
     with on(labels):
         sample_kernel[grid](
             *maps, seed.contiguous(), index, label,
-            num_classes, per_class, ignore_index, stream, images, *missing, *spatial,
+            per_class, ignore_index, stream, images, *missing, *spatial,
             HARD=strategy == "hard" and scores is not None,
             **dict(zip(("CELLS_Z", "CELLS_Y", "CELLS_X"), (*missing, *axis_cells), strict=True)),
             BLOCK=tiles.SAMPLE_PIXELS, num_warps=8,

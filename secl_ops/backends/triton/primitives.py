@@ -16,6 +16,7 @@ from triton.runtime.interpreter import InterpretedFunction
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
+LAST_RANK = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
@@ -76,6 +77,41 @@ def load_side(p_labels, p_groups, o_row, length):
     b_label = tl.load(p_labels + o_row, mask=m_row, other=-1)
     b_group = b_label if p_groups is None else tl.load(p_groups + o_row, mask=m_row, other=0)
     return b_label, b_group
+
+
+@triton.jit
+def load_order(p_order, o_place, length):
+    """The row at each place of an order, the place itself without one; past the end a row past the end."""
+    if p_order is None:
+        o_row = o_place
+    else:
+        o_row = tl.load(p_order + o_place, mask=o_place < length, other=2147483647).to(tl.int32)
+    return o_row
+
+
+@triton.jit
+def rank_span(b_label, b_group, GROUPS: tl.constexpr):
+    """Least and largest rank, group * 2^32 + label, of the rows that count; of none the least is above the largest."""
+    b_rank = b_label.to(tl.int64)
+    if GROUPS:
+        b_rank += b_group.to(tl.int64) << 32
+    m_row = b_label >= 0
+    return tl.min(tl.where(m_row, b_rank, LAST_RANK), 0), tl.max(tl.where(m_row, b_rank, -LAST_RANK), 0)
+
+
+@triton.jit
+def ranks_below(p_rank, length, rank, SAME: tl.constexpr):
+    """How many of the ascending ranks are below this one, or the same where SAME."""
+    low, high = length * 0, length
+    while low < high:
+        middle = low + (high - low) // 2
+        found = tl.load(p_rank + middle).to(tl.int64)
+        below = found < rank
+        if SAME:
+            below = found <= rank
+        low = tl.where(below, middle + 1, low)
+        high = tl.where(below, high, middle)
+    return low
 
 
 @triton.jit

@@ -180,16 +180,16 @@ def cell_share(p_labels, p_eligible, box, cell, size_z, wanted, random, per_clas
     return begin, (draws_below(below + at, available, drawn, random * available >> 24) - begin).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=("num_classes", "per_class", "ignore_index", "stream", "n_images", *SIZES))
+@triton.jit(do_not_specialize=("per_class", "ignore_index", "stream", "n_images", *SIZES))
 def sample_kernel(
     p_labels, p_eligible, p_scores, p_seed,  # [B, Z, Y, X] each but the last, [1]
-    p_index, p_label,  # [B, C, K] each
-    num_classes, per_class, ignore_index, stream, n_images, size_z, size_y, size_x,
+    p_index, p_label,  # [C, B, K] each: positives of a class lie in one run
+    per_class, ignore_index, stream, n_images, size_z, size_y, size_x,
     HARD: tl.constexpr, CELLS_Z: tl.constexpr, CELLS_Y: tl.constexpr, CELLS_X: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pixels of one class of one image, in ascending order, of one cell of its grid where it has cells."""
     part = tl.program_id(0).to(tl.int64)
-    image, wanted = part // num_classes, part % num_classes
+    image, wanted = part % n_images, part // n_images
     seed = tl.load(p_seed) ^ stream
     hashed = mix(seed)
     pixels = size_z * size_y * size_x

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks gpu --out DIR`: all that a GPU's owner is asked for, in one call of at most eight minutes.
+
+Each stage is a process of its own and keeps the time promised to it whatever came before; a stage that fails or takes
+too long is a line of the report. The report is rewritten before and after each stage, so that a call that is stopped,
+even by SIGKILL, leaves what it has so far and says where it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import torch
+
+from benchmarks.provenance import commit, today
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TOTAL = 480.0  # seconds
+GRACE = 3.0  # seconds between asking a stage to end and ending it
+POLL = 0.05
+VERDICT = "verdict.md"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process; `{out}` in its command stands for the folder of this call."""
+
+    name: str
+    seconds: float  # promised to it; it also gets what no later stage was promised
+    command: tuple[str, ...]  # arguments of this Python
+    purpose: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+_TESTS = (
+    "tests/test_triton.py", "tests/test_triton_order.py", "tests/test_backends.py", "tests/test_device_step.py",
+    "tests/test_sample.py", "tests/test_traps.py", "tests/test_shards.py", "tests/test_pixel_contrast.py",
+    "tests/test_ops.py", "tests", "--ignore", "tests/models",
+)  # fmt: skip
+_ON_CUDA = ("--device", "cuda", "--patience", "4")
+
+# In order of worth: what comes late is lost first where time runs out. The last two are promised theirs all the same.
+STAGES = (
+    Stage("environment", 15, ("-m", "secl_models", "doctor"), "processor, memory, versions, packages"),
+    Stage("build", 20, ("-m", "benchmarks.build"), "card, driver, what is built, and whether each backend is right"),
+    Stage("targets", 65, ("-m", "benchmarks.targets", "{out}/targets.csv"), "the sizes that kernels.md sets a target"),
+    Stage(
+        "tests", 100, ("-m", "pytest", "-v", "-p", "no:cacheprovider", "--color", "no", *_TESTS),
+        "the tests on this device, none skipped for want of one", {"SECL_REQUIRE": "cuda,triton"},
+    ),
+    Stage("native", 40, ("-m", "benchmarks.native_cuda", "{out}/cuda.csv"), "CUDA kernels: right, and beside Triton's"),
+    Stage("pixel", 40, ("-m", "benchmarks", "pixel", *_ON_CUDA, "--out", "{out}/pixel.csv"), "the whole pixel step"),
+    Stage("rivals", 70, ("-m", "benchmarks", "run", *_ON_CUDA, "--out", "{out}/cases.csv"), "published sizes, rivals"),
+    Stage(
+        "sweep", 40, ("-m", "benchmarks", "sweep", *_ON_CUDA, "--width", "128", "--out", "{out}/growth.csv"),
+        "time and memory against N",
+    ),
+    Stage(
+        "tune", 50,
+        ("-m", "benchmarks", "tune", "--dtype", "bf16", "--width", "128", "--seconds", "25", "--out", "{out}/tune.csv"),
+        "tiles beside those of the table, as far as they come; alone, the command times them all",
+    ),
+    Stage("pictures", 25, ("-m", "benchmarks", "plot", "--results", "{out}", "--out", "{out}"), "figures"),
+    Stage("verdict", 10, ("-m", "benchmarks.verdict", "{out}"), "each target: met, or missed and what to try next"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a stage came."""
+
+    stage: Stage
+    state: str = "not run"
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether the stage ended by itself, and well."""
+        return self.state == "done"
+
+
+class StoppedError(BaseException):
+    """This call was asked to end; nothing may catch it on its way."""
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new one."""
+    partial = file.with_suffix(file.suffix + ".part")
+    partial.write_text(text)
+    os.replace(partial, file)
+
+
+def report(out: Path, outcomes: Sequence[Outcome], headline: str) -> None:
+    """Write the state of the call, and the verdict where there is one."""
+    lines = [
+        "# GPU report", "", headline, "",
+        "| stage | state | seconds | log | what it is for |", "|---|---|---|---|---|",
+        *(
+            f"| {each.stage.name} | {each.state} | {each.seconds:.1f} | {_log(out, each)} | {each.stage.purpose} |"
+            for each in outcomes
+        ),
+    ]  # fmt: skip
+    verdict = out / VERDICT
+    if verdict.exists():
+        lines += ["", verdict.read_text().rstrip()]
+    write_whole(out / "report.md", "\n".join(lines) + "\n")
+
+
+def _log(out: Path, outcome: Outcome) -> str:
+    name = f"{outcome.stage.name}.log"
+    return f"`{name}`" if (out / name).exists() else ""
+
+
+def conduct(stages: Sequence[Stage], out: Path, total: float = TOTAL) -> list[Outcome]:
+    """Run every stage in order, each within its promise and what nobody else was promised.
+
+    Raises:
+        SystemExit: The call was stopped by SIGTERM or SIGINT; the report says so.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / VERDICT).unlink(missing_ok=True)  # of an earlier call into this folder
+    outcomes = [Outcome(stage) for stage in stages]
+    origin = f"commit {commit()}, {today()}"
+    end = time.monotonic() + total
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    place = 0
+    try:
+        for place, stage in enumerate(stages):
+            limit = end - time.monotonic() - sum(later.seconds for later in stages[place + 1 :])
+            outcomes[place] = Outcome(stage, "running: where nothing runs any more, the call was killed here")
+            report(out, outcomes, f"Not finished, {origin}.")
+            outcomes[place] = run_stage(stage, out, limit)
+            report(out, outcomes, f"Not finished, {origin}.")
+    except StoppedError as stopped:
+        outcomes[place] = replace(outcomes[place], state=f"stopped by {stopped}")
+        report(out, outcomes, f"Stopped by {stopped} during {stages[place].name}, {origin}; the rest was not run.")
+        raise SystemExit(128 + signal.Signals[str(stopped)]) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    wrong = [each.stage.name for each in outcomes if not each.good]
+    report(out, outcomes, f"Finished, {origin}. " + (f"Not done: {', '.join(wrong)}." if wrong else "All done."))
+    return outcomes
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    for each in (signal.SIGTERM, signal.SIGINT):  # what is left to do now is short
+        signal.signal(each, signal.SIG_IGN)
+    raise StoppedError(signal.Signals(number).name)
+
+
+def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
+    """Run one stage for at most `limit` seconds, all it prints going into its log as it comes."""
+    start = time.monotonic()
+    if limit <= GRACE:
+        return Outcome(stage, "not run: no time was left")
+    command = [sys.executable, *(part.replace("{out}", str(out.resolve())) for part in stage.command)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **stage.environment}
+    with (out / f"{stage.name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+        try:
+            state = _wait(process, start + limit - GRACE)
+        finally:
+            _end(process)
+    return Outcome(stage, state, time.monotonic() - start)
+
+
+def _wait(process: subprocess.Popen[bytes], end: float) -> str:
+    start = time.monotonic()
+    while process.poll() is None:
+        if time.monotonic() > end:
+            return f"timed out after {end - start:.0f} s: its log and tables hold what it had"
+        time.sleep(POLL)
+    if process.returncode < 0:
+        return f"failed: {signal.Signals(-process.returncode).name}"
+    return "done" if process.returncode == 0 else f"failed: exit code {process.returncode}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a stage and whatever it started: asked first, then made to."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(GRACE if number == signal.SIGTERM else None)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+_LIBC = ctypes.CDLL(None)
+_PARENT_DEATH = 1  # PR_SET_PDEATHSIG
+
+
+def _end_with_parent() -> None:
+    """A stage does not outlive a call that was killed: the GPU is free again."""
+    _LIBC.prctl(_PARENT_DEATH, signal.SIGKILL)
+
+
+def gpu(out: Path) -> None:
+    """Run all stages on this machine's GPU.
+
+    Raises:
+        SystemExit: There is no GPU, the call was stopped, or a stage is not done; the report says which.
+    """
+    demand_gpu("gpu")
+    outcomes = conduct(STAGES, out)
+    print((out / "report.md").read_text())
+    if not all(each.good for each in outcomes):
+        raise SystemExit(1)
+
+
+def demand_gpu(command: str) -> None:
+    """Refuse to go on without a CUDA device.
+
+    Raises:
+        SystemExit: torch sees none.
+    """
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            f"python -m benchmarks {command} needs a CUDA device; torch {torch.__version__} sees none "
+            f"(built for CUDA: {torch.version.cuda or 'no'}); run it on a machine with an NVIDIA GPU and a CUDA build "
+            "of torch; `python -m benchmarks static` tells what can be known without one"
+        )

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native CUDA kernels on this GPU: held against the truth, then timed beside Triton's, a row at a time.
+
+The table is what `python -m benchmarks verified` reads: `auto` takes a CUDA kernel only where it says right and faster.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import secl_ops
+from benchmarks import gate
+from benchmarks.cases import Case
+from benchmarks.contenders import NATIVE, TRITON, contender
+from benchmarks.gpu import demand_gpu
+from benchmarks.measure import Clock, Work, milliseconds, percentiles
+from benchmarks.provenance import commit, today, write_rows
+from benchmarks.verified import FIELDS
+from secl_ops.backends.select import MODULES
+from tests.budget import assert_within_budget
+
+ROUNDS, PATIENCE = 20, 2.0
+SIDES = ("native", "triton")
+WIDTHS = (128, 64, 256, 32, 96, 192, 512)  # in order of worth, as the dtypes are: what comes late may be lost
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One case of one operation, on either backend."""
+
+    operation: str
+    dtype: str
+    width: int
+    case: str
+    step: Callable[[str], Work]  # by backend
+    check: Callable[[], None]  # raises where the native backend is wrong
+
+
+def trials(device: str, widths: Sequence[int] = WIDTHS, rows: int = 4096) -> Iterator[Trial]:
+    """Every case that a row of the table stands for."""
+    yield sampling(device)
+    for dtype in DTYPES:
+        for width in widths:
+            yield gathering(device, dtype, width)
+            for kind in ("self", "frozen", "both"):
+                keys = 0 if kind == "self" else rows
+                case = Case(f"{kind}-N{rows}-D{width}", rows, width, keys, both=kind == "both").on(device, dtype)
+                yield contrasting(case)
+
+
+def contrasting(case: Case) -> Trial:
+    """Loss and gradients."""
+    names = {"native": NATIVE, "triton": TRITON}
+    return Trial(
+        "info_nce", case.dtype, case.width, case.name, lambda side: contender(case, names[side]),
+        lambda: gate.agree(case, NATIVE, contender(case, NATIVE)()),
+    )  # fmt: skip
+
+
+def gathering(device: str, dtype: str, width: int, side: int = 64) -> Trial:
+    """Unit rows of a map, and the gradient of the map."""
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(8, width, side, side, generator=random).to(device, getattr(torch, dtype))
+    index = torch.randperm(8 * side * side, generator=random)[: 2 * side * side].to(device)
+    upstream = torch.randn(len(index), width, generator=random).to(device)
+
+    def passes(backend: str, wide: bool = False) -> tuple[Tensor, Tensor]:
+        leaf = (features.double() if wide else features.clone()).requires_grad_()
+        rows = secl_ops.gather_pixels(leaf, index, normalize=True, unique=True, backend=backend)
+        (gradient,) = torch.autograd.grad(rows, leaf, upstream.to(rows.dtype))
+        return rows.detach(), gradient
+
+    def check() -> None:
+        found, truth, plain = passes("native"), passes("reference", wide=True), passes("reference")
+        for name, actual, exact, usual in zip(("rows", "gradient"), found, truth, plain, strict=True):
+            assert_within_budget(name, actual, exact, usual, magnitude=1.0)
+
+    case = f"8 maps {side} x {side}, {len(index)} pixels"
+    return Trial("gather_pixels", dtype, width, case, lambda backend: lambda: passes(backend), check)
+
+
+def sampling(device: str, shape: tuple[int, ...] = (8, 128, 128)) -> Trial:
+    """A draw; each backend may take its pixels in another order, not other pixels."""
+    labels = torch.randint(0, 19, shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def draw(side: str) -> Tensor:
+        return secl_ops.sample_pixels(labels, 64, num_classes=19, seed=5, backend=side).index.view(-1, 64)
+
+    def check() -> None:
+        if not torch.equal(draw("native").sort(dim=1).values, draw("reference").sort(dim=1).values):
+            raise AssertionError("native draws other pixels than the reference")
+
+    return Trial("sample_pixels", "int64", 0, "uniform, 19 classes", lambda side: lambda: draw(side), check)
+
+
+def row(trial: Trial, clock: Clock) -> tuple[object, ...]:
+    """The first columns of a trial's row after its identity: verified, native_ms, triton_ms.
+
+    Raises:
+        Exception: A side does not run at all.
+    """
+    steps = {side: trial.step(side) for side in SIDES}
+    verified = "yes"
+    try:
+        trial.check()
+    except AssertionError as error:
+        verified = "no"
+        print(f"{trial.operation} {trial.dtype} {trial.width} {trial.case}: wrong: {error}", flush=True)
+    times = milliseconds(steps, ROUNDS, clock, PATIENCE)
+    return (verified, *(f"{percentiles(times[side])[1]:.4g}" for side in SIDES))
+
+
+def measure(out: Path, device: str, wanted: Iterator[Trial]) -> int:
+    """Append a row per trial; the number of those without one, each of which is printed.
+
+    Raises:
+        SystemExit: The native backend serves no operation on this device.
+    """
+    capability = "".join(map(str, torch.cuda.get_device_capability())) if device == "cuda" else ""
+    gpu = torch.cuda.get_device_name() if device == "cuda" else device
+    origin = (gpu, torch.__version__, commit(), today())
+    clock, missing, refused = Clock(device), 0, set()
+    for trial in wanted:
+        reasons = MODULES["native"].objections(device, getattr(torch, trial.dtype), trial.operation)
+        if reasons:
+            if trial.operation not in refused:
+                print(f"{trial.operation}: native does not run on {device}: {'; '.join(reasons)}", flush=True)
+            refused.add(trial.operation)
+            missing += 1
+            continue
+        try:
+            values = row(trial, clock)
+        except Exception as error:  # a kernel that does not launch must not hide the others
+            missing += 1
+            print(f"{trial.operation} {trial.dtype} {trial.width} {trial.case}: {gate.reason(error)}", flush=True)
+            continue
+        found = (trial.operation, capability, trial.dtype, trial.width, trial.case, *values, *origin)
+        write_rows(out, FIELDS, [found], append=True)
+        print(*found[:8], flush=True)
+    return missing
+
+
+if __name__ == "__main__":
+    demand_gpu("native")
+    sys.exit(measure(Path(sys.argv[1]), "cuda", trials("cuda")) > 0)

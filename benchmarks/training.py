@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks training`: one SECL training step with secl_ops, and the same step with the eager loss."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.provenance import ORIGIN, origin, shown, write_rows
+
+FIELDS = (
+    "setting", "loss", "images", "images_per_second", "lowest", "highest", "seconds_per_step", "peak_mib", "rounds",
+    "note", *ORIGIN,
+)  # fmt: skip
+BACKENDS = {"secl_ops": "auto", "eager": "reference"}
+STEPS = 30  # the first ten warm up
+LOOK = 10  # steps between two entries of history.csv
+PHANTOM: dict[str, Any] = {"cases": 16, "labeled": 8}
+COMMON = (
+    "train.warm_start=0", "train.ramp=0",  # the teacher is listened to from the first step
+    "contrast.confidence=0",  # a teacher that knows nothing yet would let no pixel through
+    "train.validate_every=1000000", "train.checkpoint_every=1000000",
+)  # fmt: skip
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "acdc": (),
+    "acdc, 64 pixels a class": ("contrast.per_class=64", "contrast.queue=1024"),
+    "acdc at 256 x 256, 256 pixels a class": (
+        "data.size=[256,256]", "data.patch=[256,256]", "train.batch=12", "train.unlabeled_batch=12",
+        "contrast.per_class=256", "contrast.queue=4096",
+    ),
+}  # fmt: skip
+
+
+def training(out: Path, settings: Sequence[str], rounds: int, threads: int) -> None:
+    """Train a few steps of each setting with either loss, in turn, each in a process of its own; append the rows.
+
+    Raises:
+        SystemExit: The two losses of the first step differ, or a run failed.
+    """
+    source = origin(threads, "cuda" if torch.cuda.is_available() else "cpu")
+    for setting in settings:
+        found: dict[str, list[dict[str, float]]] = {loss: [] for loss in BACKENDS}
+        for _ in range(rounds):
+            for loss, backend in BACKENDS.items():
+                found[loss].append(_measured(setting, backend, threads))
+        refuse_difference(setting, *(runs[0]["loss"] for runs in found.values()))
+        rows = [(setting, loss, *cells(runs), rounds, "") for loss, runs in found.items()]
+        for row in rows:
+            print(f"{row[0]:40}{row[1]:10}{row[3]:>8} images/s{row[7]:>9} MiB", flush=True)
+        write_rows(out, FIELDS, [(*row, *source) for row in rows], append=True)
+    print(f"written to {shown(out)}")
+
+
+def refuse_difference(setting: str, ours: float, eager: float) -> None:
+    """No number where the two steps are not the same step.
+
+    Raises:
+        SystemExit: The losses of the first step are further apart than rounding takes them.
+    """
+    if not abs(ours - eager) <= 64 * torch.finfo(torch.float32).eps * abs(eager):
+        raise SystemExit(f"{setting}: the first step's loss is {ours} with secl_ops, {eager} eager; nothing was timed")
+
+
+def cells(runs: Sequence[dict[str, float]]) -> tuple[object, ...]:
+    """Images of a step, images per second with lowest and highest, seconds of a step, memory: medians over the runs."""
+    rates = [run["images_per_second"] for run in runs]
+    images, rate = int(runs[0]["images"]), statistics.median(rates)
+    memory = statistics.median(run["peak_mib"] for run in runs)
+    spread = (f"{rate:.2f}", f"{min(rates):.2f}", f"{max(rates):.2f}")
+    return (images, *spread, f"{images / rate:.4f}", f"{memory:.0f}")
+
+
+def _measured(setting: str, backend: str, threads: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.training", setting, backend, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"training {setting} with backend={backend} failed: {done.stderr.strip()[-300:]}")
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def measure(setting: str, backend: str, threads: int, steps: int = STEPS) -> dict[str, float]:
+    """Loss of one first step, then pace and memory of a short run on a phantom heart."""
+    from secl_models.config import load_preset, override
+    from secl_models.data.phantom import write_phantom
+    from secl_models.data.splits import Split, make_split
+    from secl_models.train import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        data = write_phantom(place / "phantom", **PHANTOM)
+        split = make_split(data, 3, 0)
+        split = Split(split.labeled, split.unlabeled, (), ())  # nothing is validated: the steps alone are timed
+        chosen = [*COMMON, *SETTINGS[setting], f"contrast.backend={backend}", f"train.threads={threads}"]
+        rows = []
+        for count in (1, steps):
+            config = override(load_preset("acdc"), [*chosen, f"train.steps={count}"])
+            train(config, data, split, place / str(count), progress=False)
+            with (place / str(count) / "history.csv").open(newline="") as file:
+                rows.append(list(csv.DictReader(file)))
+    rates = [float(row["images_per_second"]) for row in rows[1] if int(row["step"]) > LOOK]
+    return {
+        "loss": float(rows[0][0]["loss"]),
+        "images": config.train.batch + config.train.unlabeled_batch,
+        "images_per_second": statistics.median(rates),
+        "peak_mib": float(rows[1][-1]["memory_mib"]),
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))) + "\n")

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a GPU call measures, on the CPU: targets and their verdict, the CUDA table, the build check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import build, gate, native_cuda, targets, verdict, verified
+from benchmarks.cases import Case
+from benchmarks.contenders import NATIVE
+from benchmarks.native_cuda import Trial
+from benchmarks.provenance import read_rows
+from benchmarks.targets import TARGETS, Target
+from secl_ops.backends import triton
+from tests.conftest import skip_or_fail
+
+TINY = Case("tiny", 64, 16)
+FAST = Target("fast", TINY, NATIVE, "p50_ms", 1e6, "nothing")
+STRICT = Target("strict", TINY, NATIVE, "p50_ms", 0.0, "try harder")
+ABSENT = Target("absent", TINY, "no such contender", "p50_ms", 1.0, "nothing")
+
+
+@pytest.fixture(autouse=True)
+def _cheap(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "extra_mib", lambda *_: 2000.0)  # a process of its own, tested with the harness
+    monkeypatch.setattr(native_cuda, "ROUNDS", 1)
+
+
+@pytest.fixture
+def interpreted() -> None:
+    """Both backends on the CPU's tensors."""
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles for this machine's GPU, where the stage itself runs")
+    reasons = triton.objections("cpu", torch.float32, "info_nce")
+    if reasons:
+        skip_or_fail("triton", "; ".join(reasons))
+
+
+def test_each_target_is_a_row_or_says_why_not(tmp_path: Path) -> None:
+    table = tmp_path / "targets.csv"
+    assert targets.measure(table, [FAST, ABSENT, STRICT], "cpu", "float32", rounds=2) == 1
+    rows = read_rows(table)
+    assert [row["target"] for row in rows] == ["fast", "absent", "strict"]
+    assert [bool(row["p50_ms"]) for row in rows] == [True, False, True]
+    assert "no such contender" in rows[1]["note"]
+    text = verdict.verdict(rows, [FAST, STRICT, ABSENT, replace(FAST, name="never begun")])
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "| met |" in lines["fast"]
+    assert "| missed | try harder |" in lines["strict"]
+    assert "| not measured | KeyError" in lines["absent"]
+    assert "| not measured | the stage `targets` did not come to it" in lines["never begun"]
+
+
+def test_a_wrong_result_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise AssertionError("error 1 above its budget 0")
+
+    monkeypatch.setattr(gate, "agree", wrong)
+    assert targets.measure(tmp_path / "t.csv", [FAST], "cpu", "float32", rounds=1) == 1
+    (row,) = read_rows(tmp_path / "t.csv")
+    assert not row["p50_ms"]
+    assert "above its budget" in row["note"]
+
+
+def test_memory_is_judged_too(tmp_path: Path) -> None:
+    memory = Target("memory", TINY, NATIVE, "extra_mib", 1024.0, "look for the matrix")
+    targets.measure(tmp_path / "t.csv", [memory], "cpu", "float32", rounds=1)
+    assert verdict.judge(memory, read_rows(tmp_path / "t.csv")) == ("2000 MiB", "missed", "look for the matrix")
+
+
+def test_a_call_that_measured_nothing_has_a_verdict(tmp_path: Path) -> None:
+    verdict.main(tmp_path)
+    text = (tmp_path / "verdict.md").read_text()
+    assert text.count("not measured") == len(TARGETS)
+
+
+def test_targets_are_those_of_the_design() -> None:
+    found = {target.name: (target.column, target.most) for target in TARGETS}
+    assert found == {
+        "whole pixel step in a CUDA graph": ("p50_ms", 0.150),
+        "frozen keys, 65,536 x 65,536, D 128": ("p50_ms", 3.7),
+        "self-contrast, 65,536, D 128": ("p50_ms", 5.5),
+        "both sides, 65,536 x 65,536, D 128": ("p50_ms", 7.3),
+        "262,144 x 262,144 runs in little memory": ("extra_mib", 1024.0),
+    }
+    assert all(target.next_step for target in TARGETS)
+
+
+def few() -> Iterator[Trial]:
+    yield native_cuda.sampling("cpu", (1, 6, 40))
+    yield native_cuda.gathering("cpu", "float32", 16, side=3)
+    yield native_cuda.contrasting(Case("both", 24, 16, 32, both=True))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_cuda_table_is_what_the_selection_reads(tmp_path: Path) -> None:
+    table = tmp_path / "cuda.csv"
+    assert native_cuda.measure(table, "cpu", few()) == 0
+    rows = verified.read(table)
+    assert [row["operation"] for row in rows] == ["sample_pixels", "gather_pixels", "info_nce"]
+    assert {row["verified"] for row in rows} == {"yes"}
+    assert [(row["dtype"], row["width"]) for row in rows] == [("int64", "0"), ("float32", "16"), ("float32", "16")]
+    assert all(float(row["native_ms"]) > 0 < float(row["triton_ms"]) for row in rows)
+    assert len(verified.chosen(rows)) == 3  # the interpreter is slower than anything
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_wrong_native_kernel_is_written_down_as_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise AssertionError("error 1 above its budget 0")
+
+    monkeypatch.setattr(gate, "agree", wrong)
+    native_cuda.measure(tmp_path / "c.csv", "cpu", iter([native_cuda.contrasting(Case("self", 24, 16))]))
+    (row,) = verified.read(tmp_path / "c.csv")
+    assert row["verified"] == "no"
+    assert verified.chosen([row]) == []
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_what_does_not_run_is_printed_and_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_: str) -> object:
+        raise RuntimeError("no kernel image")
+
+    good = native_cuda.contrasting(Case("self", 24, 16))
+    trials = [replace(good, step=broken), replace(good, dtype="float64"), good]
+    assert native_cuda.measure(tmp_path / "c.csv", "cpu", iter(trials)) == 2
+    assert len(verified.read(tmp_path / "c.csv")) == 1
+    printed = capsys.readouterr().out
+    assert "no kernel image" in printed
+    assert "native does not run on cpu: fp64" in printed
+
+
+def test_every_dtype_width_and_operation_has_a_trial() -> None:
+    found = {(trial.operation, trial.dtype, trial.width) for trial in native_cuda.trials("cpu", rows=8)}
+    assert ("sample_pixels", "int64", 0) in found
+    for operation in ("info_nce", "gather_pixels"):
+        assert {(operation, dtype, width) for dtype in native_cuda.DTYPES for width in native_cuda.WIDTHS} <= found
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_build_check_runs_every_backend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build.examine("cpu") == []
+    assert capsys.readouterr().out.count(": right") == 3
+    monkeypatch.setattr(build, "small", lambda *_: "error 1 above its budget 0")
+    assert build.examine("cpu") == ["native", "triton", "reference"]
+    assert "above its budget" in capsys.readouterr().out
