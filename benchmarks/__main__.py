@@ -71,7 +71,9 @@ def _others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     whole = commands.add_parser("training", help="one SECL training step with secl_ops, and with the eager loss")
     whole.add_argument("--rounds", type=int, default=3)
     whole.add_argument("--threads", type=int, default=2)
-    whole.add_argument("--setting", choices=tuple(SETTINGS), nargs="+", default=list(SETTINGS))
+    whole.add_argument(
+        "--setting", choices=tuple(SETTINGS), nargs="+", default=[], help="default: all that suit the device"
+    )
     whole.add_argument("--out", type=Path, default=RESULTS / "training.csv", help="rows are appended")
     whole.set_defaults(call=lambda given: training(given.out, given.setting, given.rounds, given.threads))
     drawing = commands.add_parser("plot", help="draw the figures from the tables of a folder")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Answer, Case, truth
-from benchmarks.contenders import YARDSTICKS, LeftOutError, Step, contender, names, ours
+from benchmarks.contenders import YARDSTICKS, LeftOutError, Step, contender, names, ours, refuse_too_many
 from benchmarks.packages import CannotExpressError
 from tests.budget import assert_within_budget
 
@@ -72,6 +72,7 @@ def admit(case: Case) -> Admitted[Step]:
     admitted = Admitted[Step]({}, {})
     for name in names(case):
         try:
+            refuse_too_many(case, name)
             step = contender(case, name)
             answer = step()
             if name not in YARDSTICKS:
