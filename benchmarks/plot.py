@@ -70,7 +70,9 @@ def origin(rows: Sequence[Row]) -> str:
     torch = said([next((part for part in row["versions"].split("; ") if part.startswith("torch")), "") for row in rows])
     fields = {field: said([row[field] for row in rows]) for field in ("threads", "machine", "commit", "date")}
     place = (
-        fields["machine"] if "CUDA" in fields["machine"] else f"{fields['threads']} CPU threads ({fields['machine']})"
+        fields["machine"]
+        if "CUDA" in fields["machine"]
+        else f"{fields['threads']} CPU thread{plural} ({fields['machine']})"
     )
     return f"{place}, {torch}, commit {fields['commit']}, {fields['date']}"
 
