@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.contenders import LOSSES
 from benchmarks.gpu import gpu
 from benchmarks.memory import BUDGET_MIB, largest
 from benchmarks.provenance import RESULTS
@@ -24,7 +25,15 @@ HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def _options(given: Namespace) -> Options:
     return Options(
-        given.out, given.rounds, given.threads, given.device, given.dtype, not given.warm, given.budget, given.patience
+        given.out,
+        given.rounds,
+        given.threads,
+        given.device,
+        given.dtype,
+        not given.warm,
+        given.budget,
+        given.patience,
+        tuple(given.without),
     )
 
 
@@ -59,6 +68,7 @@ def _timing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         command.add_argument("--warm", action="store_true", help="on a GPU: leave the L2 cache as it is between calls")
         command.add_argument("--budget", type=float, default=0.0, help="GFLOP of the largest case; 0: the device's")
         command.add_argument("--patience", type=float, default=60.0, help="seconds one contender of a case may take")
+        command.add_argument("--without", nargs="+", choices=tuple(LOSSES), default=[], help="leave these out")
 
 
 def _others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,13 +78,18 @@ def _others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     memory.add_argument("--mib", type=float, default=0.0, help=f"the budget; 0: {BUDGET_MIB} by device")
     memory.add_argument("--patience", type=float, default=150.0, help="seconds that one size may take")
     memory.add_argument("--device", choices=("cpu", "cuda"), default=HERE)
+    memory.add_argument("--kind", choices=("self", "both"), default="self", help="or N = M, both learn")
     memory.add_argument("--out", type=Path, default=RESULTS / "memory.csv", help="rows are appended")
     memory.add_argument("--threads", type=int, default=2)
-    memory.set_defaults(call=lambda given: largest(given.out, given.device, given.mib, given.patience, given.threads))
+    memory.set_defaults(
+        call=lambda given: largest(given.out, given.device, given.mib, given.patience, given.threads, given.kind)
+    )
     whole = commands.add_parser("training", help="one SECL training step with secl_ops, and with the eager loss")
     whole.add_argument("--rounds", type=int, default=3)
     whole.add_argument("--threads", type=int, default=2)
-    whole.add_argument("--setting", choices=tuple(SETTINGS), nargs="+", default=list(SETTINGS))
+    whole.add_argument(
+        "--setting", choices=tuple(SETTINGS), nargs="+", default=[], help="default: all that suit the device"
+    )
     whole.add_argument("--out", type=Path, default=RESULTS / "training.csv", help="rows are appended")
     whole.set_defaults(call=lambda given: training(given.out, given.setting, given.rounds, given.threads))
     drawing = commands.add_parser("plot", help="draw the figures from the tables of a folder")

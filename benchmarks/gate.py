@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import Answer, Case, truth
-from benchmarks.contenders import YARDSTICKS, LeftOutError, Step, contender, names, ours
+from benchmarks.contenders import YARDSTICKS, LeftOutError, Step, contender, names, ours, refuse_too_many
 from benchmarks.packages import CannotExpressError
 from tests.budget import assert_within_budget
 
@@ -63,15 +64,19 @@ def reason(error: Exception) -> str:
     return " ".join(text.split())[:REASON]
 
 
-def admit(case: Case) -> Admitted[Step]:
-    """Let every contender compute the case once.
+def admit(case: Case, without: Collection[str] = ()) -> Admitted[Step]:
+    """Let every contender compute the case once, but for those that the caller leaves out.
 
     Raises:
         SystemExit: Ours runs and is wrong: then nothing is timed at all.
     """
     admitted = Admitted[Step]({}, {})
     for name in names(case):
+        if name in without:
+            admitted.refused[name] = "left out: by --without"
+            continue
         try:
+            refuse_too_many(case, name)
             step = contender(case, name)
             answer = step()
             if name not in YARDSTICKS:

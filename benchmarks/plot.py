@@ -69,9 +69,10 @@ def origin(rows: Sequence[Row]) -> str:
 
     torch = said([next((part for part in row["versions"].split("; ") if part.startswith("torch")), "") for row in rows])
     fields = {field: said([row[field] for row in rows]) for field in ("threads", "machine", "commit", "date")}
-    place = (
-        fields["machine"] if "CUDA" in fields["machine"] else f"{fields['threads']} CPU threads ({fields['machine']})"
-    )
+    plural = "" if fields["threads"] == "1" else "s"
+    place = fields["machine"]
+    if "CUDA" not in place:
+        place = f"{fields['threads']} CPU thread{plural} ({place})"
     return f"{place}, {torch}, commit {fields['commit']}, {fields['date']}"
 
 

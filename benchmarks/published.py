@@ -89,11 +89,11 @@ def square(rows: int, width: int, kind: str) -> Case:
 
 def listing() -> str:
     """Every case with its shape and where that comes from, as a table."""
-    lines = [f"{'case':24}{'N':>10}{'M':>10}{'D':>5}{'tau':>6}  {'contrast':8}{'denominator':12}{'GFLOP':>12}  source"]
+    lines = [f"{'case':24}{'N':>10}{'M':>10}{'D':>5}{'tau':>6}  {'contrast':10}{'denominator':13}{'GFLOP':>12}  source"]
     for case in CASES:
         keys = case.keys or case.rows
         lines.append(
-            f"{case.name:24}{case.rows:>10,}{keys:>10,}{case.width:>5}{case.temperature:>6g}  {case.kind:8}"
-            f"{case.denominator:12}{case.flop / 1e9:>12,.2f}  {case.source}".rstrip()
+            f"{case.name:24}{case.rows:>10,}{keys:>10,}{case.width:>5}{case.temperature:>6g}  {case.kind:10}"
+            f"{case.denominator:13}{case.flop / 1e9:>12,.2f}  {case.source}".rstrip()
         )
     return "\n".join(lines)

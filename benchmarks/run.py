@@ -43,6 +43,7 @@ class Options:
     cold: bool = True  # empty the L2 cache of a GPU before each call
     budget: float = 0.0  # GFLOP of the largest case; 0: that of the device
     patience: float = 60.0  # seconds that one contender of one case may take in all
+    without: tuple[str, ...] = ()  # contenders that are not asked to run, such as those that compile for long
 
     @property
     def kind(self) -> str:
@@ -106,7 +107,7 @@ def measured(case: Case, options: Options) -> list[Cells]:
     if reason_left:
         print(f"\n{case.name}: {reason_left}", flush=True)
         return [(case.name, "every contender", *_shape(case), *UNTIMED, reason_left)]
-    admitted = admit(case)
+    admitted = admit(case, options.without)
     rows = [(case.name, *row) for row in _timed(case, admitted.steps, options)]
     return rows + [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
 

@@ -135,6 +135,25 @@ def test_training_is_refused_where_the_two_steps_differ() -> None:
     assert training.cells(runs) == (12, "4.00", "3.00", "6.00", "3.0000", "10")
 
 
+def test_a_training_run_that_fails_or_is_left_out_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(setting: str, backend: str, threads: int) -> dict[str, float]:
+        if backend == broken:
+            raise RuntimeError("out of memory")
+        return {"loss": 1.0, "images": 12.0, "images_per_second": 6.0, "peak_mib": 10.0}
+
+    monkeypatch.setattr(training, "_measured", measured)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    broken = "reference"
+    training.training(tmp_path / "training.csv", [], 2, 1)
+    rows = provenance.read_rows(tmp_path / "training.csv")
+    assert [row["note"] for row in rows[:2]] == ["", "out of memory"]
+    assert rows[0]["images_per_second"] == "6.00"
+    assert [row["note"].partition(":")[0] for row in rows[-2:]] == ["left out"] * 2
+    broken = "auto"
+    with pytest.raises(SystemExit, match="out of memory; nothing was timed"):
+        training.training(tmp_path / "training.csv", ["acdc"], 2, 1)
+
+
 def test_one_training_step_is_the_same_with_either_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     small = ("data.size=[32,32]", "data.patch=[32,32]", "network.channels=[4,8,8]", "train.batch=2", "network.taps=[1]")
     monkeypatch.setitem(training.SETTINGS, "small", small)

@@ -153,6 +153,12 @@ def test_a_contender_above_its_pairs_is_a_row(monkeypatch: pytest.MonkeyPatch) -
     assert CHUNKED in gate.admit(PROTOTYPE).steps
 
 
+def test_a_contender_that_is_not_asked_is_a_row(options: run.Options) -> None:
+    run.run(replace(options, without=(EAGER, CHUNKED)), cases=[PROTOTYPE])
+    rows = provenance.read_rows(options.out)
+    assert {row["contender"] for row in rows if row["note"] == "left out: by --without"} == {EAGER, CHUNKED}
+
+
 @pytest.mark.parametrize("block", [36, 1024])  # rows that do not end with a block, and one block
 def test_yardsticks_multiply_what_the_loss_must(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "PRODUCT_ROWS", block)
