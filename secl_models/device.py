@@ -49,8 +49,8 @@ def choose_device(name: str, processes: int = 1) -> torch.device:
             raise InputError(
                 "--device",
                 rule="a GPU that torch can use",
-                got=f"{name} with {count} such GPUs here",
-                cure="use --device cpu, or install a torch built for your GPU",
+                got=f"{name if processes == 1 else device} with {count} such GPUs here",
+                cure="use --device cpu, fewer processes, or a torch built for your GPU",
             )
         return torch.device("cuda", device.index or 0)
     if device.type != "cpu":
