@@ -201,7 +201,7 @@ class Objective(nn.Module):
         group = partition(context.position, self.contrast.partitions)
         label = region_labels(context.weak, grid)  # [B, R]
         groups = group.unsqueeze(1).expand_as(label)
-        keys_too = self._gather(torch.stack([label, groups], 2).flatten(0, 1), context)  # [B R of all, 2]
+        marks = self._gather(torch.stack([label, groups], 2).flatten(0, 1), context)  # [B R of all, 2]
         losses = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
             anchors = student.heads[tap](secl_ops.pool_regions(ours, grid).flatten(0, 1))
@@ -209,8 +209,8 @@ class Objective(nn.Module):
                 keys = self._gather(teacher.heads[tap](secl_ops.pool_regions(theirs, grid).flatten(0, 1)), context)
             losses.append(
                 self._info_nce(
-                    anchors, keys, label.flatten(), keys_too[:, 0],
-                    anchor_groups=groups.flatten(), key_groups=keys_too[:, 1],
+                    anchors, [keys], label.flatten(), [marks[:, 0]],
+                    anchor_groups=groups.flatten(), key_groups=[marks[:, 1]],
                 )
             )  # fmt: skip
         return TermValue(torch.stack(losses).mean(), {"cells": self._share_of(label != IGNORED)})
@@ -228,11 +228,14 @@ class Objective(nn.Module):
                 rows, fresh_labels = self._sample(theirs, small, context, "teacher pixels")
                 fresh = self._gather(teacher.heads[tap](rows).float(), context)
                 fresh_labels = self._gather(fresh_labels, context)
+            # Under autocast the anchors are narrow; a queue is read where it lies where they are not.
+            keys = [fresh.to(anchors.dtype)]
             if not self.queues:
-                losses.append(self._info_nce(anchors, fresh, row_labels, fresh_labels))
+                losses.append(self._info_nce(anchors, keys, row_labels, [fresh_labels]))
                 continue
             queue = cast(secl_ops.ClassQueue, self.queues[tap])
-            losses.append(self._info_nce(anchors, [fresh, queue.keys], row_labels, [fresh_labels, queue.key_labels]))
+            keys.append(queue.keys.to(anchors.dtype))
+            losses.append(self._info_nce(anchors, keys, row_labels, [fresh_labels, queue.key_labels]))
             queue.enqueue(fresh, fresh_labels)
         return TermValue(torch.stack(losses).mean(), self._pseudo_statistics(pseudo, context))
 
@@ -295,10 +298,12 @@ class Objective(nn.Module):
     def _info_nce(
         self,
         anchors: Tensor,
-        keys: Tensor | list[Tensor],
+        keys: list[Tensor],
         anchor_labels: Tensor,
-        key_labels: Tensor | list[Tensor],
-        **groups: Tensor,
+        key_labels: list[Tensor],
+        *,
+        anchor_groups: Tensor | None = None,
+        key_groups: list[Tensor] | None = None,
     ) -> Tensor:
         """The mean over the anchors of all processes that have a positive."""
         options: dict[str, Any] = {
@@ -307,7 +312,8 @@ class Objective(nn.Module):
             "temperature": self.contrast.temperature,
             "denominator": self.contrast.denominator,
             "backend": self.contrast.backend,
-            **groups,
+            "anchor_groups": anchor_groups,
+            "key_groups": key_groups,
         }
         if not self._processes.several:
             loss: Tensor = secl_ops.info_nce(anchors, keys, **options)
