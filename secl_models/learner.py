@@ -101,7 +101,7 @@ class Learner:
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
         self.done = int(state["step"])
 
     def _loss_of_labels(self) -> tuple[Tensor, dict[str, Tensor]]:

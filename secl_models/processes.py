@@ -129,7 +129,7 @@ class Processes:
         for name in what:
             values = [each[name] for each in found]
             if any(value != values[0] for value in values):
-                listed = ", ".join(f"{value} in process {rank}" for rank, value in enumerate(values))
+                listed = ", ".join(f"{str(value)[:80]} in process {rank}" for rank, value in enumerate(values))
                 raise InputError(
                     name,
                     rule="the same in every process of a run",

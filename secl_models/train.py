@@ -110,7 +110,7 @@ def train(
         if resume and (out / checkpoint.LAST).is_file():
             _restore(run, out / checkpoint.LAST)
         learner = run.learner
-        processes.require_one({"steps done": learner.done, "options": str(learner.config), "cases": str(run.cases)})
+        processes.require_one({"steps done": learner.done, **_flat(to_dict(run.config)), **_flat(run.cases)})
         console = Console(stderr=True, quiet=not (progress and processes.first))
         for note in run.notes:
             console.print(note, markup=False)
@@ -323,24 +323,27 @@ def _restore(run: _Run, path: Path) -> None:
     checkpoint.load_weights(run.learner.student, state["student"], path)
     run.learner.load_state(state)
     run.seconds, run.processor_seconds = float(state["seconds"]), float(state["processor_seconds"])
-    before, now = int(state["processes"]), run.learner.processes.share.count
+    before, now = int(state.get("processes", 1)), run.learner.processes.share.count
     if before != now:
         run.notes += (f"Started in {before} processes, resumed in {now}: equal to rounding, not bit for bit.",)
     run.best, run.last_dice = dict(state["best"]), state["last_dice"]
     run.looked = (run.learner.done, run.seconds)
 
 
-def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> str:
-    """Dotted names of the options that differ; where a run may move to, such as the device, is free."""
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Names of the options that differ; where a run may move to, such as the device, is free."""
     free = {"train.device", "train.threads", "train.checkpoint_every", "train.compile"}
-    names = []
-    for key in sorted(stored.keys() | asked.keys()):
-        one, other = stored.get(key), asked.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names.append(_differences(one, other, f"{prefix}{key}."))
-        elif one != other and f"{prefix}{key}" not in free:
-            names.append(f"{prefix}{key}")
-    return ", ".join(name for name in names if name)
+    one, other = _flat(stored), _flat(asked)
+    names = sorted((one.keys() | other.keys()) - free)
+    return ", ".join(name for name in names if one.get(name) != other.get(name))
 
 
 def _pace(run: _Run, ramp: float) -> dict[str, float]:
