@@ -74,9 +74,8 @@ def train(
 ) -> RunSummary:
     """Train one method on one split and leave checkpoints, curves and a summary in a folder.
 
-    Everything random in a step follows from (seed, step), so that a run that was stopped and resumed ends bit
-    for bit as an uninterrupted one on the same machine. Under `torchrun` the processes divide each batch; the first
-    one alone validates and writes.
+    A run that was stopped and resumed ends bit for bit as an uninterrupted one on the same machine. Under `torchrun`
+    the processes divide each batch; the first one alone validates and writes.
 
     Args:
         config: Every option of the run.
@@ -109,22 +108,28 @@ def train(
         run = _set_up(config, data_set, split, out, device, processes)
         if resume and (out / checkpoint.LAST).is_file():
             _restore(run, out / checkpoint.LAST)
-        learner = run.learner
-        processes.require_one({"steps done": learner.done, **_flat(to_dict(run.config)), **_flat(run.cases)})
+        processes.require_one({"steps done": run.learner.done, **_flat(to_dict(run.config)), **_flat(run.cases)})
         console = Console(stderr=True, quiet=not (progress and processes.first))
         for note in run.notes:
             console.print(note, markup=False)
-        stages = Stages(device) if profile and processes.first and learner.done < config.train.steps else None
-        learner.stages = stages or learner.stages
+        if profile and processes.first:
+            run.learner.stages = Stages(device)
         _run_to_end(run, data_set, split, console, max_steps, clear=overwrite and not resume)
     summary = _summary(run, time.perf_counter() - begin)
     if processes.first:
         with writing(out / records.SUMMARY, GO_ON):
             records.write_summary(out / records.SUMMARY, summary)
-    if stages:
-        Console(stderr=True).print(stages.table(summary.peak_memory_mib))
+            _show_profile(run)
     leave()
     return summary
+
+
+def _show_profile(run: _Run) -> None:
+    stages = run.learner.stages
+    if isinstance(stages, Stages) and stages.seconds():
+        options = run.config.train
+        images = options.batch, options.unlabeled_batch
+        Console(stderr=True).print(stages.table(*images, peak_memory_mib(run.learner.device)))
 
 
 def _set_up(
