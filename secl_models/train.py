@@ -222,6 +222,7 @@ def _loop(run: _Run, history: History | None, console: Console, max_steps: int |
                 pace = values["images_per_second"], values["memory_mib"]
                 bar.update(task, completed=done, shown=shown(values["loss"], run.last_dice, *pace))
             if keep and history:
+                bar.update(task, completed=done)
                 with writing(run.out / records.HISTORY, GO_ON):
                     history.write()
                 _save(run, checkpoint.LAST)
