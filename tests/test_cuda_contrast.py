@@ -294,7 +294,7 @@ def test_splitting_the_columns(flags: Flag, emulated: Any) -> None:
 def test_sorting_changes_no_pair(flags: Flag, monkeypatch: pytest.MonkeyPatch) -> None:
     visited = []
 
-    def sorts(anchors: Tensor, keys: Tensor) -> bool:
+    def sorts(anchors: Tensor, keys: Tensor, flags: Flag) -> bool:
         visited.append(anchors)
         return True
 

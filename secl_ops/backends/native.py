@@ -71,7 +71,7 @@ def contrast_forward(
     key_inverse: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference for the other arguments."""
-    if _serves_cuda(anchors) and ordering.pays(anchors, keys):
+    if _serves_cuda(anchors) and ordering.pays(anchors, keys, flags):
         order = ordering.by_class(pairs, flags)
         found = _contrast_forward(
             anchors[order.anchors], keys[order.keys], order.pairs(pairs), scale, flags,
@@ -128,7 +128,7 @@ def _cuda_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The kernels see for themselves which anchors count, and read grad_loss at any stride."""
     grad_loss, push, draw = factors
-    order = ordering.by_class(pairs, flags) if ordering.pays(anchors, keys) else None
+    order = ordering.by_class(pairs, flags) if ordering.pays(anchors, keys, flags) else None
     if order is not None:
         grad_loss, push, draw, lse, anchors = (value[order.anchors] for value in (grad_loss, push, draw, lse, anchors))
         keys, pairs = keys[order.keys], order.pairs(pairs)

@@ -12,25 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from secl_ops import tiles
 from secl_ops.backends.reference import ContrastState
 from secl_ops.spec import Flag, Pairs
 
-SORTED_WORK = 1 << 35
-"""Multiply-adds of one product above which a sort pays.
-
-In any order each tile is visited for its positives: up to 4 N M D FLOP, 0.3 ms here at 400 TFLOP/s, against about
-0.1 ms for two radix sorts and the copies. An estimate, to be measured on a GPU.
-"""
-
-
-def pays(anchors: Tensor, keys: Tensor) -> bool:
-    """Whether rows in any order should be sorted first; decided by the sizes alone.
+def pays(anchors: Tensor, keys: Tensor, flags: Flag) -> bool:
+    """Whether the rows should be sorted first: they may lie in any order, and are many; no value is looked at.
 
     Example:
-        >>> pays(torch.empty(8192, 64), torch.empty(8192, 64))
+        >>> pays(torch.empty(8192, 64), torch.empty(8192, 64), Flag(0))
         False
     """
-    return anchors.shape[0] * keys.shape[0] * anchors.shape[1] >= SORTED_WORK
+    return Flag.ORDERED not in flags and tiles.sorts(anchors.shape[0], keys.shape[0], anchors.shape[1], anchors.dtype)
 
 
 class Order(NamedTuple):
@@ -72,9 +65,14 @@ def by_class(pairs: Pairs, flags: Flag) -> Order:
     return Order(_sorted(pairs.anchor_labels, pairs.anchor_groups, [0, pairs.anchor_labels.shape[0]]), keys)
 
 
+def rank(labels: Tensor, groups: Tensor | None) -> Tensor:
+    """One number [n] of each row's group and label, in ascending order of both."""
+    return labels if groups is None else (groups.long() << 32) + labels
+
+
 def _sorted(labels: Tensor, groups: Tensor | None, edges: list[int]) -> Tensor:
-    rank = labels if groups is None else (groups.long() << 32) + labels
-    return torch.cat([torch.sort(rank[first:last], stable=True).indices + first for first, last in pairwise(edges)])
+    ranks = rank(labels, groups)
+    return torch.cat([torch.sort(ranks[first:last], stable=True).indices + first for first, last in pairwise(edges)])
 
 
 def taken(values: Tensor | None, order: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secl_ops import tiles
+from secl_ops.backends.ordering import rank
 from secl_ops.backends.reference import ContrastState, Reduction
 from secl_ops.backends.triton import contrast, rows
 from secl_ops.backends.triton.grids import cells, copy_width, on
@@ -63,16 +64,11 @@ def _order(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: Flag) -> _Order:
     attracting = max(0, keys.shape[0] - pairs.positive_start)
     if Flag.ORDERED in flags or not tiles.sorts(anchors.shape[0], attracting, anchors.shape[1], anchors.dtype):
         return _Order()
-    key_rank, key_order = torch.sort(_rank(pairs.key_labels, pairs.key_groups), stable=True)
+    key_rank, key_order = torch.sort(rank(pairs.key_labels, pairs.key_groups), stable=True)
     if Flag.SELF in flags:
         return _Order(key_order, key_order, key_rank)
-    anchor_order = torch.sort(_rank(pairs.anchor_labels, pairs.anchor_groups), stable=True).indices
+    anchor_order = torch.sort(rank(pairs.anchor_labels, pairs.anchor_groups), stable=True).indices
     return _Order(anchor_order, key_order, key_rank)
-
-
-def _rank(labels: Tensor, groups: Tensor | None) -> Tensor:
-    """What `primitives.rank_span` compares."""
-    return labels if groups is None else (groups.long() << 32) + labels
 
 
 def contrast_forward(
