@@ -16,6 +16,7 @@ from secl_ops import tiles
 from secl_ops.backends.reference import ContrastState
 from secl_ops.spec import Flag, Pairs
 
+
 def pays(anchors: Tensor, keys: Tensor, flags: Flag) -> bool:
     """Whether the rows should be sorted first: they may lie in any order, and are many; no value is looked at.
 
