@@ -118,9 +118,8 @@ def check(problem: Problem, *, cancels: bool = False) -> list[Tensor]:
     for name, actual, rough, exact in zip(NAMES, found, plain, truth, strict=False):
         assert torch.equal(actual.isneginf(), exact.isneginf()), name
         # A pair's exponential errs by the rounding of its logit, and may meet an attraction that cancels it.
-        largest = (
-            problem.scale * float(weight_of_anchors(problem).abs().amax()) if exact.numel() and exact.ndim == 2 else 1.0
-        )
+        weights = weight_of_anchors(problem)
+        largest = problem.scale * float(weights.abs().max()) if len(weights) and exact.ndim == 2 else 1.0
         magnitude = max(peak, largest * (rounding if cancels else peak))
         amplification = max(4 * peak, rounding if exact.ndim == 2 else 1.0)
         values = (
