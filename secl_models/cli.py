@@ -234,14 +234,36 @@ def predict(
     checkpoint: CheckpointOption,
     source: Annotated[Path, typer.Option("--input", help="An image (.nii.gz, .nii, .h5), or a folder of images.")],
     out: Annotated[Path, typer.Option(help="Segmentation to write; a folder where --input is one.")],
+    flips: Annotated[
+        str, typer.Option(help="Average over flips along these axes, as 0,1; `trained`: those flipped in training.")
+    ] = "",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write NAME_probabilities: 4-D float32, background first.")
+    ] = False,
+    largest_component: Annotated[
+        bool,
+        typer.Option(
+            "--largest-component",
+            help="Keep the largest part of each structure; parts touch by faces, edges or corners (26 neighbours).",
+        ),
+    ] = False,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Segment images on their own grid; no label is needed."""
+    """Segment images on their own grid; no label is needed.
+
+    An image stored in another voxel orientation than the training images is turned by its affine and its
+    segmentation turned back. Memory: 16 bytes per voxel of an image and, a dozen times, the probabilities of one
+    slab: of 2-D slices 64 MiB, of a 3-D network one patch deep. `--probabilities` go through a file on disk, 4 bytes
+    per voxel and class. A file appears whole or not at all.
+    """
     from secl_models.predict import predict as run
 
     with _progress("segmenting") as progress:
-        written = run(checkpoint, source, out, overwrite=overwrite, device=device, progress=progress)
+        written = run(
+            checkpoint, source, out, overwrite=overwrite, device=device, flips=flips, probabilities=probabilities,
+            largest_component=largest_component, progress=progress,
+        )  # fmt: skip
     typer.echo(f"Wrote {written[0]}" if len(written) == 1 else f"Wrote {len(written)} files to {out}")
 
 

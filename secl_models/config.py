@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -22,6 +23,9 @@ NORMALIZE = ("auto", "volume", "slice", "window")
 DENOMINATORS = ("negatives", "all")
 STRATEGIES = ("uniform", "stratified", "hard")
 BACKENDS = ("auto", "reference", "native", "triton")
+# "stored" leaves the voxel order alone; the others name where each axis points to.
+_DIRECTIONS = [letters for sides in itertools.product("RL", "AP", "SI") for letters in itertools.permutations(sides)]
+ORIENTATIONS = ("auto", "stored", *("".join(letters) for letters in _DIRECTIONS))
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -42,6 +46,7 @@ class DataConfig:
     window: tuple[float, float] | None = None  # CT: clip to these Hounsfield units first
     normalize: str = "auto"  # zero mean and unit variance over a volume, over each slice, or fixed by the window
     foreground: float = 0.0  # share of labelled samples centred on a labelled voxel
+    orientation: str = "auto"  # every volume is turned to it: RAS, LPS, ...; auto: that of most labelled volumes
 
     def __post_init__(self) -> None:
         _require_choice("data.dims", self.dims, (2, 3))
@@ -68,6 +73,7 @@ class DataConfig:
         if self.normalize == "window" and self.window is None:
             _refuse("data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]")
         _require_range("data.foreground", self.foreground, 0, 1)
+        _require_choice("data.orientation", self.orientation, ORIENTATIONS)
 
 
 @dataclass(frozen=True)

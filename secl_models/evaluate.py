@@ -27,7 +27,7 @@ from secl_models.data.splits import load_split
 from secl_models.data.volumes import Volume, load_volume, write_atomic
 from secl_models.device import choose_device
 from secl_models.errors import InputError
-from secl_models.inference import predict_volume
+from secl_models.inference import segment_volume
 from secl_models.metrics import MEAN, CaseScores, StructureScore, StructureSummary, score_case, summarise
 
 COLUMNS = ("patient", "case", "structure", "dice", "hd95", "assd", "unit", "state")
@@ -192,8 +192,7 @@ def score_volume(model: LoadedModel, volume: Volume) -> CaseScores:
     """
     if volume.label is None:
         raise InputError(volume.case.name, rule="a case to score has a label", got="none", cure="add one")
-    probabilities = predict_volume(model.network, model.preprocess, model.config, volume)
-    prediction = probabilities.argmax(0).cpu().numpy()
+    prediction = segment_volume(model.network, model.preprocess, model.config, volume)
     scores = score_case(prediction, volume.label, model.classes, volume.spacing)
     return CaseScores(volume.case.patient, volume.case.name, tuple(scores))
 

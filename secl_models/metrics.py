@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,8 +95,8 @@ def structure_names(classes: Mapping[int, str]) -> tuple[str, ...]:
 
 
 def score_case(
-    prediction: npt.NDArray[np.int64],  # [*spatial]
-    truth: npt.NDArray[np.int64],  # [*spatial]
+    prediction: npt.NDArray[np.integer[Any]],  # [*spatial]
+    truth: npt.NDArray[np.integer[Any]],  # [*spatial]
     classes: Mapping[int, str],
     spacing: tuple[float, ...] | None,
 ) -> list[StructureScore]:

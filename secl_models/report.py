@@ -22,7 +22,7 @@ from secl_models.data.cases import DataSet
 from secl_models.data.volumes import Volume, load_volume, write_atomic
 from secl_models.errors import InputError
 from secl_models.evaluate import Evaluation, evaluated_cases, load_evaluation
-from secl_models.inference import predict_volume
+from secl_models.inference import segment_volume
 from secl_models.metrics import MEAN, CaseScores, StructureSummary, structure_names
 from secl_models.records import CONFIG, HISTORY, SUMMARY
 from secl_models.report_features import principal_plane
@@ -247,8 +247,7 @@ def _chosen_volumes(evaluation: Evaluation, data: DataSet, run: Path, split: str
 
 
 def _overlay(model: LoadedModel, rank: str, dice: float, volume: Volume) -> dict[str, str]:
-    probabilities = predict_volume(model.network, model.preprocess, model.config, volume)
-    prediction = probabilities.argmax(0).cpu().numpy()
+    prediction = segment_volume(model.network, model.preprocess, model.config, volume).astype(np.int64)
     spacing = volume.spacing or (1.0,) * prediction.ndim
     png = overlay(volume.image[0], _label(volume), prediction, spacing)
     return {"rank": rank, "dice": _number(100 * dice), "case": volume.case.name, "png": png}
