@@ -212,7 +212,13 @@ def evaluate(
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score a run on its own test patients: Dice, HD95 and ASSD per structure, last and best checkpoint."""
+    """Score a run on its own test patients: Dice, HD95 and ASSD per structure, last and best checkpoint.
+
+    Surface: voxels with a face neighbour outside the structure. HD95: the larger of the two directed 95th percentiles.
+    ASSD: mean of both directions pooled. In mm, or in voxels where the files store no spacing. A structure in only
+    one of prediction and truth counts as Dice 0 and as a distance of the image diagonal; in neither, it is left out;
+    both are counted. Mean and SD are over patients. A checkpoint evaluated alone leaves the JSON of the pair as it is.
+    """
     from secl_models import evaluate as scores
     from secl_models.data.layouts import read_data_set
 
@@ -221,6 +227,7 @@ def evaluate(
     Console().print(scores.evaluation_table(results))
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     typer.echo(f"Per case: {(out or folder) / f'evaluation_{split}_{results[0].checkpoint}.csv'}")
+    typer.echo(f"Per patient: {(out or folder) / f'evaluation_{split}_{results[0].checkpoint}_patients.csv'}")
     if report:
         from secl_models.report import write_report
 
