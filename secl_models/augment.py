@@ -12,6 +12,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from secl_models.config import AugmentConfig
 from secl_models.data.resident import IGNORED, Batch
+from secl_models.data.sampling import WHOLE, Share
 
 _SMALLEST_RANGE = 1e-6  # of intensities: below it a patch counts as constant, and gamma must not divide by zero
 
@@ -25,7 +26,7 @@ class Views:
     label: Tensor  # [B, *patch] int64, -1 where nothing is known
 
 
-def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Views:
+def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator, share: Share = WHOLE) -> Views:
     """Move each sample by a random affine map, image and label alike, and change the intensities of a copy.
 
     Outside the patch the image repeats its border and the label is -1.
@@ -34,6 +35,8 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
         batch: Images `[B, C, *patch]` and labels `[B, *patch]`, two or three spatial axes.
         config: Ranges of every change; zeros everywhere and no flips leave a batch as it is.
         generator: Source of all randomness; on the device of the batch, so that nothing waits for the host.
+        share: The part of a joined batch that this one is; every part draws for all, so that its changes are
+            those of the joined batch.
 
     Returns:
         The two views and the moved label, new tensors on the device of the batch.
@@ -46,14 +49,14 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     """
     if batch.image.shape[0] == 0:
         return Views(batch.image, batch.image, batch.label)
-    weak, label = _move(batch, config, generator)
-    return Views(weak, _recolour(weak, config, generator), label)
+    weak, label = _move(batch, config, generator, share)
+    return Views(weak, _recolour(weak, config, generator, share), label)
 
 
-def _move(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _move(batch: Batch, config: AugmentConfig, generator: torch.Generator, share: Share) -> tuple[Tensor, Tensor]:
     """One affine map per sample on image `[B, C, *patch]` (linear) and label `[B, *patch]` (nearest)."""
-    image = batch.image
-    maps = random_affine(image.shape[0], tuple(image.shape[2:]), config, generator).to(image.device)
+    image, joined = batch.image, batch.image.shape[0] * share.count
+    maps = random_affine(joined, tuple(image.shape[2:]), config, generator)[share.of(joined)].to(image.device)
     grid = affine_grid(maps, list(image.shape), align_corners=False)  # [B, *patch, dims]
     moved = grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     # Zero is what grid_sample writes outside the patch: shifting the labels makes it mean "ignored".
@@ -95,13 +98,15 @@ def random_affine(count: int, patch: tuple[int, ...], config: AugmentConfig, gen
     return torch.cat([linear.flip(1, 2), shift.flip(1).unsqueeze(2)], dim=2)
 
 
-def _recolour(image: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def _recolour(image: Tensor, config: AugmentConfig, generator: torch.Generator, share: Share) -> Tensor:
     """Random gamma, contrast, brightness and noise per sample and channel of `[B, C, *patch]`."""
-    per_channel = (*image.shape[:2], *(1 for _ in image.shape[2:]))
+    joined = image.shape[0] * share.count
+    own = share.of(joined)
+    per_channel = (joined, image.shape[1], *(1 for _ in image.shape[2:]))
     space = tuple(range(2, image.dim()))
 
     def draw(reach: float) -> Tensor:
-        return _uniform(per_channel, reach, generator).to(image.device)
+        return _uniform(per_channel, reach, generator)[own].to(image.device)
 
     low, high = image.amin(space, keepdim=True), image.amax(space, keepdim=True)
     reach = (high - low).clamp_min(_SMALLEST_RANGE)
@@ -110,7 +115,7 @@ def _recolour(image: Tensor, config: AugmentConfig, generator: torch.Generator) 
     strong = (strong - mean) * (1 + draw(config.contrast)) + mean
     spread = image.std(space, keepdim=True, correction=0)
     strong = strong + draw(config.brightness) * spread
-    noise = torch.randn(image.shape, generator=generator, device=generator.device).to(image.device)
+    noise = torch.randn((joined, *image.shape[1:]), generator=generator, device=generator.device)[own].to(image.device)
     return strong + noise * draw(config.noise).abs() * spread
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +40,38 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     Args:
         path: Target file; its folder exists.
         state: Tensors, numbers, strings, lists and dicts of these: nothing that needs code to load.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; `path` is as it was, and nothing else is left.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
-            torch.save(dict(state), stream)
+            _serialize(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _serialize(state: Mapping[str, Any], stream: BinaryIO) -> None:
+    try:
+        torch.save(dict(state), stream)
+    except RuntimeError as error:  # torch raises its own where the stream failed it
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk, or a power cut could take it back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load(path: Path) -> dict[str, Any]:

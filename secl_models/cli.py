@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from secl_models.errors import InputError
+from secl_models.stopping import Terminated
 
 if TYPE_CHECKING:
     from secl_models.config import RunConfig
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from secl_models.data.check import Fault
     from secl_models.data.splits import Split
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 SHOWN_FAULTS = 20
 
 
@@ -37,7 +39,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            _say(f"secl: {error}")
+            _say(f"secl: {error}" if _first_process() else f"secl, process {os.environ['RANK']}: {error}")
             raise typer.Exit(BAD_INPUT) from error
         except ModuleNotFoundError as error:
             _say(f"secl: {ctx.invoked_subcommand} needs {error.name}; see `secl doctor` for how to get it.")
@@ -45,8 +47,13 @@ class _Group(TyperGroup):
         except OSError as error:
             _say(f"secl: {error.filename or ctx.invoked_subcommand}: {error.strerror or error}")
             raise typer.Exit(BAD_INPUT) from error
+        except Terminated as error:
+            if _first_process():
+                _say(f"\nStopped by SIGTERM after a step that is kept. {_how_to_go_on(ctx.invoked_subcommand)}")
+            raise typer.Exit(TERMINATED) from error
         except KeyboardInterrupt as error:
-            _say(f"\nStopped. {_how_to_go_on(ctx.invoked_subcommand)}")
+            if _first_process():
+                _say(f"\nStopped. {_how_to_go_on(ctx.invoked_subcommand)}")
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -81,10 +88,19 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def _first_process() -> bool:
+    """Whether this is the one of `torchrun`'s processes that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _how_to_go_on(command: str | None) -> str:
     arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    if "--max-steps" in arguments:
+        place = arguments.index("--max-steps")
+        del arguments[place : place + 2]
     again = shlex.join(["secl", *arguments])
     if command == "train":
+        again = "the same torchrun command," if "WORLD_SIZE" in os.environ else again
         return f"Go on from the last checkpoint: {again} --resume"
     if command == "study":
         return f"Finished rows are kept; go on with the others: {again}"
@@ -131,13 +147,18 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default: the preset's, 0.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the preset's.")] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop at this step, with the schedules of --steps; a later --resume goes on."),
+    ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps that a kill can lose at most.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default: the preset's, auto.")] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: OverwriteOption = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show at the end where the time of a step went.")] = False,
 ) -> None:
-    """Train on a data set of which few patients are labelled."""
+    """Train on a data set of which few patients are labelled; `torchrun -m secl_models train` uses several GPUs."""
     given = {
         "labeled": labeled, "seed": seed, "train.method": method, "train.steps": steps, "train.device": device,
         "train.checkpoint_every": checkpoint_every,
@@ -149,12 +170,20 @@ def train(
     from secl_models.records import refuse_held
     from secl_models.train import train as run
 
-    refuse_held(out, resume, overwrite)
-    _refuse_faults(data_set, split)
-    summary = run(config, data_set, split, out, resume=resume, overwrite=overwrite)
+    if _first_process():
+        refuse_held(out, resume, overwrite)
+        _refuse_faults(data_set, split)
+    summary = run(
+        config, data_set, split, out, resume=resume, overwrite=overwrite, max_steps=max_steps, profile=profile
+    )
+    if not _first_process():
+        return
     best = "" if summary.best_dice is None else f", best validation Dice {100 * summary.best_dice:.1f} %"
     typer.echo(f"Trained {summary.steps} steps in {summary.seconds:.0f} s{best}. Everything is in {out}.")
     place = shlex.quote(str(out))
+    if summary.steps < config.train.steps:
+        typer.echo(f"Stopped at step {summary.steps} of {config.train.steps}. {_how_to_go_on('train')}")
+        return
     typer.echo("Next:")
     typer.echo(f"  secl evaluate --checkpoint {place} --data {shlex.quote(str(data))}")
     typer.echo(f"  secl predict --checkpoint {place} --input scan.nii.gz --out seg.nii.gz")
@@ -167,7 +196,8 @@ def _configure(preset: str | None, data: Path, assignments: Sequence[str]) -> Ru
     if preset is None:
         name = data.resolve().name
         preset = name if name in preset_names() and name != "demo" else "default"
-        _say(f"Preset: {preset} (choose another with --preset).")
+        if _first_process():
+            _say(f"Preset: {preset} (choose another with --preset).")
     config = override(load_preset(preset), assignments)
     choose_device(config.train.device)
     return config

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from secl_models.errors import InputError
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, processes: int = 1) -> torch.device:
     """The device a run uses.
 
     Args:
         name: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1".
+        processes: Of the run; with several each takes the GPU of its place on the machine.
 
     Returns:
         The device, with an index for a GPU.
@@ -34,12 +36,21 @@ def choose_device(name: str) -> torch.device:
         ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count()
+        if processes > 1 and device.index is not None:
+            raise InputError(
+                "--device",
+                rule="auto, cpu or cuda where a run has several processes, each with a GPU of its own",
+                got=name,
+                cure="use --device cuda, and CUDA_VISIBLE_DEVICES to choose the GPUs",
+            )
+        if processes > 1:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if (device.index or 0) >= count:
             raise InputError(
                 "--device",
                 rule="a GPU that torch can use",
-                got=f"{name} with {count} such GPUs here",
-                cure="use --device cpu, or install a torch built for your GPU",
+                got=f"{name if processes == 1 else device} with {count} such GPUs here",
+                cure="use --device cpu, fewer processes, or a torch built for your GPU",
             )
         return torch.device("cuda", device.index or 0)
     if device.type != "cpu":

@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class InputError(ValueError):
     """A file or an argument breaks a rule; the command line prints it and exits with status 2.
@@ -32,3 +38,33 @@ class InputError(ValueError):
 
 def _rebuild(what: str, rule: str, got: str, cure: str) -> InputError:
     return InputError(what, rule=rule, got=got, cure=cure)
+
+
+@contextmanager
+def writing(what: object, then: str) -> Iterator[None]:
+    """Turn the failure of a write inside into an `InputError` that says what to do.
+
+    Args:
+        what: The file or folder written.
+        then: How to go on once there is room again.
+
+    Raises:
+        InputError: The disk is full, or the place cannot be written.
+
+    Example:
+        >>> with writing("/no/such/folder/file", then="begin again"):
+        ...     open("/no/such/folder/file", "w")
+        Traceback (most recent call last):
+        ...
+        secl_models.errors.InputError: /no/such/folder/file: a place that can be written; got ...
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _FULL
+        raise InputError(
+            what,
+            rule="room on the disk" if full else "a place that can be written",
+            got=error.strerror or error,
+            cure=("free some space, then " if full else "make it writable, or name another --out, then ") + then,
+        ) from error

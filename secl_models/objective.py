@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import secl_ops
 from secl_models.config import ContrastConfig, RunConfig
 from secl_models.data.resident import IGNORED, partition
 from secl_models.networks import ContrastModel, Output
+from secl_models.processes import Processes
 
 TERMS: dict[str, tuple[str, ...]] = {
     "supervised": (),
@@ -24,7 +25,8 @@ TERMS: dict[str, tuple[str, ...]] = {
     "secl-anatomical": ("anatomical",),
     "secl": ("region", "anatomical"),
 }
-STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels")
+STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network")
+ALONE = Processes()
 
 
 class TermValue(NamedTuple):
@@ -36,7 +38,7 @@ class TermValue(NamedTuple):
 
 @dataclass(frozen=True)
 class StepContext:
-    """What the terms of one step see; the first L rows of every tensor are the labelled images."""
+    """What the terms of one step see of this process's images; the first L rows of every tensor are the labelled."""
 
     student: Output  # of the strong views, L + U images
     teacher: Output  # of the weak views, L + U images
@@ -68,7 +70,7 @@ def stream_seed(seed: int, step: int, stream: str) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
+def supervised_loss(logits: Tensor, label: Tensor, processes: Processes = ALONE) -> Tensor:
     """0.5 (cross-entropy + 1 - mean soft Dice over the structures), pixels of label -1 left out of both.
 
     The soft Dice of a structure is taken over the whole batch, so that slices without it do no harm.
@@ -76,6 +78,7 @@ def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
     Args:
         logits: [B, K + 1, *spatial].
         label: [B, *spatial] class index, -1 ignored.
+        processes: Those that hold the other parts of a joined batch.
 
     Returns:
         A scalar; 0 with a graph where every pixel is ignored.
@@ -89,15 +92,17 @@ def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
     known = label != IGNORED
     target = label.clamp_min(0)
     entropy = functional.cross_entropy(logits, target, reduction="none")
-    entropy = (entropy * known).sum() / known.sum().clamp_min(1)
     mask = known.unsqueeze(1)
     axes = [0, *range(2, logits.ndim)]
     probability = logits.softmax(1) * mask  # [B, K + 1, *spatial]
     truth = functional.one_hot(target, logits.shape[1]).movedim(-1, 1) * mask
-    overlap = (probability * truth).sum(axes)[1:]
-    volume = (probability + truth).sum(axes)[1:]
-    dice = (2.0 * overlap + 1.0) / (volume + 1.0)
-    return 0.5 * (entropy + (1.0 - dice.mean()) * known.any())
+    overlap, volume = (probability * truth).sum(axes)[1:], (probability + truth).sum(axes)[1:]  # [K]
+    parts = [torch.stack([(entropy * known).sum(), known.sum().float()]), overlap, volume]
+    sums = processes.total(torch.cat(parts))  # [2 + 2 K]
+    structures = logits.shape[1] - 1
+    dice = (2.0 * sums[2 : 2 + structures] + 1.0) / (sums[2 + structures :] + 1.0)
+    loss: Tensor = 0.5 * (sums[0] / sums[1].clamp_min(1) + (1.0 - dice.mean()) * (sums[1] > 0))
+    return loss
 
 
 def pseudo_labels(logits: Tensor, confidence: float) -> Tensor:
@@ -136,10 +141,12 @@ class Objective(nn.Module):
     Args:
         config: Whole configuration of the run.
         classes: Structures K, without background.
+        processes: Those that share the joined batch of a step: keys and sums are gathered over all of them.
     """
 
-    def __init__(self, config: RunConfig, classes: int) -> None:
+    def __init__(self, config: RunConfig, classes: int, processes: Processes = ALONE) -> None:
         super().__init__()
+        self._processes = processes
         self.contrast: ContrastConfig = config.contrast
         self.seed = config.seed
         self.classes = classes + 1
@@ -173,7 +180,7 @@ class Objective(nn.Module):
         Returns:
             The scalar to minimise, and scalars without a graph.
         """
-        total = supervised_loss(context.student.logits[: context.labeled], context.label)
+        total = supervised_loss(context.student.logits[: context.labeled], context.label, self._processes)
         logged = {"supervised": total.detach()}
         for name in self.names:
             term = self._terms[name](context, student, teacher)
@@ -185,21 +192,28 @@ class Objective(nn.Module):
         """Mean squared difference of probabilities on all images (Tarvainen and Valpola, NeurIPS 2017)."""
         ours = context.student.logits.float().softmax(1)
         theirs = context.teacher.logits.float().softmax(1)
-        return TermValue(functional.mse_loss(ours, theirs), {})
+        # Each process holds as many images.
+        return TermValue(self._processes.total(functional.mse_loss(ours, theirs) / self._processes.share.count), {})
 
     def _region(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
         """Same cell, in the other view or at the same relative position: positive; other cells: negative."""
         grid = self.contrast.grid
         group = partition(context.position, self.contrast.partitions)
         label = region_labels(context.weak, grid)  # [B, R]
-        groups = group.unsqueeze(1).expand_as(label).flatten()
+        groups = group.unsqueeze(1).expand_as(label)
+        marks = self._gather(torch.stack([label, groups], 2).flatten(0, 1), context)  # [B R of all, 2]
         losses = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
             anchors = student.heads[tap](secl_ops.pool_regions(ours, grid).flatten(0, 1))
             with torch.no_grad():
-                keys = teacher.heads[tap](secl_ops.pool_regions(theirs, grid).flatten(0, 1))
-            losses.append(self._info_nce(anchors, keys, label.flatten(), label.flatten(), groups))
-        return TermValue(torch.stack(losses).mean(), {"cells": (label != IGNORED).float().mean()})
+                keys = self._gather(teacher.heads[tap](secl_ops.pool_regions(theirs, grid).flatten(0, 1)), context)
+            losses.append(
+                self._info_nce(
+                    anchors, [keys], label.flatten(), [marks[:, 0]],
+                    anchor_groups=groups.flatten(), key_groups=[marks[:, 1]],
+                )
+            )  # fmt: skip
+        return TermValue(torch.stack(losses).mean(), {"cells": self._share_of(label != IGNORED)})
 
     def _anatomical(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
         """Pixels of one structure, by truth or confident pseudo-label: positive; others: negative."""
@@ -208,65 +222,118 @@ class Objective(nn.Module):
         losses = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
             small = resize_labels(label, tuple(ours.shape[2:]))
-            rows, row_labels = self._sample(ours, small, context.step, "student pixels")
+            rows, row_labels = self._sample(ours, small, context, "student pixels", self._scores(small, context))
             anchors = student.heads[tap](rows)
             with torch.no_grad():
-                rows, fresh_labels = self._sample(theirs, small, context.step, "teacher pixels")
-                fresh = teacher.heads[tap](rows).float()
-            keys, key_labels = self._with_queue(tap, fresh, fresh_labels)
-            losses.append(self._info_nce(anchors, keys, row_labels, key_labels))
+                rows, fresh_labels = self._sample(theirs, small, context, "teacher pixels")
+                fresh = self._gather(teacher.heads[tap](rows).float(), context)
+                fresh_labels = self._gather(fresh_labels, context)
+            # Under autocast the anchors are narrow; a queue is read where it lies where they are not.
+            keys = [fresh.to(anchors.dtype)]
+            if not self.queues:
+                losses.append(self._info_nce(anchors, keys, row_labels, [fresh_labels]))
+                continue
+            queue = cast(secl_ops.ClassQueue, self.queues[tap])
+            keys.append(queue.keys.to(anchors.dtype))
+            losses.append(self._info_nce(anchors, keys, row_labels, [fresh_labels, queue.key_labels]))
+            queue.enqueue(fresh, fresh_labels)
         return TermValue(torch.stack(losses).mean(), self._pseudo_statistics(pseudo, context))
 
-    def _sample(self, features: Tensor, label: Tensor, step: int, stream: str) -> tuple[Tensor, Tensor]:
+    def _scores(self, label: Tensor, context: StepContext) -> Tensor | None:
+        """For strategy "hard", the student's probability of each label [B, *spatial]."""
+        if self.contrast.strategy != "hard":
+            return None
+        probability = context.student.logits.detach().float().softmax(1)
+        small = functional.interpolate(probability, tuple(label.shape[1:]), mode="nearest-exact")
+        return small.gather(1, label.clamp_min(0).unsqueeze(1)).squeeze(1)
+
+    def _gather(self, rows: Tensor, context: StepContext) -> Tensor:
+        """Rows [B k, ...] of every process, in the order of the joined batch."""
+        return self._processes.gather(rows, context.labeled, context.weak.shape[0])
+
+    def _sample(
+        self, features: Tensor, label: Tensor, context: StepContext, stream: str, scores: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows and labels of the pixels that a draw from the joined batch gives to the images of this process."""
         sample = secl_ops.sample_pixels(
-            label,
+            self._joined(label, context.labeled, IGNORED),
             self.contrast.per_class,
             num_classes=self.classes,
             ignore_index=IGNORED,
-            strategy=self.contrast.strategy,
-            seed=stream_seed(self.seed, step, stream),
+            strategy="uniform" if self.contrast.strategy == "hard" and scores is None else self.contrast.strategy,
+            scores=None if scores is None else self._joined(scores, context.labeled, 0.0),
+            seed=stream_seed(self.seed, context.step, stream),
         )
-        return secl_ops.gather_pixels(features, sample.index), sample.label
+        index, labels = sample
+        if self._processes.several:
+            index, labels = self._own_pixels(index, labels, label, context.labeled)
+        return secl_ops.gather_pixels(features, index, unique=True), labels
 
-    def _with_queue(self, tap: int, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.queues:
-            return rows, labels
-        queue = cast(secl_ops.ClassQueue, self.queues[tap])
-        keys = torch.cat([rows, queue.keys.to(rows.dtype)])
-        key_labels = torch.cat([labels, queue.key_labels.to(labels.dtype)])
-        queue.enqueue(rows, labels)
-        return keys, key_labels
+    def _places(self, images: int, labeled: int) -> tuple[slice, slice]:
+        """Where the labelled and the other images of this process stand in the joined batch."""
+        share, others = self._processes.share, images - labeled
+        first = labeled * share.count + share.rank * others
+        return share.of(labeled * share.count), slice(first, first + others)
+
+    def _joined(self, maps: Tensor, labeled: int, empty: float) -> Tensor:
+        """The maps [B, *spatial] at their places in the joined batch, those of other processes left `empty`."""
+        if not self._processes.several:
+            return maps
+        joined = maps.new_full((maps.shape[0] * self._processes.share.count, *maps.shape[1:]), empty)
+        first, second = self._places(maps.shape[0], labeled)
+        joined[first], joined[second] = maps[:labeled], maps[labeled:]
+        return joined
+
+    def _own_pixels(self, index: Tensor, labels: Tensor, maps: Tensor, labeled: int) -> tuple[Tensor, Tensor]:
+        """What was drawn from this process's images, numbered within its own maps [B, *spatial]."""
+        images = maps.shape[0] * self._processes.share.count
+        places = self._places(maps.shape[0], labeled)
+        moved = (places[0].start, places[1].start - labeled)
+        found = []
+        for place, images_before in zip(places, moved, strict=True):
+            own = index.view(images, -1)[place].flatten()
+            found.append(torch.where(own < 0, own, own - images_before * maps[0].numel()))
+        return torch.cat(found), torch.cat([labels.view(images, -1)[place].flatten() for place in places])
 
     def _info_nce(
         self,
         anchors: Tensor,
-        keys: Tensor,
+        keys: list[Tensor],
         anchor_labels: Tensor,
-        key_labels: Tensor,
-        groups: Tensor | None = None,
+        key_labels: list[Tensor],
+        *,
+        anchor_groups: Tensor | None = None,
+        key_groups: list[Tensor] | None = None,
     ) -> Tensor:
-        loss: Tensor = secl_ops.info_nce(
-            anchors,
-            keys,
-            anchor_labels=anchor_labels,
-            key_labels=key_labels,
-            temperature=self.contrast.temperature,
-            denominator=self.contrast.denominator,
-            anchor_groups=groups,
-            key_groups=groups,
-            backend=self.contrast.backend,
-        )
-        return loss
+        """The mean over the anchors of all processes that have a positive."""
+        options: dict[str, Any] = {
+            "anchor_labels": anchor_labels,
+            "key_labels": key_labels,
+            "temperature": self.contrast.temperature,
+            "denominator": self.contrast.denominator,
+            "backend": self.contrast.backend,
+            "anchor_groups": anchor_groups,
+            "key_groups": key_groups,
+        }
+        if not self._processes.several:
+            loss: Tensor = secl_ops.info_nce(anchors, keys, **options)
+            return loss
+        parts = secl_ops.info_nce_parts(anchors, keys, **options)
+        sums = self._processes.total(torch.stack([parts.loss.sum(), (parts.count > 0).sum().float()]))
+        return sums[0] / sums[1].clamp_min(1)
+
+    def _share_of(self, mask: Tensor) -> Tensor:
+        """Share of True over all processes, each of which holds as many."""
+        return self._processes.total(mask.float().mean() / self._processes.share.count)
 
     def _pseudo_statistics(self, pseudo: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Coverage of the unlabelled images, and precision of the foreground where the truth is known."""
         known, truth = pseudo[: context.labeled], context.label
         claimed = (known > 0) & (truth != IGNORED)
-        right = (claimed & (known == truth)).sum()
-        unlabeled = pseudo[context.labeled :]
+        right, claims = self._processes.total(torch.stack([(claimed & (known == truth)).sum(), claimed.sum()]))
         return {
-            "coverage": (unlabeled != IGNORED).float().mean(),
-            "precision": right / claimed.sum().clamp_min(1),
+            "coverage": self._share_of(pseudo[context.labeled :] != IGNORED),
+            "precision": right / claims.clamp_min(1),
         }
 
 

@@ -94,12 +94,16 @@ def refuse_held(out: Path, resume: bool, overwrite: bool) -> None:
 
 
 def make_folder(out: Path, *, clear: bool) -> None:
-    """Make the run folder and, to `clear` it, remove all that an earlier run and its evaluation left there."""
+    """Make the run folder and, to `clear` it, remove all that an earlier run and its evaluation left there.
+
+    What a killed process was writing when it died is removed in any case: a folder belongs to one run at a time.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    left = (*RUN_FILES, "evaluation_*", "report.html") if clear else ()
+    for pattern in (*left, ".*.partial", "*.partial"):
+        for file in out.glob(pattern):
+            file.unlink()
     if clear:
-        for pattern in (*RUN_FILES, "evaluation_*", "report.html", ".*.partial"):
-            for file in out.glob(pattern):
-                file.unlink()
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
 
@@ -119,7 +123,7 @@ class History:
         if done and self._path.is_file():
             with self._path.open(newline="", encoding="utf-8") as stream:
                 self._rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= done]
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None)
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of one step; columns without a value stay empty, NaN as well."""

@@ -5,61 +5,59 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from secl_models import checkpoint, records
-from secl_models.augment import augment
 from secl_models.config import RunConfig, save_config, to_dict
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.preprocess import Preprocess, resolve
-from secl_models.data.resident import ResidentData
 from secl_models.data.splits import Split, save_split
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.device import choose_device, machine, peak_memory_mib
-from secl_models.errors import InputError
-from secl_models.networks import ContrastModel, Output, build_network
-from secl_models.objective import TERMS, Objective, StepContext, stream_seed, supervised_loss
+from secl_models.errors import InputError, writing
+from secl_models.learner import Learner, make_learner
+from secl_models.notes import notes_on
+from secl_models.objective import TERMS
+from secl_models.processes import Processes, launched, leave, start_fabric
 from secl_models.progress import shown, training_bar, training_name
-from secl_models.ramps import poly_lr, sigmoid_ramp, warm_start_steps
 from secl_models.records import History, RunSummary
-from secl_models.teacher import Teacher
+from secl_models.stages import Stages
+from secl_models.stopping import StopWish, Terminated
 from secl_models.validate import Validation, validate
 
 PARTS = ("labeled", "unlabeled", "val", "test")
 LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
+GO_ON = "go on with the same command and --resume"
 
 
 @dataclass
 class _Run:
-    """Everything that changes while a run goes on, and what the steps read."""
+    """A learner, and everything around it that changes while a run goes on."""
 
-    config: RunConfig
+    learner: Learner
+    out: Path
     classes: dict[int, str]
     preprocess: Preprocess
-    data: ResidentData
     validation: Sequence[Volume]
-    device: torch.device
-    fabric: Fabric
-    student: ContrastModel
-    forward: nn.Module  # the student as Fabric wrapped it
-    optimizer: torch.optim.Optimizer
-    teacher: Teacher
-    objective: Objective
-    cases: dict[str, list[str]] = field(default_factory=dict)  # names in each part of the split
-    step: int = 0  # optimiser steps done
-    seconds: float = 0.0  # spent in them
+    cases: dict[str, list[str]]  # names in each part of the split
+    notes: tuple[str, ...]
+    seconds: float = 0.0  # spent in steps
     processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
     best: dict[str, float] = field(default_factory=dict)  # dice and step
     last_dice: float | None = None
     pending: list[Tensor] = field(default_factory=list)  # losses not looked at yet
     looked: tuple[int, float] = (0, 0.0)  # step and seconds of the last look
+
+    @property
+    def config(self) -> RunConfig:
+        return self.learner.config
 
 
 def train(
@@ -71,11 +69,14 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    max_steps: int | None = None,
+    profile: bool = False,
 ) -> RunSummary:
     """Train one method on one split and leave checkpoints, curves and a summary in a folder.
 
     Everything random in a step follows from (seed, step), so that a run that was stopped and resumed ends bit
-    for bit as an uninterrupted one on the same machine.
+    for bit as an uninterrupted one on the same machine. Under `torchrun` the processes divide each batch; the first
+    one alone validates and writes.
 
     Args:
         config: Every option of the run.
@@ -86,131 +87,169 @@ def train(
         resume: Go on from `last.pt` where the folder has one.
         overwrite: Remove an earlier run from the folder first.
         progress: Show a progress bar on the terminal.
+        max_steps: Stop once so many of `train.steps` are done in all, and leave a run that can be resumed; the
+            schedules are those of `train.steps` all the same.
+        profile: Print at the end where the time of a step went.
 
     Returns:
         What summary.json holds.
 
     Raises:
-        InputError: The folder holds a run, the device does not exist, the checkpoint is of another
-            configuration, or the loss stopped being finite.
+        InputError: The folder holds a run or cannot be written, the device does not exist, the checkpoint is
+            damaged or of another configuration, the loss stopped being finite, or another process was lost.
+        Terminated: SIGTERM came; the last step is kept.
     """
     begin = time.perf_counter()
-    device = choose_device(config.train.device)
-    records.refuse_held(out, resume, overwrite)
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    console = Console(stderr=True, quiet=not progress)
-    labeled = _load(split.labeled, data_set)
-    config = resolve(config, data_set, labeled)
-    unlabeled = _load(split.unlabeled if TERMS[config.train.method] else (), data_set)
-    run = _set_up(config, data_set, labeled, unlabeled, _load(split.val, data_set), device)
-    run.cases = {name: [case.name for case in getattr(split, name)] for name in PARTS}
-    if resume and (out / checkpoint.LAST).is_file():
-        _restore(run, out / checkpoint.LAST)
-    records.make_folder(out, clear=overwrite and not resume)
-    save_config(out / records.CONFIG, config)
-    save_split(out / records.SPLIT, split)
-    notes = _notes(run, config)
-    for note in notes:
-        console.print(note)
-    history = History(out, [data_set.classes[value] for value in sorted(data_set.classes)], run.step)
-    try:
-        _loop(run, out, history, console)
-    finally:
-        history.close()
-    summary = _summary(run, out, time.perf_counter() - begin, notes)
-    records.write_summary(out / records.SUMMARY, summary)
+    processes = Processes(launched())
+    device = choose_device(config.train.device, processes.share.count)
+    if processes.first:
+        records.refuse_held(out, resume, overwrite)
+    # torch's own generator is seeded in every step; whoever called keeps theirs.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        run = _set_up(config, data_set, split, out, device, processes)
+        if resume and (out / checkpoint.LAST).is_file():
+            _restore(run, out / checkpoint.LAST)
+        learner = run.learner
+        processes.require_one({"steps done": learner.done, "options": str(learner.config), "cases": str(run.cases)})
+        console = Console(stderr=True, quiet=not (progress and processes.first))
+        for note in run.notes:
+            console.print(note, markup=False)
+        stages = Stages(device) if profile and processes.first and learner.done < config.train.steps else None
+        learner.stages = stages or learner.stages
+        _run_to_end(run, data_set, split, console, max_steps, clear=overwrite and not resume)
+    summary = _summary(run, time.perf_counter() - begin)
+    if processes.first:
+        with writing(out / records.SUMMARY, GO_ON):
+            records.write_summary(out / records.SUMMARY, summary)
+    if stages:
+        Console(stderr=True).print(stages.table(summary.peak_memory_mib))
+    leave()
     return summary
 
 
-def _loop(run: _Run, out: Path, history: History, console: Console) -> None:
-    options = run.config.train
-    with training_bar(console) as bar:
-        task = bar.add_task(training_name(options.method), total=options.steps, completed=run.step, shown="")
-        while run.step < options.steps:
-            start, processor = time.perf_counter(), time.process_time()
-            ramp = _ramp(run)
-            logged = _step(run, ramp)
-            done = run.step = run.step + 1
+def _set_up(
+    config: RunConfig, data_set: DataSet, split: Split, out: Path, device: torch.device, processes: Processes
+) -> _Run:
+    _require_divisible(config, processes.share.count)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    fabric = start_fabric(device, _precision(config, device), processes.share)
+    labeled = _load(split.labeled, data_set)
+    config = resolve(config, data_set, labeled)
+    unlabeled = _load(split.unlabeled if TERMS[config.train.method] else (), data_set)
+    validation = _load(split.val, data_set) if processes.first else []
+    learner = make_learner(config, labeled, unlabeled, len(data_set.classes), device, fabric, processes)
+    return _Run(
+        learner,
+        out,
+        dict(data_set.classes),
+        Preprocess.from_config(config.data),
+        validation,
+        {name: [case.name for case in getattr(split, name)] for name in PARTS},
+        notes_on(config, learner.config, labeled, unlabeled, split.val, data_set.classes),
+    )
+
+
+def _run_to_end(
+    run: _Run, data_set: DataSet, split: Split, console: Console, max_steps: int | None, *, clear: bool
+) -> None:
+    if not run.learner.processes.first:
+        _loop(run, None, console, max_steps)
+        return
+    with writing(run.out, GO_ON):
+        history = _open_folder(run, data_set, split, clear=clear)
+    try:
+        _loop(run, history, console, max_steps)
+    except BaseException:
+        with suppress(OSError):  # what stopped the run is told, not what that led to
+            history.close()
+        raise
+    with writing(run.out / records.HISTORY, GO_ON):
+        history.close()
+
+
+def _require_divisible(config: RunConfig, count: int) -> None:
+    for name, images in (("batch", config.train.batch), ("unlabeled_batch", config.train.unlabeled_batch)):
+        if images % count:
+            raise InputError(
+                f"train.{name}",
+                rule=f"a multiple of the {count} processes, which divide the images of a step",
+                got=images,
+                cure=f"write {-(-images // count) * count}, or start another number of processes",
+            )
+
+
+def _precision(config: RunConfig, device: torch.device) -> Any:
+    if config.train.precision != "auto":
+        return config.train.precision
+    return "bf16-mixed" if device.type == "cuda" else "32-true"
+
+
+def _open_folder(run: _Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
+    records.make_folder(run.out, clear=clear)
+    save_config(run.out / records.CONFIG, run.config)
+    save_split(run.out / records.SPLIT, split)
+    return History(run.out, [data_set.classes[value] for value in sorted(data_set.classes)], run.learner.done)
+
+
+def _loop(run: _Run, history: History | None, console: Console, max_steps: int | None) -> None:
+    options, learner = run.config.train, run.learner
+    end = options.steps if max_steps is None else min(max_steps, options.steps)
+    with StopWish() as stop, training_bar(console) as bar:
+        task = bar.add_task(training_name(options.method), total=options.steps, completed=learner.done, shown="")
+        while learner.done < end:
+            ramp = learner.ramp
+            logged = _timed_step(run, ramp, wish=stop.asked)
+            done = learner.done
             last = done == options.steps
             look = last or done % LOG_EVERY == 0 or done % options.validate_every == 0
-            if look or done % options.checkpoint_every == 0:
-                _require_finite(run, out)
-            run.seconds += time.perf_counter() - start
-            run.processor_seconds += time.process_time() - processor
+            stopping = not last and (done == end or _all_wish_to_stop(learner, stop.asked, look))
+            keep = last or stopping or done % options.checkpoint_every == 0
+            if look or keep:
+                _require_finite(run)
             if look:
                 values = {name: float(value) for name, value in logged.items()} | _pace(run, ramp)
                 if run.validation and (last or done % options.validate_every == 0):
-                    values |= _validate(run, out)
-                history.add(done, values)
+                    values |= _validate(run)
+                if history:
+                    with writing(run.out / records.HISTORY, GO_ON):
+                        history.add(done, values)
                 pace = values["images_per_second"], values["memory_mib"]
                 bar.update(task, completed=done, shown=shown(values["loss"], run.last_dice, *pace))
-            if last or done % options.checkpoint_every == 0:
-                history.write()
-                checkpoint.save(out / checkpoint.LAST, _state(run))
+            if keep and history:
+                with writing(run.out / records.HISTORY, GO_ON):
+                    history.write()
+                _save(run, checkpoint.LAST)
+            if stopping and done < end:
+                raise Terminated
 
 
-def _ramp(run: _Run) -> float:
-    """Weight of the terms that listen to the teacher; 0 during the warm start and for labels only."""
-    options = run.config.train
-    warm = warm_start_steps(options.steps, options.warm_start)
-    return sigmoid_ramp(run.step, warm, round(options.steps * options.ramp)) if run.objective.names else 0.0
+def _timed_step(run: _Run, ramp: float, *, wish: bool) -> dict[str, Tensor | float]:
+    start, processor = time.perf_counter(), time.process_time()
+    logged = run.learner.step(ramp, wish=wish)
+    run.pending.append(torch.as_tensor(logged["loss"]))
+    run.seconds += time.perf_counter() - start
+    run.processor_seconds += time.process_time() - processor
+    return logged
 
 
-def _step(run: _Run, ramp: float) -> dict[str, Tensor | float]:
-    """One optimiser step, on labels only while `ramp` is 0."""
-    options, step = run.config.train, run.step
-    lr = poly_lr(step, options.steps, options.lr)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    loss, logged = _loss_with_teacher(run, ramp) if ramp > 0 else _loss_of_labels(run)
-    run.fabric.backward(loss)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.teacher.update(run.student, step)
-    run.pending.append(loss.detach())
-    return {"loss": loss.detach(), "lr": lr, "ramp": ramp, **logged}
+def _all_wish_to_stop(learner: Learner, asked: bool, look: bool) -> bool:
+    """Whether all processes stop after this step: at the same one, and without waiting for a GPU in every step."""
+    if not learner.processes.several:
+        return asked
+    wait = look or learner.device.type == "cpu"
+    return wait and learner.wishes is not None and bool(learner.wishes > 0)
 
 
-def _loss_of_labels(run: _Run) -> tuple[Tensor, dict[str, Tensor]]:
-    batch, _ = run.data.batch(run.step, run.config.train.batch, 0)
-    views = augment(batch, run.config.augment, _generator(run, "augment labeled"))
-    loss = supervised_loss(run.forward(views.strong).logits, views.label)
-    return loss, {"supervised": loss.detach()}
-
-
-def _loss_with_teacher(run: _Run, ramp: float) -> tuple[Tensor, dict[str, Tensor]]:
-    options = run.config.train
-    first, second = run.data.batch(run.step, options.batch, options.unlabeled_batch)
-    labeled = augment(first, run.config.augment, _generator(run, "augment labeled"))
-    unlabeled = augment(second, run.config.augment, _generator(run, "augment unlabeled"))
-    weak = torch.cat([labeled.weak, unlabeled.weak])
-    with run.fabric.autocast():
-        taught: Output = run.teacher(weak)
-        student: Output = run.forward(torch.cat([labeled.strong, unlabeled.strong]))
-        context = StepContext(
-            student,
-            taught,
-            weak,
-            labeled.label,
-            torch.cat([first.position, second.position]),
-            options.batch,
-            run.step,
-        )
-        total, logged = run.objective(context, run.student, run.teacher.model, ramp)
-    return total, logged
-
-
-def _generator(run: _Run, stream: str) -> torch.Generator:
-    return torch.Generator(run.device).manual_seed(stream_seed(run.config.seed, run.step, stream))
-
-
-def _require_finite(run: _Run, out: Path) -> None:
+def _require_finite(run: _Run) -> None:
     """Look at all losses since the last look, so that the message can name the very step."""
-    finite = torch.stack(run.pending).isfinite().tolist()
+    start, processor = time.perf_counter(), time.process_time()
+    finite = torch.stack(run.pending).isfinite().tolist()  # waits for the device: part of the steps' time
+    run.seconds += time.perf_counter() - start
+    run.processor_seconds += time.process_time() - processor
     if not all(finite):
-        step = run.step - len(finite) + 1 + finite.index(False)
-        kept = out / checkpoint.LAST
+        step = run.learner.done - len(finite) + 1 + finite.index(False)
+        kept = run.out / checkpoint.LAST
         where = f"go on from {kept} after that" if kept.is_file() else "train again"
         raise InputError(
             f"training step {step}",
@@ -219,94 +258,47 @@ def _require_finite(run: _Run, out: Path) -> None:
             cure=f"lower train.lr (now {run.config.train.lr:g}) or check the intensities, then {where}",
         )
     run.pending.clear()
+    if isinstance(run.learner.stages, Stages):
+        run.learner.stages.settle()
 
 
-def _validate(run: _Run, out: Path) -> dict[str, float]:
-    found: Validation = validate(
-        run.teacher.model.network, run.preprocess, run.config, run.validation, len(run.classes)
-    )
+def _validate(run: _Run) -> dict[str, float]:
+    network = run.learner.teacher.model.network
+    found: Validation = validate(network, run.preprocess, run.config, run.validation, len(run.classes))
     run.last_dice = found.dice
     if found.dice > run.best.get("dice", -1.0):
-        run.best = {"dice": found.dice, "step": float(run.step)}
-        checkpoint.save(out / checkpoint.BEST, _state(run))
+        run.best = {"dice": found.dice, "step": float(run.learner.done)}
+        _save(run, checkpoint.BEST)
     names = (run.classes[value] for value in sorted(run.classes))
     structures = {f"dice {name}": dice for name, dice in zip(names, found.structures, strict=True)}
     return {"val_dice": found.dice, "val_precision": found.precision, **structures}
+
+
+def _save(run: _Run, name: str) -> None:
+    path = run.out / name
+    kept = " from the checkpoint that is there" if (run.out / checkpoint.LAST).is_file() else ""
+    with writing(path, GO_ON + kept):
+        checkpoint.save(path, _state(run))
 
 
 def _load(cases: Iterable[Case], data_set: DataSet) -> list[Volume]:
     return [load_volume(case, data_set) for case in cases]
 
 
-def _set_up(
-    config: RunConfig,
-    data_set: DataSet,
-    labeled: list[Volume],
-    unlabeled: list[Volume],
-    validation: list[Volume],
-    device: torch.device,
-) -> _Run:
-    if not unlabeled:
-        config = replace(config, train=replace(config.train, method="supervised"))
-    data = ResidentData(labeled, unlabeled, config, device)
-    # Drawn on the CPU, so that the initial weights do not depend on the device.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = build_network(config.network, config.data.dims, data.channels, len(data_set.classes))
-        student = ContrastModel(network, config.network.projection).to(device)
-    precision: Any = config.train.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if device.type == "cuda" else "32-true"
-    fabric = Fabric(
-        accelerator=device.type, devices=[device.index] if device.type == "cuda" else 1, precision=precision
-    )
-    teacher = Teacher(student, config.train.decay)
-    if config.train.compile:
-        student.compile()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
-    forward, wrapped = fabric.setup(student, optimizer)
-    return _Run(
-        config,
-        dict(data_set.classes),
-        Preprocess.from_config(config.data),
-        data,
-        validation,
-        device,
-        fabric,
-        student,
-        forward,
-        wrapped,
-        teacher,
-        Objective(config, len(data_set.classes)).to(device),
-    )
-
-
-def _notes(run: _Run, asked: RunConfig) -> tuple[str, ...]:
-    notes = []
-    if run.config.train.method != asked.train.method:
-        notes.append(f"There are no unlabelled cases: {asked.train.method} trains as supervised.")
-    if not run.validation:
-        notes.append("There are no validation cases: no best checkpoint is chosen.")
-    return tuple(notes)
-
-
 def _state(run: _Run) -> dict[str, Any]:
     return {
         "format": checkpoint.FORMAT,
-        "step": run.step,
+        **run.learner.state(),
+        "processes": run.learner.processes.share.count,
         "seconds": run.seconds,
         "processor_seconds": run.processor_seconds,
-        "student": run.student.state_dict(),
-        "teacher": run.teacher.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "objective": run.objective.state_dict(),
         "best": run.best,
         "last_dice": run.last_dice,
         "config": to_dict(run.config),
         "preprocess": run.preprocess.to_dict(),
         "classes": run.classes,
         "cases": run.cases,
-        "channels": run.data.channels,
+        "channels": run.learner.data.channels,
     }
 
 
@@ -328,14 +320,14 @@ def _restore(run: _Run, path: Path) -> None:
             got="another data set, or cases added, removed or split otherwise",
             cure="restore the data folder, or name another --out",
         )
-    checkpoint.load_weights(run.student, state["student"], path)
-    run.teacher.load_state_dict(state["teacher"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.objective.load_state_dict(state["objective"])
-    run.step, run.seconds = int(state["step"]), float(state["seconds"])
-    run.processor_seconds = float(state["processor_seconds"])
+    checkpoint.load_weights(run.learner.student, state["student"], path)
+    run.learner.load_state(state)
+    run.seconds, run.processor_seconds = float(state["seconds"]), float(state["processor_seconds"])
+    before, now = int(state["processes"]), run.learner.processes.share.count
+    if before != now:
+        run.notes += (f"Started in {before} processes, resumed in {now}: equal to rounding, not bit for bit.",)
     run.best, run.last_dice = dict(state["best"]), state["last_dice"]
-    run.looked = (run.step, run.seconds)
+    run.looked = (run.learner.done, run.seconds)
 
 
 def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> str:
@@ -352,36 +344,37 @@ def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = ""
 
 
 def _pace(run: _Run, ramp: float) -> dict[str, float]:
-    """Seconds so far, memory, and images per second since the last look."""
-    options = run.config.train
-    images = (options.batch + (options.unlabeled_batch if ramp > 0 else 0)) * (run.step - run.looked[0])
+    """Seconds so far, memory, and images per second of all processes since the last look."""
+    options, done = run.config.train, run.learner.done
+    images = (options.batch + (options.unlabeled_batch if ramp > 0 else 0)) * (done - run.looked[0])
     rate = images / (run.seconds - run.looked[1])
-    run.looked = (run.step, run.seconds)
+    run.looked = (done, run.seconds)
     return {
         "seconds": run.seconds,
-        "memory_mib": peak_memory_mib(run.device),
+        "memory_mib": peak_memory_mib(run.learner.device),
         "images_per_second": rate,
     }
 
 
-def _summary(run: _Run, out: Path, total: float, notes: tuple[str, ...]) -> RunSummary:
-    best_step = run.best.get("step")
+def _summary(run: _Run, total: float) -> RunSummary:
+    best_step, learner, steps = run.best.get("step"), run.learner, run.config.train.steps
+    stopped = f"Stopped at {learner.done} of {steps} steps; the same command with --resume goes on."
     return RunSummary(
-        out=str(out),
+        out=str(run.out),
         method=run.config.train.method,
         labeled=run.config.labeled,
         seed=run.config.seed,
-        steps=run.step,
+        steps=learner.done,
         seconds=run.seconds,
         processor_seconds=run.processor_seconds,
         total_seconds=total,
         best_dice=run.best.get("dice"),
         best_step=None if best_step is None else int(best_step),
         last_dice=run.last_dice,
-        peak_memory_mib=peak_memory_mib(run.device),
-        parameters=sum(parameter.numel() for parameter in run.student.network.parameters()),
-        notes=notes,
+        peak_memory_mib=peak_memory_mib(learner.device),
+        parameters=sum(parameter.numel() for parameter in learner.student.network.parameters()),
+        notes=run.notes if learner.done == steps else (*run.notes, stopped),
         versions=records.versions(),
         commit=records.commit(),
-        machine=machine(run.device),
+        machine=machine(learner.device),
     )

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from secl_models.config import RunConfig
 from secl_models.data.preprocess import Preprocess
-from secl_models.data.sampling import Integers, Partners, centred_starts, epoch_sequence, random_starts
+from secl_models.data.sampling import (
+    WHOLE,
+    Integers,
+    Partners,
+    Share,
+    centred_starts,
+    epoch_sequence,
+    random_starts,
+)
 from secl_models.data.volumes import Volume
 from secl_models.errors import InputError
 
@@ -101,21 +109,22 @@ class ResidentData:
         """Unlabelled slices (2-D) or volumes (3-D)."""
         return self._unlabeled.count
 
-    def batch(self, step: int, labeled: int, unlabeled: int) -> tuple[Batch, Batch]:
+    def batch(self, step: int, labeled: int, unlabeled: int, share: Share = WHOLE) -> tuple[Batch, Batch]:
         """Draw the samples of one step: the same arguments always give the same samples.
 
         Args:
-            step: Number of the step, from 0; with several processes, `step * processes + rank`.
-            labeled: Labelled samples; keep it fixed over a run, for epochs to be complete.
+            step: Number of the step, from 0.
+            labeled: Labelled samples of all processes; keep it fixed over a run, for epochs to be complete.
             unlabeled: Unlabelled samples, likewise; neighbours 2 i and 2 i + 1 are partners. The second batch
                 is empty where there are no unlabelled data.
+            share: The part that is cut here; all parts together are the samples of the step.
 
         Returns:
             The labelled and the unlabelled batch; all labels of the latter are -1.
         """
-        return self._draw_labeled(step, labeled), self._draw_unlabeled(step, unlabeled)
+        return self._draw_labeled(step, labeled, share), self._draw_unlabeled(step, unlabeled, share)
 
-    def _draw_labeled(self, step: int, count: int) -> Batch:
+    def _draw_labeled(self, step: int, count: int, share: Share) -> Batch:
         pool, population = self._labeled, self._labeled.with_structure
         random = np.random.default_rng((self._seed, _PLACES, step))
         # Centred samples before this step and with it: the share holds to one sample at any time.
@@ -130,9 +139,10 @@ class ResidentData:
             centred_starts(pool.shape[centred], pool.patch, centres),
             random_starts(pool.shape[free], pool.patch, random),
         ]
-        return pool.cut(np.concatenate([centred, free]), np.concatenate(starts))
+        own = share.of(count)
+        return pool.cut(np.concatenate([centred, free])[own], np.concatenate(starts)[own])
 
-    def _draw_unlabeled(self, step: int, count: int) -> Batch:
+    def _draw_unlabeled(self, step: int, count: int, share: Share) -> Batch:
         pool = self._unlabeled
         if not pool.count:
             return self._labeled.cut(np.zeros(0, np.int64), np.zeros((0, pool.dims), np.int64))
@@ -143,7 +153,8 @@ class ResidentData:
         starts = random_starts(pool.shape[items], pool.patch, random)
         if pool.dims == 3:
             starts[1::2] = pool.moved_to_height(items[1::2], starts[1::2], pool.heights(items[::2], starts[::2]))
-        return pool.cut(items[:count], starts[:count], first_case=self._labeled.scans)
+        own = share.of(count)
+        return pool.cut(items[own], starts[own], first_case=self._labeled.scans)
 
 
 class _Pool:

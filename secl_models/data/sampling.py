@@ -4,11 +4,36 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
+
+
+class Share(NamedTuple):
+    """The part of a joined batch that one of several processes takes: whole by default."""
+
+    rank: int = 0
+    # The name hides tuple.count, which nobody calls on two numbers.
+    count: int = 1  # type: ignore[assignment]
+
+    def of(self, joined: int) -> slice:
+        """Places of this part among `joined` samples.
+
+        Args:
+            joined: Samples of all processes, a multiple of `count`.
+
+        Example:
+            >>> Share(rank=1, count=2).of(8)
+            slice(4, 8, None)
+        """
+        own = joined // self.count
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+
+WHOLE = Share()
 
 
 def epoch_sequence(seed: int, stream: int, first: int, count: int, items: Integers) -> Integers:

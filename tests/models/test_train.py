@@ -22,6 +22,7 @@ from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import Split, load_split, make_split
 from secl_models.data.volumes import Volume
 from secl_models.errors import InputError
+from secl_models.learner import Learner
 from secl_models.records import RunSummary
 
 CONFIG = from_dict(
@@ -129,13 +130,13 @@ def test_warm_start_neither_asks_the_teacher_nor_the_unlabelled(
     toy: tuple[DataSet, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    original = train._loss_with_teacher
+    original = Learner._loss_with_teacher
 
-    def spy(state: Any, ramp: float) -> Any:
-        asked.append(state.step)
-        return original(state, ramp)
+    def spy(learner: Learner, ramp: float) -> Any:
+        asked.append(learner.done)
+        return original(learner, ramp)
 
-    monkeypatch.setattr(train, "_loss_with_teacher", spy)
+    monkeypatch.setattr(Learner, "_loss_with_teacher", spy)
     run(CONFIG, toy, tmp_path / "run")
     assert asked == [2, 3, 4, 5, 6, 7]
 
@@ -146,15 +147,15 @@ def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_run(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(CONFIG, toy, whole)
-    original = train._step
+    original = Learner.step
 
-    def dies(state: Any, ramp: float) -> Any:
-        if state.step == killed_after:
+    def dies(learner: Learner, ramp: float, **options: bool) -> Any:
+        if learner.done == killed_after:
             raise KeyboardInterrupt
-        return original(state, ramp)
+        return original(learner, ramp, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_step", dies)
+        patch.setattr(Learner, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             run(CONFIG, toy, broken)
     assert checkpoint.load(broken)["step"] == killed_after // 3 * 3
@@ -241,13 +242,13 @@ def test_resume_without_a_checkpoint_begins(toy: tuple[DataSet, Split], tmp_path
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(
     toy: tuple[DataSet, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train._loss_with_teacher
+    original = Learner._loss_with_teacher
 
-    def poisoned(state: Any, ramp: float) -> Any:
-        loss, logged = original(state, ramp)
-        return (loss * float("nan") if state.step == 5 else loss), logged
+    def poisoned(learner: Learner, ramp: float) -> Any:
+        loss, logged = original(learner, ramp)
+        return (loss * float("nan") if learner.done == 5 else loss), logged
 
-    monkeypatch.setattr(train, "_loss_with_teacher", poisoned)
+    monkeypatch.setattr(Learner, "_loss_with_teacher", poisoned)
     with pytest.raises(InputError, match=r"training step 6: the loss is a finite number; got nan.*lower train\.lr"):
         run(CONFIG, toy, tmp_path / "run")
     kept = checkpoint.load(tmp_path / "run")
