@@ -24,9 +24,10 @@ from secl_models.errors import InputError
 from secl_models.evaluate import Evaluation, evaluated_cases, load_evaluation
 from secl_models.inference import segment_volume
 from secl_models.metrics import MEAN, CaseScores, StructureSummary, structure_names
+from secl_models.palette import COLOURS, GREY, colour
 from secl_models.records import CONFIG, HISTORY, SUMMARY
 from secl_models.report_features import principal_plane
-from secl_models.report_pictures import COLOURS, GREY, colour, line_chart, overlay, patient_chart, plane_chart
+from secl_models.report_pictures import line_chart, overlay, patient_chart, plane_chart
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LOSSES = ("loss", "supervised", "consistency", "region", "anatomical")

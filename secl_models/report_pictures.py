@@ -19,10 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from secl_models.metrics import CaseScores
+from secl_models.palette import COLOURS, GREY, colour
 
-# Okabe and Ito's palette for colour-blind readers, in an order that also reads on black.
-COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#b8a800", "#0072b2")
-GREY = "#8a8f98"
 WIDTH = 5.2  # inches; letters of 11 points then stay readable on a phone
 _INK = "#010203"  # stands for the colour of the page's text until the SVG is written
 _STYLE: dict[Any, Any] = {
@@ -41,18 +39,6 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
-
-
-def colour(index: int) -> str:
-    """Colour of class index 1, 2, ...; grey for the background 0.
-
-    Args:
-        index: Class index.
-
-    Returns:
-        A hexadecimal colour.
-    """
-    return GREY if index == 0 else COLOURS[(index - 1) % len(COLOURS)]
 
 
 def line_chart(

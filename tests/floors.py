@@ -39,6 +39,8 @@ FLOORS: dict[str, int] = {
     "secl_models.plain": 21,
     "secl_models.ramps": 21,
     "secl_models.progress": 21,
+    "secl_models.palette": 21,
+    "secl_models.panels": 22,
     "secl_models.stages": 21,
     "secl_models.stopping": 21,
     "secl_models.device": 21,
@@ -77,6 +79,7 @@ FLOORS: dict[str, int] = {
     "secl_models.study": 32,
     "secl_models.demo": 32,
     "secl_models.study_table": 33,
+    "secl_models.terminal": 39,
     "secl_models.cli": 40,
     "secl_models.__main__": 41,
     # benchmarks: cases and machine code, who is timed, what is right, tables, figures
