@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from secl_models.errors import InputError
-from secl_models.terminal import BAD_INPUT, Group, first_process, how_to_go_on, progress_bar, say
+from secl_models.terminal import BAD_INPUT, Group, first_process, how_to_go_on, progress_bar, say, terminable
 
 if TYPE_CHECKING:
     from secl_models.config import RunConfig
@@ -226,7 +226,7 @@ def predict(
     """
     from secl_models.predict import predict as run
 
-    with progress_bar("segmenting") as progress:
+    with terminable(), progress_bar("segmenting") as progress:
         written = run(
             checkpoint, source, out, overwrite=overwrite, device=device, flips=flips, probabilities=probabilities,
             largest_component=largest_component, progress=progress,

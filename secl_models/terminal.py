@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -70,6 +73,23 @@ def how_to_go_on(command: str | None) -> str:
     if command in ("demo", "predict"):
         return f"What was finished stays; begin again: {again} --overwrite"
     return f"Nothing half-written is left; begin again: {again}"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM is Ctrl-C, so that what is half-written is removed; for the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,27 @@ def test_an_interruption_leaves_nothing(when: str, tmp_path: Path, monkeypatch: 
     assert ("No space left" if when == "disk" else "Stopped.") in result.stderr
     assert len(seen[0]) >= 1  # something was being written
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_terminated_process_leaves_nothing(tmp_path: Path) -> None:
+    """SIGTERM, as `kill`, `timeout` and a cluster's scheduler send it, in the midst of a long prediction."""
+    model = untrained(tmp_path / "model", *DEEP)
+    scan = write_nifti(tmp_path / "scan.nii", np.zeros((128, 128, 256), np.int16), np.eye(4))
+    out = tmp_path / "out"
+    line = ["predict", "--checkpoint", model, "--input", scan, "--out", out / "seg.nii.gz", "--probabilities"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "secl_models", *map(str, line)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 120
+    while not (out.is_dir() and list(out.iterdir())):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.terminate()
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Stopped. What was finished stays; begin again: secl predict" in " ".join(error.split())
+    assert list(out.iterdir()) == []
 
 
 def test_options_reach_the_program(tmp_path: Path) -> None:
