@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from secl_models.metrics import CaseScores
 from secl_models.palette import COLOURS, GREY, colour
 
-FEW = 20  # points of a line that are marked one by one
+FEW = 20  # points of the longest line, up to which all are marked
 WIDTH = 5.2  # inches; letters of 12 points then stay readable on a phone
 _INK = "#010203"  # stands for the colour of the page's text until the SVG is written
 _STYLE: dict[Any, Any] = {
@@ -65,9 +65,9 @@ def line_chart(
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes((WIDTH, 3.0))
+        marker = "o" if max(map(len, series.values()), default=0) <= FEW else ""  # one point alone draws no line
         for number, points in enumerate(series.values()):
             if points:
-                marker = "o" if len(points) <= FEW else ""  # a line through one point cannot be seen
                 shade = colours[number % len(colours)]
                 axes.plot(*zip(*points, strict=True), color=shade, marker=marker, markersize=4)
         axes.set(xlabel=x, ylabel=y)

@@ -89,6 +89,7 @@ def test_the_csv_by_patient_holds_the_means_behind_the_mean(tmp_path: Path) -> N
     assert [rows["q", name]["hd95"] for name in ("a", MEAN)] == ["", ""]
     counted = [rows["p", "b"][name] for name in ("cases", "missed", "spurious", "absent")]
     assert counted == ["2", "1", "0", "1"]
+    assert [rows["q", "a"][name] for name in ("cases", "missed", "absent")] == ["1", "0", "1"]
     summary = json.loads((tmp_path / "evaluation_test.json").read_text())["last"]["structures"]
     assert summary[MEAN]["dice"]["mean"] == 0.375  # of p alone: q has no structure to find
 
