@@ -83,19 +83,19 @@ def random_affine(count: int, patch: tuple[int, ...], config: AugmentConfig, gen
     dims, device = len(patch), generator.device
     angle = _uniform((count,), math.radians(config.rotate), generator)
     zoom = 1 + _uniform((count,), config.scale, generator)
-    linear = torch.eye(dims, device=device).repeat(count, 1, 1)
-    linear[:, 0, 0], linear[:, 0, 1] = angle.cos(), -angle.sin()
-    linear[:, 1, 0], linear[:, 1, 1] = angle.sin(), angle.cos()
-    sides = torch.ones(count, dims, device=device)
-    for axis in config.flip:
-        sides[:, axis] = 1 - 2 * torch.randint(0, 2, (count,), generator=generator, device=device)
-    # Dividing by the zoom enlarges: the map says where an output voxel is read.
-    linear = linear * sides.unsqueeze(1) / zoom.view(-1, 1, 1)
-    for row, rows in enumerate(patch):
-        for column, columns in enumerate(patch):
-            linear[:, row, column] *= columns / rows
+    cosine, sine = angle.cos(), angle.sin()
+    turned = {(0, 0): cosine, (0, 1): -sine, (1, 0): sine, (1, 1): cosine, (2, 2): torch.ones_like(angle)}
+    sides = {axis: 1 - 2 * torch.randint(0, 2, (count,), generator=generator, device=device) for axis in config.flip}
     shift = 2 * _uniform((count, dims), config.shift, generator)  # affine_grid spans -1 to 1
-    return torch.cat([linear.flip(1, 2), shift.flip(1).unsqueeze(2)], dim=2)
+    nothing, entries = torch.zeros_like(angle), []
+    for row in reversed(range(dims)):
+        for column in reversed(range(dims)):
+            entry = turned.get((row, column), nothing)
+            entry = entry * sides[column] if column in sides else entry
+            # Dividing by the zoom enlarges: the map says where an output voxel is read.
+            entries.append(entry / zoom * (patch[column] / patch[row]))
+        entries.append(shift[:, row])
+    return torch.stack(entries, 1).view(count, dims, dims + 1)
 
 
 def _recolour(image: Tensor, config: AugmentConfig, generator: torch.Generator, share: Share) -> Tensor:

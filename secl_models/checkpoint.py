@@ -101,7 +101,7 @@ def load(path: Path) -> dict[str, Any]:
             file,
             rule="a whole checkpoint",
             got=f"a file that torch cannot read ({_first_line(error)})",
-            cure="use the run's other checkpoint, or train again",
+            cure="use the run's other checkpoint (to resume from it, copy it over this one), or train again",
         ) from error
     missing = [name for name in _ENTRIES if not isinstance(state, dict) or name not in state]
     if missing or state["format"] != FORMAT:

@@ -95,7 +95,7 @@ def supervised_loss(logits: Tensor, label: Tensor, processes: Processes = ALONE)
     mask = known.unsqueeze(1)
     axes = [0, *range(2, logits.ndim)]
     probability = logits.softmax(1) * mask  # [B, K + 1, *spatial]
-    truth = functional.one_hot(target, logits.shape[1]).movedim(-1, 1) * mask
+    truth = (label.unsqueeze(1) == _classes(logits)) * mask  # one_hot would wait on some devices
     overlap, volume = (probability * truth).sum(axes)[1:], (probability + truth).sum(axes)[1:]  # [K]
     parts = [torch.stack([(entropy * known).sum(), known.sum().float()]), overlap, volume]
     sums = processes.total(torch.cat(parts))  # [2 + 2 K]
@@ -103,6 +103,11 @@ def supervised_loss(logits: Tensor, label: Tensor, processes: Processes = ALONE)
     dice = (2.0 * sums[2 : 2 + structures] + 1.0) / (sums[2 + structures :] + 1.0)
     loss: Tensor = 0.5 * (sums[0] / sums[1].clamp_min(1) + (1.0 - dice.mean()) * (sums[1] > 0))
     return loss
+
+
+def _classes(logits: Tensor) -> Tensor:
+    """Every class index [K + 1, 1, ...], to be compared with a label map."""
+    return torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.ndim - 2))
 
 
 def pseudo_labels(logits: Tensor, confidence: float) -> Tensor:

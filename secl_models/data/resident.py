@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -207,9 +208,7 @@ class _Pool:
         """Patches of `items` `[B]` whose first voxels are `starts` `[B, dims]`, which may lie outside."""
         device = self._image.device
         table = np.concatenate([self._offset[items, None], self.shape[items], starts], 1)
-        spread = (
-            torch.from_numpy(table).to(device, non_blocking=True).t().reshape(1 + 2 * self.dims, -1, *[1] * self.dims)
-        )
+        spread = _to_device(table, device).t().reshape(1 + 2 * self.dims, -1, *[1] * self.dims)
         place = torch.zeros((), dtype=torch.int64, device=device)
         inside = torch.ones((), dtype=torch.bool, device=device)
         for axis, length in enumerate(self.patch):
@@ -222,8 +221,8 @@ class _Pool:
         label = torch.full_like(place, IGNORED)
         if self._label is not None:
             label = torch.where(inside, self._label[place].to(torch.int64), label)
-        position = torch.from_numpy(self.heights(items, starts)).to(device, non_blocking=True)
-        case = torch.from_numpy(self.scan[items] + first_case).to(device, non_blocking=True)
+        position = _to_device(self.heights(items, starts), device)
+        case = _to_device(self.scan[items] + first_case, device)
         return Batch(image, label, position, case)
 
     def heights(self, items: Integers, starts: Integers) -> npt.NDArray[np.float32]:
@@ -291,6 +290,12 @@ class _Pool:
         self._voxels = np.concatenate(kept) if kept else np.zeros(0, np.int64)
         self._voxel_first = np.cumsum(self._voxel_count) - self._voxel_count
         self.with_structure = np.flatnonzero(self._voxel_count)
+
+
+def _to_device(table: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A small table for a kernel, without waiting: only from pinned memory is a copy asynchronous."""
+    host = torch.from_numpy(table)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def _scans(names: list[str]) -> tuple[Integers, Integers, Integers]:

@@ -172,7 +172,9 @@ def _labeled_patients(data: DataSet, train: Sequence[Case], labeled: int, seed: 
     available = list(dict.fromkeys(case.patient for case in train if case.label is not None))
     if not 1 <= labeled <= len(available):
         rule = f"between 1 and the {len(available)} training patients with a label in {data.root}"
-        cure = f"ask for at most {len(available)}" if available else "add labels"
+        cure = f"ask for at most {len(available)}"
+        if not available:
+            cure = "label three patients or more: test, validation and training take one each at the least"
         raise InputError("--labeled", rule=rule, got=labeled, cure=cure)
     order = available if data.layout == "ssl4mis" else _shuffled(available, f"labeled {seed}")
     return set(order[:labeled])

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`secl train` as it is typed: stopping early, being stopped, the profile, and who speaks among several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from secl_models import checkpoint, cli
+from secl_models.config import save_config
+from secl_models.data.cases import DataSet
+from secl_models.learner import Learner
+from tests.models.test_train import CONFIG, write_toy
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return write_toy(tmp_path_factory.mktemp("toy") / "data")
+
+
+def call(toy: DataSet, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error, each on one line."""
+    save_config(out.parent / "toy.yaml", CONFIG)
+    arguments = ["train", "--data", str(toy.root), "--preset", str(out.parent / "toy.yaml"), "--out", str(out), *more]
+    monkeypatch.setattr(sys, "argv", ["secl", *arguments])
+    result = CliRunner().invoke(cli.app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, " ".join(result.stdout.split()), " ".join(result.stderr.split())
+
+
+def test_max_steps_says_how_to_go_on_and_that_works(
+    toy: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    status, said, profile = call(toy, out, monkeypatch, "--max-steps", "5", "--profile", "--seed", "3")
+    assert status == 0
+    command = f"secl train --data {toy.root} --preset {tmp_path}/toy.yaml --out {out} --profile --seed 3 --resume"
+    assert said.endswith(f"Stopped at step 5 of 8. Go on from the last checkpoint: {command}")
+    assert "Where a step's time goes" in profile
+    assert checkpoint.load(out)["step"] == 5
+    status, said, _ = call(toy, out, monkeypatch, "--seed", "3", "--resume")
+    assert status == 0
+    assert "Trained 8 steps" in said
+    assert "secl evaluate" in said
+
+
+def test_sigterm_ends_with_its_own_status_and_says_how_to_go_on(
+    toy: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Learner._loss_of_labels
+
+    def asked(learner: Learner) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(learner)
+
+    monkeypatch.setattr(Learner, "_loss_of_labels", asked)
+    status, _, said = call(toy, tmp_path / "run", monkeypatch)
+    assert status == 143
+    assert "Stopped by SIGTERM after a step that is kept. Go on from the last checkpoint: secl train" in said
+    assert said.endswith("--resume")
+    assert checkpoint.load(tmp_path / "run")["step"] == 1
+
+
+def test_one_process_speaks_for_all_unless_it_has_its_own_trouble(
+    toy: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    status, said, trouble = call(toy, tmp_path / "run", monkeypatch)
+    assert (status, said) == (2, "")
+    assert trouble == (
+        "secl, process 1: train.batch: a multiple of the 3 processes, which divide the images of a step; got 2. "
+        "Cure: write 3, or start another number of processes."
+    )
