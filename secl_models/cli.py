@@ -221,8 +221,8 @@ def predict(
     """Segment images on their own grid; no label is needed.
 
     An image stored in another orientation than the training images is turned by its affine, its segmentation back.
-    Memory: 16 bytes per voxel of an image and, a dozen times, the probabilities of one slab (64 MiB of 2-D slices,
-    or one 3-D patch deep); `--probabilities` go through a file on disk. A file appears whole or not at all.
+    Memory: up to 24 bytes per voxel and channel of an image and, a dozen times, the probabilities of one slab (64 MiB
+    of 2-D slices, or one 3-D patch deep); `--probabilities` go through a file. A file appears whole or not at all.
     """
     from secl_models.predict import predict as run
 

@@ -48,7 +48,8 @@ def predict(
     """Write a segmentation for every image: the image's grid and affine, the training set's label values.
 
     An image is turned the way the training images lay, by its affine, and its segmentation is turned back. Memory:
-    16 bytes per voxel of one image at a time, and a dozen times the probabilities of one slab, not of the volume.
+    up to 24 bytes per voxel and channel of one image at a time (float64 files; 16 for int16), and a dozen times the
+    probabilities of one slab, not of the volume.
 
     Args:
         checkpoint: A checkpoint file or a run folder (then its last checkpoint).
