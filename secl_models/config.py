@@ -73,7 +73,9 @@ class DataConfig:
         if self.normalize == "window" and self.window is None:
             _refuse("data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]")
         _require_range("data.foreground", self.foreground, 0, 1)
-        _require_choice("data.orientation", self.orientation, ORIENTATIONS)
+        if self.orientation not in ORIENTATIONS:
+            rule = "auto, stored, or where the three axes point: one letter each of RL, AP and SI"
+            _refuse("data.orientation", rule, self.orientation, "write auto, or RAS or LPS for example")
 
 
 @dataclass(frozen=True)

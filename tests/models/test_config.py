@@ -49,6 +49,19 @@ EVERYTHING = RunConfig(
 )
 
 
+@pytest.mark.parametrize("axes", ["auto", "stored", "RAS", "LPI", "SAR"])
+def test_orientations_that_exist(axes: str) -> None:
+    assert override(RunConfig(), [f"data.orientation={axes}"]).data.orientation == axes
+
+
+@pytest.mark.parametrize("axes", ["RAX", "RLA", "ras", "RA"])
+def test_orientations_that_do_not_exist(axes: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"data\.orientation: auto, stored, or where .* got {axes}\. Cure: write auto"
+    ):
+        override(RunConfig(), [f"data.orientation={axes}"])
+
+
 def test_the_presets_of_the_package_are_these() -> None:
     assert preset_names() == ["acdc", "default", "demo", "hippocampus", "hippocampus-3d", "sarcoma_ct"]
 
