@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -23,9 +22,6 @@ NORMALIZE = ("auto", "volume", "slice", "window")
 DENOMINATORS = ("negatives", "all")
 STRATEGIES = ("uniform", "stratified", "hard")
 BACKENDS = ("auto", "reference", "native", "triton")
-# "stored" leaves the voxel order alone; the others name where each axis points to.
-_DIRECTIONS = [letters for sides in itertools.product("RL", "AP", "SI") for letters in itertools.permutations(sides)]
-ORIENTATIONS = ("auto", "stored", *("".join(letters) for letters in _DIRECTIONS))
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -46,7 +42,8 @@ class DataConfig:
     window: tuple[float, float] | None = None  # CT: clip to these Hounsfield units first
     normalize: str = "auto"  # zero mean and unit variance over a volume, over each slice, or fixed by the window
     foreground: float = 0.0  # share of labelled samples centred on a labelled voxel
-    orientation: str = "auto"  # every volume is turned to it: RAS, LPS, ...; auto: that of most labelled volumes
+    # Directions of three axes, like which every volume is turned; []: as most labelled volumes lie; null: as stored.
+    orientation: tuple[float, ...] | None = ()
 
     def __post_init__(self) -> None:
         _require_choice("data.dims", self.dims, (2, 3))
@@ -73,9 +70,9 @@ class DataConfig:
         if self.normalize == "window" and self.window is None:
             _refuse("data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]")
         _require_range("data.foreground", self.foreground, 0, 1)
-        if self.orientation not in ORIENTATIONS:
-            rule = "auto, stored, or where the three axes point: one letter each of RL, AP and SI"
-            _refuse("data.orientation", rule, self.orientation, "write auto, or RAS or LPS for example")
+        if self.orientation is not None and len(self.orientation) not in (0, 9):
+            rule = "null (as stored), [] (as most labelled volumes), or nine numbers: the directions of three axes"
+            _refuse("data.orientation", rule, self.orientation, "write [1,0,0, 0,1,0, 0,0,1] for RAS, for example")
 
 
 @dataclass(frozen=True)

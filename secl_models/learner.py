@@ -22,7 +22,7 @@ from secl_models.networks import ContrastModel, build_network
 from secl_models.objective import TERMS, Objective, StepContext, stream_seed, supervised_loss
 from secl_models.processes import Processes
 from secl_models.ramps import poly_lr, sigmoid_ramp, warm_start_steps
-from secl_models.stages import STEP, Watch, unwatched
+from secl_models.stages import STEP, TEACHER, Watch, unwatched
 from secl_models.teacher import Teacher
 
 
@@ -101,7 +101,7 @@ class Learner:
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
         self.done = int(state["step"])
 
     def _loss_of_labels(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -125,7 +125,7 @@ class Learner:
                 for pair in ((labeled.weak, unlabeled.weak), (labeled.strong, unlabeled.strong))
             )
         with self.fabric.autocast():
-            with self.stages("teacher"):
+            with self.stages(TEACHER):
                 taught = self.teacher(weak)
             with self.stages("student forward"):
                 student = self.student(strong)

@@ -40,11 +40,11 @@ def notes_on(
             f"No labelled case shows {', '.join(absent)}: it cannot be learned. "
             "Raise --labeled, or take another --seed, which draws other cases."
         )
-    small, images = _smaller(config, [*labeled, *unlabeled])
+    small, images = _small(config, [*labeled, *unlabeled])
     if small:
         notes.append(
-            f"{small} of {images} training images are smaller than data.patch {list(config.data.patch)} "
-            "and are padded; padding is never learned from."
+            f"{small} of {images} training images fill less than half of data.patch {list(config.data.patch)}; "
+            "the rest is padding, which is never learned from. A smaller patch is faster."
         )
     return tuple(notes)
 
@@ -56,7 +56,8 @@ def _absent(labeled: Iterable[Volume], classes: Mapping[int, str]) -> list[str]:
     return [classes[value] for index, value in enumerate(sorted(classes), start=1) if index not in shown]
 
 
-def _smaller(config: RunConfig, volumes: Sequence[Volume]) -> tuple[int, int]:
+def _small(config: RunConfig, volumes: Sequence[Volume]) -> tuple[int, int]:
     preprocess, dims = Preprocess.from_config(config.data), config.data.dims
     grids = np.array([preprocess.grid(volume)[:dims] for volume in volumes])
-    return int((grids < np.array(config.data.patch)).any(1).sum()), len(grids)
+    patch = np.array(config.data.patch)
+    return int((2 * np.minimum(grids, patch).prod(1) < patch.prod()).sum()), len(grids)

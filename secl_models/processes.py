@@ -79,7 +79,7 @@ class Processes:
             return rows
         found = rows.new_empty(self.share.count * rows.shape[0], *rows.shape[1:])
         with self._answering():
-            dist.all_gather_into_tensor(found, rows.contiguous())
+            dist.all_gather(list(found.chunk(self.share.count)), rows.contiguous())
         per_image = found.view(self.share.count, images, rows.shape[0] // images, *rows.shape[1:])
         return torch.cat([per_image[:, :leading].flatten(0, 2), per_image[:, leading:].flatten(0, 2)])
 
@@ -129,7 +129,7 @@ class Processes:
         for name in what:
             values = [each[name] for each in found]
             if any(value != values[0] for value in values):
-                listed = ", ".join(f"{value} in process {rank}" for rank, value in enumerate(values))
+                listed = ", ".join(f"{str(value)[:80]} in process {rank}" for rank, value in enumerate(values))
                 raise InputError(
                     name,
                     rule="the same in every process of a run",

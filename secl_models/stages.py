@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 STEP = "step"  # the whole of it, around all stages
+TEACHER = "teacher"
 _OFF: AbstractContextManager[None] = nullcontext()
 
 
@@ -48,14 +49,9 @@ class Stages:
         self._device = device
         self._spent: dict[str, _Spent] = {}
         self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._images = 0
 
     def __call__(self, stage: str) -> AbstractContextManager[None]:
         return self._on_device(stage) if self._device.type == "cuda" else self._on_host(stage)
-
-    def count(self, images: int) -> None:
-        """Add the images of a step that was measured."""
-        self._images += images
 
     def settle(self) -> None:
         """Read the events so far; to be called where the host waits for the device anyhow."""
@@ -73,10 +69,12 @@ class Stages:
             for name, spent in self._spent.items()
         }
 
-    def table(self, peak_memory_mib: float) -> Table:
+    def table(self, labeled: int, unlabeled: int, peak_memory_mib: float) -> Table:
         """A line for each stage: steps, milliseconds in each of them, share of the whole.
 
         Args:
+            labeled: Labelled images of a step.
+            unlabeled: Unlabelled ones of a step that asks the teacher.
             peak_memory_mib: Of the run so far.
         """
         found = self.seconds()
@@ -89,7 +87,8 @@ class Stages:
             if stage == "all":
                 table.add_section()
             table.add_row(stage, str(calls), f"{1e3 * spent / max(1, calls):.2f}", f"{100 * spent / whole:.1f} %")
-        pace = self._images / (whole + self._spent[STEP].first if steps < self._spent[STEP].calls else whole)
+        asked = min(steps, self._spent[TEACHER].calls if TEACHER in self._spent else 0)
+        pace = (steps * labeled + asked * unlabeled) / whole
         table.caption = f"{pace:.1f} images/s, peak memory {peak_memory_mib:.0f} MiB"
         return table
 

@@ -77,9 +77,8 @@ def train(
 ) -> RunSummary:
     """Train one method on one split and leave checkpoints, curves and a summary in a folder.
 
-    Everything random in a step follows from (seed, step), so that a run that was stopped and resumed ends bit
-    for bit as an uninterrupted one on the same machine. Under `torchrun` the processes divide each batch; the first
-    one alone validates and writes.
+    A run that was stopped and resumed ends bit for bit as an uninterrupted one on the same machine. Under `torchrun`
+    the processes divide each batch; the first one alone validates and writes.
 
     Args:
         config: Every option of the run.
@@ -112,22 +111,28 @@ def train(
         run = _set_up(config, data_set, split, out, device, processes)
         if resume and (out / checkpoint.LAST).is_file():
             _restore(run, out / checkpoint.LAST)
-        learner = run.learner
-        processes.require_one({"steps done": learner.done, "options": str(learner.config), "cases": str(run.cases)})
+        processes.require_one({"steps done": run.learner.done, **_flat(to_dict(run.config)), **_flat(run.cases)})
         console = Console(stderr=True, quiet=not (progress and processes.first))
         for note in run.notes:
             console.print(note, markup=False)
-        stages = Stages(device) if profile and processes.first and learner.done < config.train.steps else None
-        learner.stages = stages or learner.stages
+        if profile and processes.first:
+            run.learner.stages = Stages(device)
         _run_to_end(run, data_set, split, console, max_steps, clear=overwrite and not resume)
     summary = _summary(run, time.perf_counter() - begin)
     if processes.first:
         with writing(out / records.SUMMARY, GO_ON):
             records.write_summary(out / records.SUMMARY, summary)
-    if stages:
-        Console(stderr=True).print(stages.table(summary.peak_memory_mib))
+            _show_profile(run)
     leave()
     return summary
+
+
+def _show_profile(run: _Run) -> None:
+    stages = run.learner.stages
+    if isinstance(stages, Stages) and stages.seconds():
+        options = run.config.train
+        images = options.batch, options.unlabeled_batch
+        Console(stderr=True).print(stages.table(*images, peak_memory_mib(run.learner.device)))
 
 
 def _set_up(
@@ -221,6 +226,7 @@ def _loop(run: _Run, history: History | None, console: Console, max_steps: int |
                 pace = values["images_per_second"], values["memory_mib"]
                 bar.update(task, completed=done, shown=shown(values["loss"], run.last_dice, *pace))
             if keep and history:
+                bar.update(task, completed=done)
                 with writing(run.out / records.HISTORY, GO_ON):
                     history.write()
                 _save(run, checkpoint.LAST)
@@ -326,24 +332,27 @@ def _restore(run: _Run, path: Path) -> None:
     checkpoint.load_weights(run.learner.student, state["student"], path)
     run.learner.load_state(state)
     run.seconds, run.processor_seconds = float(state["seconds"]), float(state["processor_seconds"])
-    before, now = int(state["processes"]), run.learner.processes.share.count
+    before, now = int(state.get("processes", 1)), run.learner.processes.share.count
     if before != now:
         run.notes += (f"Started in {before} processes, resumed in {now}: equal to rounding, not bit for bit.",)
     run.best, run.last_dice = dict(state["best"]), state["last_dice"]
     run.looked = (run.learner.done, run.seconds)
 
 
-def _differences(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> str:
-    """Dotted names of the options that differ; where a run may move to, such as the device, is free."""
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Names of the options that differ; where a run may move to, such as the device, is free."""
     free = {"train.device", "train.threads", "train.checkpoint_every", "train.compile"}
-    names = []
-    for key in sorted(stored.keys() | asked.keys()):
-        one, other = stored.get(key), asked.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names.append(_differences(one, other, f"{prefix}{key}."))
-        elif one != other and f"{prefix}{key}" not in free:
-            names.append(f"{prefix}{key}")
-    return ", ".join(name for name in names if name)
+    one, other = _flat(stored), _flat(asked)
+    names = sorted((one.keys() | other.keys()) - free)
+    return ", ".join(name for name in names if one.get(name) != other.get(name))
 
 
 def _pace(run: _Run, ramp: float) -> dict[str, float]:

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from secl_models.data.volumes import Volume
-
-AUTO, STORED = "auto", "stored"
 
 
 @dataclass(frozen=True)
@@ -42,44 +39,50 @@ class Turn:
         return tuple(values[axis] for axis in self.order) if len(values) == len(self.order) else values
 
 
-def codes(volume: Volume) -> str | None:
-    """Nearest anatomical direction of each axis, such as `RAS`; None where the file stores no grid or is one slice.
+def directions(volume: Volume) -> tuple[float, ...] | None:
+    """Unit vectors of the three stored axes in the world, one after the other; None for h5 and for single slices.
 
     Args:
-        volume: Its affine decides, by the rule of `nibabel.aff2axcodes`.
+        volume: Its affine decides.
 
     Example:
         >>> from pathlib import Path
         >>> from secl_models.data.layouts import read_data_set
         >>> from secl_models.data.volumes import load_volume
         >>> data = read_data_set(Path("phantom"))
-        >>> codes(load_volume(data.cases[0], data))
-        'RAS'
+        >>> len(directions(load_volume(data.cases[0], data)))
+        9
     """
     if volume.spacing is None or volume.image.ndim != 4:
         return None
-    return "".join(nib.orientations.aff2axcodes(volume.affine))  # type: ignore[no-untyped-call]
+    axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    return tuple(round(float(part), 4) for part in axes.T.ravel())
 
 
-def turn_to(orientation: str, volume: Volume) -> Turn:
-    """What brings a volume as stored into an orientation, to the nearest axes.
+def turn_to(orientation: tuple[float, ...] | None, volume: Volume) -> Turn:
+    """The flips and permutation that bring a volume's axes nearest to those of an orientation.
+
+    Nearest to the training images and not to the planes of the scanner: oblique stacks, as of hearts, lie between
+    these, and would be turned differently from patient to patient.
 
     Args:
-        orientation: Three letters such as `LPS`, or `stored`.
+        orientation: What `directions` gives for the wanted order; None for the order as stored.
         volume: As read.
 
     Returns:
-        The identity for `stored`, and for a volume without a known grid.
+        The identity for None, and for a volume without a known grid.
     """
-    if orientation == STORED or codes(volume) is None:
+    own = directions(volume)
+    if orientation is None or own is None:
         return Turn()
-    tools: Any = nib.orientations
-    moves = tools.ornt_transform(tools.io_orientation(volume.affine), tools.axcodes2ornt(orientation))
-    flipped = tuple(int(axis) for axis in np.flatnonzero(moves[:, 1] < 0))
-    return Turn(tuple(int(axis) for axis in np.argsort(moves[:, 0])), flipped)
+    cosines = np.array(orientation).reshape(3, 3) @ np.array(own).reshape(3, 3).T  # [wanted axis, stored axis]
+    orders = list(itertools.permutations(range(3)))  # the identity first: it wins a tie
+    order = max(orders, key=lambda axes: sum(abs(cosines[wanted, axis]) for wanted, axis in enumerate(axes)))
+    return Turn(order, tuple(sorted(axis for wanted, axis in enumerate(order) if cosines[wanted, axis] < 0)))
 
 
-def commonest(volumes: Iterable[Volume]) -> str:
-    """The orientation that most of the volumes have, the first of equals; `stored` where none has any."""
-    counted = Counter(found for volume in volumes if (found := codes(volume)) is not None)
-    return counted.most_common(1)[0][0] if counted else STORED
+def reference(volumes: Iterable[Volume]) -> tuple[float, ...] | None:
+    """The directions of the volume that most others lie like, the first of equals; None where none has any."""
+    known = [volume for volume in volumes if directions(volume) is not None]
+    alike = [sum(turn_to(directions(one), other) == Turn() for other in known) for one in known]
+    return directions(known[alike.index(max(alike))]) if known else None

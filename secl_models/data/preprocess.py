@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from secl_models.config import DataConfig, RunConfig
 from secl_models.data.cases import DataSet
-from secl_models.data.orientation import AUTO, STORED, Turn, commonest, turn_to
+from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.volumes import Volume
 from secl_models.errors import InputError
 
@@ -38,11 +38,11 @@ class Preprocess:
         spacing: Voxel sides in mm that every volume is resampled to, or None. With neither the grid stays.
         normalize: "volume" or "slice" (clip to robust percentiles, zero mean and unit variance) or "window".
         window: Intensities between which "window" spreads a uniform variable of zero mean and unit variance.
-        orientation: Every volume is turned to it first, such as `RAS`, by flips and permutations of its axes alone;
-            `stored` (also that of checkpoints from before this option) leaves the voxel order alone.
+        orientation: Every volume is turned to lie like it first, by flips and permutations of its axes alone, see
+            `turn_to`; None (also in checkpoints from before this option) leaves the voxel order alone.
 
     Example:
-        >>> preprocess = Preprocess.from_config(DataConfig(size=(96, 96), normalize="volume", orientation="RAS"))
+        >>> preprocess = Preprocess.from_config(DataConfig(size=(96, 96), normalize="volume", orientation=None))
         >>> preprocess.restore(torch.rand(4, 96, 96, 10), (256, 216, 10)).shape
         torch.Size([4, 256, 216, 10])
     """
@@ -52,7 +52,7 @@ class Preprocess:
     spacing: tuple[float, ...] | None
     normalize: str
     window: tuple[float, float] | None
-    orientation: str = STORED
+    orientation: tuple[float, ...] | None = None
 
     @classmethod
     def from_config(cls, config: DataConfig) -> Preprocess:
@@ -61,7 +61,7 @@ class Preprocess:
         Raises:
             ValueError: `resolve` has not been called yet, so that one of the options is still open.
         """
-        if config.normalize == "auto" or config.spacing == () or config.orientation == AUTO:
+        if config.normalize == "auto" or config.spacing == () or config.orientation == ():
             raise ValueError(
                 "data.normalize, data.spacing or data.orientation is still open: "
                 "call resolve(config, data, labeled) first"
@@ -201,7 +201,7 @@ def _resample_linear(values: Tensor, grid: tuple[int, ...]) -> Tensor:
 def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunConfig:
     """Settle from the labelled volumes what the configuration left open, so that its echo is complete.
 
-    `orientation` "auto" becomes the one that most labelled volumes have. `normalize` "auto" becomes "window" for
+    An empty `orientation` becomes that of most labelled volumes. `normalize` "auto" becomes "window" for
     CT (percentiles of the labelled structures when no window is given), "slice" where the files are single slices,
     else "volume". An empty spacing becomes the median, or None where files store none. An empty patch becomes the
     median grid, rounded up to the network's stride, at most `LARGEST_PATCH`.
@@ -217,8 +217,8 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
     if not labeled:
         raise InputError("labelled cases", rule="one or more", got=0, cure="raise --labeled")
     options = config.data
-    if options.orientation == AUTO:
-        options = replace(options, orientation=commonest(labeled))
+    if options.orientation == ():
+        options = replace(options, orientation=reference(labeled))
     if options.normalize == "auto":
         options = _choose_normalization(options, data, labeled)
     if options.spacing == ():

@@ -78,13 +78,18 @@ def test_a_structure_that_no_labelled_case_shows_is_named(
     assert checkpoint.load_model(tmp_path / "run").classes == {1: "block", 2: "ring"}
 
 
-def test_images_smaller_than_the_patch_are_padded_and_counted(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
-    config = replace(CONFIG, data=replace(CONFIG.data, patch=(32, 24)))
-    summary = run(config, toy, tmp_path / "run")
-    assert summary.notes == (
-        "7 of 7 training images are smaller than data.patch [32, 24] and are padded; padding is never learned from.",
-    )
+def test_images_smaller_than_the_patch_are_padded_and_far_smaller_ones_are_counted(
+    toy: tuple[DataSet, Split], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, data=replace(CONFIG.data, patch=(20, 24)))
+    summary = run(config, toy, tmp_path / "slightly")
+    assert summary.notes == ()
     assert summary.last_dice is not None
+    config = replace(CONFIG, data=replace(CONFIG.data, patch=(32, 24)))
+    assert run(config, toy, tmp_path / "far", max_steps=1).notes[0] == (
+        "7 of 7 training images fill less than half of data.patch [32, 24]; the rest is padding, which is never "
+        "learned from. A smaller patch is faster."
+    )
 
 
 def test_one_image_of_each_kind_is_enough_to_train(toy: tuple[DataSet, Split], tmp_path: Path) -> None:

@@ -49,16 +49,9 @@ EVERYTHING = RunConfig(
 )
 
 
-@pytest.mark.parametrize("axes", ["auto", "stored", "RAS", "LPI", "SAR"])
-def test_orientations_that_exist(axes: str) -> None:
-    assert override(RunConfig(), [f"data.orientation={axes}"]).data.orientation == axes
-
-
-@pytest.mark.parametrize("axes", ["RAX", "RLA", "ras", "RA"])
+@pytest.mark.parametrize("axes", ["[1, 2]", "RAS", "[1, 0, 0, 0, 1, 0, 0, 0]"])
 def test_orientations_that_do_not_exist(axes: str) -> None:
-    with pytest.raises(
-        InputError, match=rf"data\.orientation: auto, stored, or where .* got {axes}\. Cure: write auto"
-    ):
+    with pytest.raises(InputError, match=r"data\.orientation: .* Cure: write \["):
         override(RunConfig(), [f"data.orientation={axes}"])
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from secl_models.checkpoint import load_model
 from secl_models.data.cases import Case, DataSet
-from secl_models.data.orientation import codes, commonest
+from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.errors import InputError
@@ -20,6 +20,7 @@ from secl_models.predict import find_images, predict, probabilities_path
 from tests.models.untrained import CLASSES, DEEP, FLAT, blobs, untrained, write_nifti
 
 OBLIQUE = np.array([[0.9, -0.2, 0.1, 7], [0.3, 1.4, -0.4, -3], [0, 0.2, 6.5, 11], [0, 0, 0, 1.0]])
+RAS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 ORIENTATIONS = ("LPS", "PIR", "SAL", "IRP", "RAI")
 GRID = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z",
@@ -73,28 +74,41 @@ def test_training_sees_turned_images_and_labels(tmp_path: Path) -> None:
     )
     data = DataSet(tmp_path, "csv", {1: "a", 2: "b", 3: "c"}, ("MRI",), ())
     plain = load_volume(Case("a", "a", (image,), label, None), data)
-    preprocess = Preprocess(2, None, (2.0, 1.0), "slice", None, "RAS")
+    preprocess = Preprocess(2, None, (2.0, 1.0), "slice", None, RAS)
     for axes in ORIENTATIONS:
         files = []
         for path in (image, label):
             files.append(tmp_path / f"{axes}_{path.name}")
             _reoriented(_read(path), axes).to_filename(files[-1])
         turned = load_volume(Case(axes, axes, (files[0],), files[1], None), data)
-        assert codes(turned) == axes
+        assert turn_to(RAS, turned) != Turn()
         assert np.array_equal(preprocess.image(turned), preprocess.image(plain))
         assert np.array_equal(preprocess.label(turned), preprocess.label(plain))
     as_stored = Preprocess.from_dict({k: v for k, v in preprocess.to_dict().items() if k != "orientation"})
-    assert as_stored.orientation == "stored"  # what a checkpoint from before the option meant
+    assert as_stored.orientation is None  # what a checkpoint from before the option meant
     assert not np.array_equal(as_stored.image(turned), preprocess.image(plain))
 
 
-def test_the_commonest_orientation_is_chosen() -> None:
-    def volume(diagonal: list[float], spacing: tuple[float, ...] | None = (1.0, 1.0, 1.0)) -> Volume:
-        case = Case("a", "a", (), None, None)
-        return Volume(case, np.zeros((1, 2, 2, 2), np.float32), None, np.diag([*diagonal, 1.0]), spacing)
+def _stack(angle: float, spacing: tuple[float, ...] | None = (1.0, 1.0, 8.0), order: Turn | None = None) -> Volume:
+    """A stack whose slices are tilted by `angle` degrees, stored in another order on request."""
+    tilt = np.radians(angle)
+    axes = np.array([[np.cos(tilt), 0, np.sin(tilt)], [0, 1, 0], [-np.sin(tilt), 0, np.cos(tilt)]])
+    if order is not None:
+        axes = (axes * [-1 if axis in order.flipped else 1 for axis in range(3)])[:, list(order.order)]
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    return Volume(Case("a", "a", (), None, None), np.zeros((1, 2, 2, 2), np.float32), None, affine, spacing)
 
-    assert commonest([volume([1, 1, 1]), volume([-1, -1, 1]), volume([-2, -1, 3])]) == "LPS"
-    assert commonest([volume([1, 1, 1], None)]) == "stored"
+
+def test_most_labelled_volumes_decide_and_oblique_stacks_stay_together() -> None:
+    """Tilts on both sides of 45 degrees: the nearest scanner axis changes, the order of the voxels must not."""
+    other = Turn((2, 0, 1), (1,))
+    chosen = reference([_stack(0, order=other), _stack(40), _stack(50), _stack(44)])
+    for angle in (36, 44, 46, 54):
+        assert turn_to(chosen, _stack(angle)) == Turn()
+        assert turn_to(chosen, _stack(angle, order=other)) != Turn()
+    assert reference([_stack(0, None)]) is None
+    assert turn_to(chosen, _stack(0, None)) == Turn()  # h5: nothing is known of its grid
 
 
 def _flipped(affine: Any) -> Any:
@@ -232,4 +246,4 @@ def test_a_checkpoint_of_before_orientation_still_loads(tmp_path: Path) -> None:
     state = torch.load(folder / "last.pt", weights_only=True)
     del state["preprocess"]["orientation"], state["config"]["data"]["orientation"]
     torch.save(state, folder / "last.pt")
-    assert load_model(folder).preprocess.orientation == "stored"
+    assert load_model(folder).preprocess.orientation is None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,8 +27,9 @@ from secl_models.learner import Learner
 from tests.models.ranks import SECONDS, finish, start_ranks
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
 
-# float32 sums of the same numbers in another order, over six steps of an optimiser that divides by their size
-SAME = 1e-3
+# float32 sums of the same numbers in another order, over three steps of an optimiser that divides by their size;
+# later a teacher's probability that rounds across the threshold changes a draw
+SAME = 2e-4
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSet, Split]:
 
 
 def joined(**contrast: Any) -> RunConfig:
-    """Every term from the first step on, and two taps; the queue overflows at once."""
+    """Every term from the first step on, and two taps; the queue overflows."""
     config = set_train(CONFIG, warm_start=0.0, batch=4, unlabeled_batch=4, steps=6)
     config = replace(config, network=replace(config.network, taps=(0, 1)))
     return replace(config, contrast=replace(config.contrast, **contrast), augment=replace(config.augment, flip=(0, 1)))
@@ -51,8 +53,8 @@ def leaving_state(task: Callable[[], object], file: Path) -> None:
         torch.save(run.learner.state(), file)
         return summary(run, total)
 
-    train._summary = keeping  # type: ignore[assignment]
-    task()
+    with patch.object(train, "_summary", keeping):
+        task()
 
 
 def assert_near(ours: Any, theirs: Any, where: str = "") -> None:
@@ -69,7 +71,7 @@ def assert_near(ours: Any, theirs: Any, where: str = "") -> None:
 
 @pytest.mark.parametrize(
     "contrast",
-    [{}, {"strategy": "stratified", "denominator": "all"}, {"strategy": "hard", "queue": 0}],
+    [{"queue": 20}, {"strategy": "stratified", "denominator": "all"}, {"strategy": "hard", "queue": 0}],
     ids=["queue", "stratified", "hard"],
 )
 def test_two_processes_are_one_with_the_joined_batch(
@@ -77,10 +79,9 @@ def test_two_processes_are_one_with_the_joined_batch(
 ) -> None:
     monkeypatch.setattr(train, "LOG_EVERY", 1)
     config = joined(**contrast)
-    with monkeypatch.context():
-        leaving_state(lambda: run(config, toy, tmp_path / "one"), tmp_path / "alone")
+    leaving_state(lambda: run(config, toy, tmp_path / "one", max_steps=3), tmp_path / "alone")
     ranks = start_ranks(
-        2, lambda rank: leaving_state(lambda: run(config, toy, tmp_path / "two"), tmp_path / f"rank{rank}")
+        2, lambda rank: leaving_state(lambda: run(config, toy, tmp_path / "two", max_steps=3), tmp_path / f"rank{rank}")
     )
     assert [finish(rank) for rank in ranks] == [0, 0]
     alone, first, second = (
@@ -89,7 +90,7 @@ def test_two_processes_are_one_with_the_joined_batch(
     assert_same(first, second)
     assert_near(first, alone)
     ours, theirs = rows(tmp_path / "two"), rows(tmp_path / "one")
-    assert [row["step"] for row in theirs] == ["1", "2", "3", "4", "5", "6"]
+    assert [row["step"] for row in theirs] == ["1", "2", "3"]
     for one, other in zip(ours, theirs, strict=True):
         for name in ("loss", "supervised", "region", "anatomical", "cells", "coverage", "precision"):
             assert float(one[name]) == pytest.approx(float(other[name]), rel=SAME), (name, other["step"])
@@ -98,7 +99,8 @@ def test_two_processes_are_one_with_the_joined_batch(
 def test_two_processes_resume_bit_for_bit_and_only_the_first_writes(
     toy: tuple[DataSet, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = joined()
+    """With dropout and a batch norm, whose statistics each process would otherwise keep to itself."""
+    config = replace(joined(), network=replace(CONFIG.network, name="tests.models.test_interrupt:noisy"))
     save = checkpoint.save
 
     def of_rank_zero(path: Path, state: Any) -> None:
@@ -168,9 +170,7 @@ def test_a_process_that_dies_takes_the_others_along(
 def test_processes_of_different_runs_are_refused(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
     said = refusals(tmp_path, lambda rank: run(replace(joined(), seed=rank), toy, tmp_path / "run"))
     for one in said:
-        assert one.startswith("options: the same in every process of a run; got")
-        assert "seed=0" in one
-        assert "seed=1" in one
+        assert one.startswith("seed: the same in every process of a run; got 0 in process 0, 1 in process 1. Cure: ")
     assert not (tmp_path / "run").exists()
 
 

@@ -27,8 +27,8 @@ def untrained(
 ) -> Path:
     """Write `last.pt` into a new folder and return the folder."""
     fixed = (
-        "network.channels=[4,8,16]", "network.projection=8", "data.normalize=volume", "data.orientation=RAS",
-        f"data.spacing={spacing}",
+        "network.channels=[4,8,16]", "network.projection=8", "data.normalize=volume",
+        "data.orientation=[1,0,0,0,1,0,0,0,1]", f"data.spacing={spacing}",
     )  # fmt: skip
     config: RunConfig = override(load_preset("demo"), [*fixed, *(options or FLAT)])
     with torch.random.fork_rng(devices=[]):
