@@ -6,21 +6,17 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from secl_models.errors import InputError
-from secl_models.stopping import Terminated
+from secl_models.terminal import BAD_INPUT, Group, first_process, how_to_go_on, progress_bar, say, terminable
 
 if TYPE_CHECKING:
     from secl_models.config import RunConfig
@@ -28,37 +24,11 @@ if TYPE_CHECKING:
     from secl_models.data.check import Fault
     from secl_models.data.splits import Split
 
-BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 SHOWN_FAULTS = 20
 
 
-class _Group(TyperGroup):
-    """Turns bad input into one message and status 2, and Ctrl-C into how to go on and status 130."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            _say(f"secl: {error}" if _first_process() else f"secl, process {os.environ['RANK']}: {error}")
-            raise typer.Exit(BAD_INPUT) from error
-        except ModuleNotFoundError as error:
-            _say(f"secl: {ctx.invoked_subcommand} needs {error.name}; see `secl doctor` for how to get it.")
-            raise typer.Exit(BAD_INPUT) from error
-        except OSError as error:
-            _say(f"secl: {error.filename or ctx.invoked_subcommand}: {error.strerror or error}")
-            raise typer.Exit(BAD_INPUT) from error
-        except Terminated as error:
-            if _first_process():
-                _say(f"\nStopped by SIGTERM after a step that is kept. {_how_to_go_on(ctx.invoked_subcommand)}")
-            raise typer.Exit(TERMINATED) from error
-        except KeyboardInterrupt as error:
-            if _first_process():
-                _say(f"\nStopped. {_how_to_go_on(ctx.invoked_subcommand)}")
-            raise typer.Exit(INTERRUPTED) from error
-
-
 app = typer.Typer(
-    cls=_Group,
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -82,41 +52,6 @@ CheckpointOption = Annotated[Path, typer.Option(help="Run folder, or a checkpoin
 def main() -> None:
     """Run the command line with the arguments of the process."""
     app(prog_name="secl")
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _first_process() -> bool:
-    """Whether this is the one of `torchrun`'s processes that speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _how_to_go_on(command: str | None) -> str:
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
-    if "--max-steps" in arguments:
-        place = arguments.index("--max-steps")
-        del arguments[place : place + 2]
-    again = shlex.join(["secl", *arguments])
-    if command == "train":
-        again = "the same torchrun command," if "WORLD_SIZE" in os.environ else again
-        return f"Go on from the last checkpoint: {again} --resume"
-    if command == "study":
-        return f"Finished rows are kept; go on with the others: {again}"
-    if command in ("demo", "predict"):
-        return f"What was finished stays; begin again: {again} --overwrite"
-    return f"Nothing half-written is left; begin again: {again}"
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, moved by calls with the number done and the number to do."""
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @app.command(epilog="Example: `secl demo --out demo_run`")
@@ -170,19 +105,19 @@ def train(
     from secl_models.records import refuse_held
     from secl_models.train import train as run
 
-    if _first_process():
+    if first_process():
         refuse_held(out, resume, overwrite)
         _refuse_faults(data_set, split)
     summary = run(
         config, data_set, split, out, resume=resume, overwrite=overwrite, max_steps=max_steps, profile=profile
     )
-    if not _first_process():
+    if not first_process():
         return
     best = "" if summary.best_dice is None else f", best validation Dice {100 * summary.best_dice:.1f} %"
     typer.echo(f"Trained {summary.steps} steps in {summary.seconds:.0f} s{best}. Everything is in {out}.")
     place = shlex.quote(str(out))
     if summary.steps < config.train.steps:
-        typer.echo(f"Stopped at step {summary.steps} of {config.train.steps}. {_how_to_go_on('train')}")
+        typer.echo(f"Stopped at step {summary.steps} of {config.train.steps}. {how_to_go_on('train')}")
         return
     typer.echo("Next:")
     typer.echo(f"  secl evaluate --checkpoint {place} --data {shlex.quote(str(data))}")
@@ -196,8 +131,8 @@ def _configure(preset: str | None, data: Path, assignments: Sequence[str]) -> Ru
     if preset is None:
         name = data.resolve().name
         preset = name if name in preset_names() and name != "demo" else "default"
-        if _first_process():
-            _say(f"Preset: {preset} (choose another with --preset).")
+        if first_process():
+            say(f"Preset: {preset} (choose another with --preset).")
     config = override(load_preset(preset), assignments)
     choose_device(config.train.device)
     return config
@@ -216,7 +151,7 @@ def _refuse_faults(data_set: DataSet, split: Split) -> None:
     from secl_models.data.check import ERROR, check_data_set
 
     cases = [*split.labeled, *split.unlabeled, *split.val, *split.test]
-    with _progress(f"checking {len(cases)} cases") as progress:
+    with progress_bar(f"checking {len(cases)} cases") as progress:
         errors = [fault for fault in check_data_set(data_set, cases, progress) if fault.severity == ERROR]
     if errors:
         _show_faults(errors)
@@ -225,9 +160,9 @@ def _refuse_faults(data_set: DataSet, split: Split) -> None:
 
 def _show_faults(faults: Sequence[Fault]) -> None:
     for fault in faults[:SHOWN_FAULTS]:
-        _say(f"{fault.severity}: {fault.file}: {fault.rule}; got {fault.got}. Cure: {fault.cure}.")
+        say(f"{fault.severity}: {fault.file}: {fault.rule}; got {fault.got}. Cure: {fault.cure}.")
     if len(faults) > SHOWN_FAULTS:
-        _say(f"and {len(faults) - SHOWN_FAULTS} more")
+        say(f"and {len(faults) - SHOWN_FAULTS} more")
 
 
 @app.command(epilog="Example: `secl evaluate --checkpoint runs/x --data DIR --baseline runs/labels_only`")
@@ -242,7 +177,13 @@ def evaluate(
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score a run on its own test patients: Dice, HD95 and ASSD per structure, last and best checkpoint."""
+    """Score a run on its own test patients: Dice, HD95 and ASSD per structure, last and best checkpoint.
+
+    Surface: voxels with a face neighbour outside the structure. HD95: the larger of the two directed 95th percentiles.
+    ASSD: mean of both directions pooled. In mm, or in voxels where the files store no spacing. A structure in only
+    one of prediction and truth counts as Dice 0 and as a distance of the image diagonal; in neither, it is left out;
+    both are counted. Mean and SD are over patients. A checkpoint evaluated alone leaves the JSON of the pair as it is.
+    """
     from secl_models import evaluate as scores
     from secl_models.data.layouts import read_data_set
 
@@ -250,7 +191,8 @@ def evaluate(
     results = scores.evaluate(checkpoint, data_set, split=split, out=out, device=device)
     Console().print(scores.evaluation_table(results))
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    typer.echo(f"Per case: {(out or folder) / f'evaluation_{split}_{results[0].checkpoint}.csv'}")
+    table = (out or folder) / f"evaluation_{split}_{results[0].checkpoint}.csv"
+    typer.echo(f"Per case: {table}\nPer patient: {table.with_name(f'{table.stem}_patients.csv')}")
     if report:
         from secl_models.report import write_report
 
@@ -264,14 +206,31 @@ def predict(
     checkpoint: CheckpointOption,
     source: Annotated[Path, typer.Option("--input", help="An image (.nii.gz, .nii, .h5), or a folder of images.")],
     out: Annotated[Path, typer.Option(help="Segmentation to write; a folder where --input is one.")],
+    flips: Annotated[
+        str, typer.Option(help="Average over flips along these axes, as 0,1; `trained`: those flipped in training.")
+    ] = "",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write NAME_probabilities: 4-D float32, background first.")
+    ] = False,
+    largest_component: Annotated[
+        bool, typer.Option("--largest-component", help="Keep each structure's largest part, 26-connected (2-D: 8).")
+    ] = False,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Segment images on their own grid; no label is needed."""
+    """Segment images on their own grid; no label is needed.
+
+    An image stored in another orientation than the training images is turned by its affine, its segmentation back.
+    Memory: up to 24 bytes per voxel and channel of an image and, a dozen times, the probabilities of one slab (64 MiB
+    of 2-D slices, or one 3-D patch deep); `--probabilities` go through a file. A file appears whole or not at all.
+    """
     from secl_models.predict import predict as run
 
-    with _progress("segmenting") as progress:
-        written = run(checkpoint, source, out, overwrite=overwrite, device=device, progress=progress)
+    with terminable(), progress_bar("segmenting") as progress:
+        written = run(
+            checkpoint, source, out, overwrite=overwrite, device=device, flips=flips, probabilities=probabilities,
+            largest_component=largest_component, progress=progress,
+        )  # fmt: skip
     typer.echo(f"Wrote {written[0]}" if len(written) == 1 else f"Wrote {len(written)} files to {out}")
 
 
@@ -282,7 +241,7 @@ def check(data: DataOption) -> None:
     from secl_models.data.layouts import read_data_set
 
     data_set = read_data_set(data)
-    with _progress(f"checking {len(data_set.cases)} cases") as progress:
+    with progress_bar(f"checking {len(data_set.cases)} cases") as progress:
         faults = check_data_set(data_set, progress=progress)
     _show_faults(faults)
     errors = sum(fault.severity == ERROR for fault in faults)

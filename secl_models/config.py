@@ -42,6 +42,8 @@ class DataConfig:
     window: tuple[float, float] | None = None  # CT: clip to these Hounsfield units first
     normalize: str = "auto"  # zero mean and unit variance over a volume, over each slice, or fixed by the window
     foreground: float = 0.0  # share of labelled samples centred on a labelled voxel
+    # Directions of three axes, like which every volume is turned; []: as most labelled volumes lie; null: as stored.
+    orientation: tuple[float, ...] | None = ()
 
     def __post_init__(self) -> None:
         _require_choice("data.dims", self.dims, (2, 3))
@@ -68,6 +70,9 @@ class DataConfig:
         if self.normalize == "window" and self.window is None:
             _refuse("data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]")
         _require_range("data.foreground", self.foreground, 0, 1)
+        if self.orientation is not None and len(self.orientation) not in (0, 9):
+            rule = "null (as stored), [] (as most labelled volumes), or nine numbers: the directions of three axes"
+            _refuse("data.orientation", rule, self.orientation, "write [1,0,0, 0,1,0, 0,0,1] for RAS, for example")
 
 
 @dataclass(frozen=True)

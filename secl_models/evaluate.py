@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a trained run on its own validation or test patients: per-case CSV, summary JSON, table.
+"""Scores of a trained run on its own validation or test patients: CSV by case and patient, summary JSON, table.
 
 The cases come from the split stored beside the run, so nothing can be scored that was trained on.
 """
@@ -21,15 +21,25 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from secl_models.checkpoint import BEST, LAST, LoadedModel, load_model
+from secl_models.checkpoint import BEST, LAST, LoadedModel, load, load_model
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.splits import load_split
 from secl_models.data.volumes import Volume, load_volume, write_atomic
 from secl_models.device import choose_device
 from secl_models.errors import InputError
-from secl_models.inference import predict_volume
-from secl_models.metrics import MEAN, CaseScores, StructureScore, StructureSummary, score_case, summarise
+from secl_models.inference import segment_volume
+from secl_models.metrics import (
+    DEFINITIONS,
+    MEAN,
+    CaseScores,
+    StructureScore,
+    StructureSummary,
+    per_patient,
+    score_case,
+    summarise,
+)
 
+PATIENT_COLUMNS = ("patient", "structure", "dice", "hd95", "assd", "unit", "cases", "missed", "spurious", "absent")
 COLUMNS = ("patient", "case", "structure", "dice", "hd95", "assd", "unit", "state")
 
 
@@ -41,6 +51,7 @@ class Evaluation:
     split: str
     cases: tuple[CaseScores, ...]
     seconds: float
+    step: int | None = None  # optimiser steps of the checkpoint; None where it was read from CSV
 
     @property
     def summary(self) -> list[StructureSummary]:
@@ -96,8 +107,8 @@ def evaluate(
         One evaluation per checkpoint, `last` first.
 
     Raises:
-        InputError: If the run has no such list, the list is empty, a training patient is on it, or the
-            classes of checkpoint and data set differ.
+        InputError: If the run has no such list, the list is empty, a patient on it was trained on or chose the
+            checkpoint, or the classes of checkpoint and data set differ.
     """
     target = choose_device(device)
     files = find_checkpoints(path)
@@ -108,11 +119,13 @@ def evaluate(
     for file in files:
         model = load_model(file)
         _require_classes(model, data, file)
+        _require_unseen(file, cases, data, split)
         model.network.to(target)
         if model.step not in results:  # where the last step is the best one, both files hold one network
-            results[model.step] = _evaluate_one(model, file.stem, data, cases, split, progress)
+            found = _evaluate_one(model, file.stem, data, cases, split, progress)
+            results[model.step] = replace(found, step=model.step)
         named.append(replace(results[model.step], checkpoint=file.stem))
-    save_evaluations(named, out or run)
+    save_evaluations(named, out or run, pair=path.is_dir())
     return named
 
 
@@ -163,6 +176,23 @@ def _require_classes(model: LoadedModel, data: DataSet, file: Path) -> None:
         )
 
 
+def _require_unseen(file: Path, cases: Sequence[Case], data: DataSet, split: str) -> None:
+    """No evaluated patient is among those the checkpoint itself says that it learned from or was chosen by."""
+    parts: dict[str, list[str]] = load(file).get("cases", {})
+    used = ("labeled", "unlabeled", "val") if split == "test" else ("labeled", "unlabeled", "test")
+    patient = {case.name: case.patient for case in data.cases}
+    seen = {patient.get(name, name): part for part in used for name in parts.get(part, ())}
+    for case in cases:
+        if case.patient in seen:
+            part = seen[case.patient]
+            raise InputError(
+                file,
+                rule=f"no patient of the {split} list trained the checkpoint, chose it, or is on another of its lists",
+                got=f"{case.patient}, on the {part} list that the checkpoint was trained with",
+                cure="restore the run's split.json, or train again on the split that you want to test",
+            )
+
+
 def _evaluate_one(
     model: LoadedModel, name: str, data: DataSet, cases: Sequence[Case], split: str, progress: bool
 ) -> Evaluation:
@@ -192,26 +222,33 @@ def score_volume(model: LoadedModel, volume: Volume) -> CaseScores:
     """
     if volume.label is None:
         raise InputError(volume.case.name, rule="a case to score has a label", got="none", cure="add one")
-    probabilities = predict_volume(model.network, model.preprocess, model.config, volume)
-    prediction = probabilities.argmax(0).cpu().numpy()
+    prediction = segment_volume(model.network, model.preprocess, model.config, volume)
     scores = score_case(prediction, volume.label, model.classes, volume.spacing)
     return CaseScores(volume.case.patient, volume.case.name, tuple(scores))
 
 
-def save_evaluations(results: Sequence[Evaluation], out: Path) -> None:
-    """Write one CSV per checkpoint and one JSON with every summary; the files replace older ones whole.
+def save_evaluations(results: Sequence[Evaluation], out: Path, *, pair: bool) -> None:
+    """Write two CSVs per checkpoint, by case and by patient, and the summaries; older files are replaced whole.
+
+    The summaries of a run's last and best checkpoint stand side by side in `evaluation_<split>.json`; that of a
+    checkpoint evaluated alone goes to `evaluation_<split>_<checkpoint>.json` and leaves the pair alone.
 
     Args:
         results: Evaluations of one run.
         out: Folder; made where missing.
+        pair: The results are all checkpoints of a run.
     """
     out.mkdir(parents=True, exist_ok=True)
+    summaries: dict[str, dict[str, object]] = {}
     for result in results:
-        write_atomic(out / f"evaluation_{result.split}_{result.checkpoint}.csv", _csv(result.cases).encode())
-    for split in dict.fromkeys(result.split for result in results):
-        summary = {result.checkpoint: _as_json(result) for result in results if result.split == split}
-        text = json.dumps(summary, indent=2, allow_nan=False)
-        write_atomic(out / f"evaluation_{split}.json", text.encode())
+        stem = f"evaluation_{result.split}_{result.checkpoint}"
+        write_atomic(out / f"{stem}.csv", _csv(result.cases).encode())
+        write_atomic(out / f"{stem}_patients.csv", _patients_csv(result.cases).encode())
+        name = f"evaluation_{result.split}" if pair else stem
+        summaries.setdefault(name, {})[result.checkpoint] = _as_json(result)
+    for name, summary in summaries.items():
+        text = json.dumps({**summary, "definitions": DEFINITIONS}, indent=2, allow_nan=False)
+        write_atomic(out / f"{name}.json", text.encode())
 
 
 def load_evaluation(run: Path, split: str = "test", checkpoint: str = "last") -> Evaluation | None:
@@ -292,6 +329,20 @@ def _csv(cases: Iterable[CaseScores]) -> str:
     return text.getvalue()
 
 
+def _patients_csv(cases: Sequence[CaseScores]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, PATIENT_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for patient, rows in per_patient(cases).items():
+        count = sum(case.patient == patient for case in cases)
+        for row in rows:
+            means = {name: value[0] for name, value in (("dice", row.dice), ("hd95", row.hd95), ("assd", row.assd))}
+            known = {name: value for name, value in means.items() if math.isfinite(value)}
+            counts = {"cases": count, "missed": row.missed, "spurious": row.spurious, "absent": row.absent}
+            writer.writerow({"patient": patient, "structure": row.structure, "unit": row.unit, **known, **counts})
+    return text.getvalue()
+
+
 def _as_json(result: Evaluation) -> dict[str, object]:
     def finite(value: tuple[float, float]) -> dict[str, float | None]:
         return {name: x if math.isfinite(x) else None for name, x in zip(("mean", "sd"), value, strict=True)}
@@ -305,4 +356,9 @@ def _as_json(result: Evaluation) -> dict[str, object]:
         }
         for row in result.summary
     }
-    return {"seconds": round(result.seconds, 3), "cases": len(result.cases), "structures": structures}
+    return {
+        "step": result.step,
+        "seconds": round(result.seconds, 3),
+        "cases": len(result.cases),
+        "structures": structures,
+    }

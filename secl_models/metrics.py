@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,19 @@ from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_distance import compute_average_surface_distance
 
 MEAN = "mean"  # name of the summary row over all structures
+# Stands in the JSON of every evaluation: the same words name other quantities elsewhere.
+DEFINITIONS = {
+    "dice": "2 |P and T| / (|P| + |T|) over voxels",
+    "surface": "voxels of a mask with a face neighbour outside it, at their centres, each counted once; what lies "
+    "beyond the edge of the image is outside; no mesh, no weights by area (DeepMind's surface-distance has both)",
+    "hd95": "the larger of the two directed 95th percentiles of surface distances, linearly interpolated, by MONAI "
+    "(MedPy takes the percentile of both directions pooled, which is at most as large)",
+    "assd": "mean of the surface distances of both directions pooled, by MONAI (not the mean of two means)",
+    "unit": "mm from the spacing of each file; voxel where the file stores none; a single slice: in its plane",
+    "missed or invented": "a structure in only one of the two masks: Dice 0, HD95 and ASSD the diagonal of the image",
+    "absent": "a structure in neither mask: enters no mean, and is counted",
+    "mean": "over the cases of a patient, over structures, then over patients; sd: over patients, n - 1",
+}
 BOTH, MISSED, SPURIOUS, ABSENT = "both", "missed", "spurious", "absent"
 
 
@@ -94,8 +108,8 @@ def structure_names(classes: Mapping[int, str]) -> tuple[str, ...]:
 
 
 def score_case(
-    prediction: npt.NDArray[np.int64],  # [*spatial]
-    truth: npt.NDArray[np.int64],  # [*spatial]
+    prediction: npt.NDArray[np.integer[Any]],  # [*spatial]
+    truth: npt.NDArray[np.integer[Any]],  # [*spatial]
     classes: Mapping[int, str],
     spacing: tuple[float, ...] | None,
 ) -> list[StructureScore]:
@@ -155,6 +169,19 @@ def _score(
         hd95 = compute_hausdorff_distance(ours, theirs, include_background=True, percentile=95, spacing=step)
         assd = compute_average_surface_distance(ours, theirs, include_background=True, symmetric=True, spacing=step)
     return StructureScore(name, dice.item(), hd95.item(), assd.item(), unit, BOTH)
+
+
+def per_patient(cases: Sequence[CaseScores]) -> dict[str, list[StructureSummary]]:
+    """The summary of each patient's own cases, by patient in the order of the cases.
+
+    Args:
+        cases: Scores of every case.
+
+    Returns:
+        Patient -> a row per structure and the row `mean`; the standard deviations are NaN.
+    """
+    patients = dict.fromkeys(case.patient for case in cases)
+    return {patient: summarise([case for case in cases if case.patient == patient]) for patient in patients}
 
 
 def summarise(cases: Sequence[CaseScores]) -> list[StructureSummary]:

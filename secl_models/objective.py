@@ -225,6 +225,7 @@ class Objective(nn.Module):
         pseudo = pseudo_labels(context.teacher.logits, self.contrast.confidence)
         label = torch.cat([context.label, pseudo[context.labeled :]])
         losses = []
+        counts = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
             small = resize_labels(label, tuple(ours.shape[2:]))
             rows, row_labels = self._sample(ours, small, context, "student pixels", self._scores(small, context))
@@ -236,13 +237,18 @@ class Objective(nn.Module):
             # Under autocast the anchors are narrow; a queue is read where it lies where they are not.
             keys = [fresh.to(anchors.dtype)]
             if not self.queues:
+                counts.append(anchor_counts(row_labels, [fresh_labels], self.classes))
                 losses.append(self._info_nce(anchors, keys, row_labels, [fresh_labels]))
                 continue
             queue = cast(secl_ops.ClassQueue, self.queues[tap])
             keys.append(queue.keys.to(anchors.dtype))
-            losses.append(self._info_nce(anchors, keys, row_labels, [fresh_labels, queue.key_labels]))
+            key_labels = [fresh_labels, queue.key_labels]
+            counts.append(anchor_counts(row_labels, key_labels, self.classes))
+            losses.append(self._info_nce(anchors, keys, row_labels, key_labels))
             queue.enqueue(fresh, fresh_labels)
-        return TermValue(torch.stack(losses).mean(), self._pseudo_statistics(pseudo, context))
+        drawn, matched = self._processes.total(torch.stack(counts).sum(0))  # [K + 1] each
+        found = {"positives": matched.sum() / drawn.sum().clamp_min(1), "skipped": (matched == 0).sum()}
+        return TermValue(torch.stack(losses).mean(), self._pseudo_statistics(pseudo, context) | found)
 
     def _scores(self, label: Tensor, context: StepContext) -> Tensor | None:
         """For strategy "hard", the student's probability of each label [B, *spatial]."""
@@ -340,6 +346,27 @@ class Objective(nn.Module):
             "coverage": self._share_of(pseudo[context.labeled :] != IGNORED),
             "precision": right / claims.clamp_min(1),
         }
+
+
+def anchor_counts(anchor_labels: Tensor, key_labels: list[Tensor], classes: int) -> Tensor:
+    """Anchors of each class, and those of them that find a positive among the keys; waits for no device.
+
+    Args:
+        anchor_labels: [N], -1 ignored.
+        key_labels: [M] each, -1 ignored.
+        classes: K + 1.
+
+    Returns:
+        [2, K + 1] int64.
+
+    Example:
+        >>> anchor_counts(torch.tensor([0, 1, 1, -1]), [torch.tensor([1, -1])], 3).tolist()
+        [[1, 2, 0], [0, 2, 0]]
+    """
+    index = torch.arange(classes, device=anchor_labels.device)
+    drawn = (anchor_labels.unsqueeze(1) == index).sum(0)
+    present = torch.stack([(labels.unsqueeze(1) == index).any(0) for labels in key_labels]).any(0)
+    return torch.stack([drawn, drawn * present])
 
 
 def region_labels(image: Tensor, grid: tuple[int, ...]) -> Tensor:

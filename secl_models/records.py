@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from secl_models import checkpoint
@@ -35,6 +37,8 @@ COLUMNS = (
     "cells",
     "coverage",
     "precision",
+    "positives",
+    "skipped",
     "images_per_second",
     "memory_mib",
     "val_dice",
@@ -112,28 +116,37 @@ class History:
 
     Args:
         out: Run folder.
-        structures: Names of the structures; each has a column `dice <name>`.
+        structures: Names of the structures; each has columns `dice <name>`, `coverage <name>`, `purity <name>`.
         done: Optimiser steps of the checkpoint a run goes on from; later rows are dropped.
     """
 
     def __init__(self, out: Path, structures: Sequence[str], done: int) -> None:
         self._path = out / HISTORY
-        self._columns = [*COLUMNS, *(f"dice {name}" for name in structures)]
+        kinds = ("dice", "coverage", "purity")
+        self._columns = [*COLUMNS, *(f"{kind} {name}" for kind in kinds for name in structures)]
         self._rows: list[dict[str, str]] = []
         if done and self._path.is_file():
             with self._path.open(newline="", encoding="utf-8") as stream:
                 self._rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= done]
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Append the values of one step; columns without a value stay empty, NaN as well."""
+    def add(self, step: int, values: Mapping[str, float], picture: npt.NDArray[np.uint8] | None = None) -> None:
+        """Append the values of one step; columns without a value stay empty, NaN as well.
+
+        Args:
+            step: Optimiser steps done.
+            values: By column.
+            picture: [rows, columns, 3] for TensorBoard, of a step that was validated.
+        """
         row = {
             "step": str(step),
             **{name: f"{value:.6g}" for name, value in values.items() if not math.isnan(value)},
         }
         self._rows.append(row)
         for name in row.keys() - {"step"}:
-            self._board.add_scalar(name.replace(" ", "/"), values[name], step)
+            self._board.add_scalar(name.replace(" ", "/", 1), values[name], step)
+        if picture is not None:
+            self._board.add_image("validation/image, label, prediction", picture, step, dataformats="HWC")
 
     def write(self) -> None:
         """Bring history.csv up to date, whole."""

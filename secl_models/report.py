@@ -22,11 +22,12 @@ from secl_models.data.cases import DataSet
 from secl_models.data.volumes import Volume, load_volume, write_atomic
 from secl_models.errors import InputError
 from secl_models.evaluate import Evaluation, evaluated_cases, load_evaluation
-from secl_models.inference import predict_volume
-from secl_models.metrics import MEAN, CaseScores, StructureSummary, structure_names
+from secl_models.inference import segment_volume
+from secl_models.metrics import DEFINITIONS, MEAN, CaseScores, StructureSummary, structure_names
+from secl_models.palette import COLOURS, GREY, colour
 from secl_models.records import CONFIG, HISTORY, SUMMARY
 from secl_models.report_features import principal_plane
-from secl_models.report_pictures import COLOURS, GREY, colour, line_chart, overlay, patient_chart, plane_chart
+from secl_models.report_pictures import line_chart, overlay, patient_chart, plane_chart
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LOSSES = ("loss", "supervised", "consistency", "region", "anatomical")
@@ -40,10 +41,19 @@ class _Run:
     facts: dict[str, Any]
     evaluation: Evaluation | None
     rows: list[dict[str, str]]
+    best: Evaluation | None = None  # of the checkpoint that validation chose
 
     @property
     def method(self) -> str:
         return str(self.facts.get("method", self.folder.name))
+
+    def scored(self, *, both: bool) -> list[tuple[str, Evaluation]]:
+        """Name of the row and evaluation: of the last checkpoint, and of the best if `both`."""
+        if self.evaluation is None:
+            return []
+        if not both or self.best is None:
+            return [(self.method, self.evaluation)]
+        return [(f"{self.method}, last", self.evaluation), (f"{self.method}, best", self.best)]
 
 
 def write_report(
@@ -66,7 +76,8 @@ def write_report(
     """
     found = [_read_run(folder, split) for folder in runs]
     if scores is not None:
-        found[0] = replace(found[0], evaluation=load_evaluation(scores, split))
+        last, best = (load_evaluation(scores, split, name) for name in ("last", "best"))
+        found[0] = replace(found[0], evaluation=last, best=best)
     main = found[0]
     if not main.facts:
         cure = "let `secl train` finish, or go on with --resume"
@@ -103,7 +114,7 @@ def _read_run(folder: Path, split: str) -> _Run:
     if history.is_file():
         with history.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-    return _Run(folder, facts, load_evaluation(folder, split), rows)
+    return _Run(folder, facts, load_evaluation(folder, split), rows, load_evaluation(folder, split, "best"))
 
 
 def _text(file: Path) -> str:
@@ -142,36 +153,41 @@ def _number(value: float) -> str:
 
 
 def _scores(runs: Sequence[_Run], names: Sequence[str]) -> dict[str, Any]:
-    """Rows of the table, grouped by structure; one row per run that was evaluated."""
-    scored = [(run, {row.structure: row for row in run.evaluation.summary}) for run in runs if run.evaluation]
+    """Rows of the table, grouped by structure: last and best of the first run, last of the baselines."""
+    named = [pair for number, run in enumerate(runs) for pair in run.scored(both=number == 0)]
+    scored = [(title, {row.structure: row for row in evaluation.summary}) for title, evaluation in named]
     groups = [
-        [_row(run, summary[name], names) for run, summary in scored if name in summary] for name in (*names, MEAN)
+        [_row(title, summary[name], names) for title, summary in scored if name in summary] for name in (*names, MEAN)
     ]
     means = [summary[MEAN] for _, summary in scored]
     return {
         "rows": groups if scored else [],
         "methods": len(scored),
         "patients": means[0].patients if means else 0,
+        "definitions": DEFINITIONS,
+        "best": any(run.best for run in runs[:1]),
         "unit": means[0].unit if means else "",
     }
 
 
-def _row(run: _Run, summary: StructureSummary, names: Sequence[str]) -> dict[str, Any]:
-    pairs = ((summary.dice, 100.0), (summary.hd95, 1.0), (summary.assd, 1.0))
+def _row(title: str, summary: StructureSummary, names: Sequence[str]) -> dict[str, Any]:
+    pairs = (
+        ("Dice %", summary.dice, 100.0),
+        (f"HD95 {summary.unit}", summary.hd95, 1.0),
+        (f"ASSD {summary.unit}", summary.assd, 1.0),
+    )
     cells = [
-        {"mean": _number(mean * scale), "sd": _number(sd * scale) if math.isfinite(sd) else ""}
-        for (mean, sd), scale in pairs
+        {"name": name, "mean": _number(mean * scale), "sd": _number(sd * scale) if math.isfinite(sd) else ""}
+        for name, (mean, sd), scale in pairs
     ]
     known = summary.structure in names
     return {
         "structure": summary.structure,
         "colour": colour(names.index(summary.structure) + 1) if known else "",
         "mean": not known,
-        "run": run.method,
+        "run": title,
         "cells": cells,
-        "missed": summary.missed,
-        "spurious": summary.spurious,
-        "absent": summary.absent,
+        "counts": [("Missed", summary.missed), ("Invented", summary.spurious), ("Absent", summary.absent)],
     }
 
 
@@ -193,6 +209,30 @@ def _curves(run: _Run, names: Sequence[str]) -> list[dict[str, Any]]:
         svg = line_chart(dice, x="step", y="Dice (%)")
         text = "Moving-average network on the validation patients."
         charts.append(_chart("Validation Dice", text, svg, _legend(dice, COLOURS)))
+    return [*charts, *_pseudo_labels(run, names)]
+
+
+def _pseudo_labels(run: _Run, names: Sequence[str]) -> list[dict[str, Any]]:
+    """How far the teacher can be trusted, and what the contrast found to learn from."""
+    charts = []
+    texts = {
+        "coverage": ("Pseudo-label coverage", "Share of a structure's true voxels that get a confident class, any."),
+        "purity": ("Pseudo-label purity", "Share of the voxels confidently called a structure that are it."),
+    }
+    for kind, (title, text) in texts.items():
+        lines = {name: points for name in names if (points := _series(run.rows, f"{kind} {name}", 100))}
+        if lines:
+            svg = line_chart(lines, x="step", y=f"{kind} (%)", limits=(-3, 103))
+            charts.append(_chart(title, f"{text} Validation patients.", svg, _legend(lines, COLOURS)))
+    shares = {"anchors with a positive": "positives", "unlabelled pixels covered": "coverage", "cells used": "cells"}
+    found = {title: points for title, column in shares.items() if (points := _series(run.rows, column, 100))}
+    if found:
+        skipped = [number for _, number in _series(run.rows, "skipped")]
+        note = f" On average {statistics.fmean(skipped):.1f} classes a step found no positive." if skipped else ""
+        svg = line_chart(found, x="step", y="share (%)", limits=(-3, 103))
+        charts.append(
+            _chart("What the contrast found", f"In the training batches.{note}", svg, _legend(found, COLOURS))
+        )
     return charts
 
 
@@ -247,8 +287,7 @@ def _chosen_volumes(evaluation: Evaluation, data: DataSet, run: Path, split: str
 
 
 def _overlay(model: LoadedModel, rank: str, dice: float, volume: Volume) -> dict[str, str]:
-    probabilities = predict_volume(model.network, model.preprocess, model.config, volume)
-    prediction = probabilities.argmax(0).cpu().numpy()
+    prediction = segment_volume(model.network, model.preprocess, model.config, volume).astype(np.int64)
     spacing = volume.spacing or (1.0,) * prediction.ndim
     png = overlay(volume.image[0], _label(volume), prediction, spacing)
     return {"rank": rank, "dice": _number(100 * dice), "case": volume.case.name, "png": png}

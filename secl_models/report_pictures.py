@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from secl_models.metrics import CaseScores
+from secl_models.palette import COLOURS, GREY, colour
 
-# Okabe and Ito's palette for colour-blind readers, in an order that also reads on black.
-COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#b8a800", "#0072b2")
-GREY = "#8a8f98"
-WIDTH = 5.2  # inches; letters of 11 points then stay readable on a phone
+FEW = 20  # points of the longest line, up to which all are marked
+WIDTH = 5.2  # inches; letters of 12 points then stay readable on a phone
 _INK = "#010203"  # stands for the colour of the page's text until the SVG is written
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 11,
+    "font.size": 12,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _INK,
@@ -41,18 +41,6 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
-
-
-def colour(index: int) -> str:
-    """Colour of class index 1, 2, ...; grey for the background 0.
-
-    Args:
-        index: Class index.
-
-    Returns:
-        A hexadecimal colour.
-    """
-    return GREY if index == 0 else COLOURS[(index - 1) % len(COLOURS)]
 
 
 def line_chart(
@@ -77,10 +65,13 @@ def line_chart(
     """
     with mpl.rc_context(_STYLE):
         figure, axes = _axes((WIDTH, 3.0))
+        marker = "o" if max(map(len, series.values()), default=0) <= FEW else ""  # one point alone draws no line
         for number, points in enumerate(series.values()):
             if points:
-                axes.plot(*zip(*points, strict=True), color=colours[number % len(colours)])
+                shade = colours[number % len(colours)]
+                axes.plot(*zip(*points, strict=True), color=shade, marker=marker, markersize=4)
         axes.set(xlabel=x, ylabel=y)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if limits:
             axes.set_ylim(*limits)
         return _svg(figure, f"{y} over {x}")
@@ -97,7 +88,7 @@ def patient_chart(cases: Sequence[CaseScores], names: Sequence[str]) -> str:
         An `<svg>` element.
     """
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes((WIDTH, max(3.0, 0.9 + 0.5 * len(names))))
+        figure, axes = _axes((WIDTH, max(3.4, 0.9 + 0.5 * len(names))))
         for row, name in enumerate(names):
             dice = [
                 100 * score.dice
@@ -128,7 +119,7 @@ def plane_chart(points: npt.NDArray[np.float64], index: npt.NDArray[np.int64], n
         An `<svg>` element.
     """
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
-        figure, axes = _axes((WIDTH, 3.8))
+        figure, axes = _axes((WIDTH, 3.4))
         for number in range(len(names) + 1):
             dots = points[index == number]
             axes.scatter(dots[:, 0], dots[:, 1], s=9, color=colour(number), alpha=0.65, lw=0)

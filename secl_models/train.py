@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -52,6 +54,7 @@ class _Run:
     processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
     best: dict[str, float] = field(default_factory=dict)  # dice and step
     last_dice: float | None = None
+    picture: npt.NDArray[np.uint8] | None = None  # of the validation at this step
     pending: list[Tensor] = field(default_factory=list)  # losses not looked at yet
     looked: tuple[int, float] = (0, 0.0)  # step and seconds of the last look
 
@@ -218,7 +221,8 @@ def _loop(run: _Run, history: History | None, console: Console, max_steps: int |
                     values |= _validate(run)
                 if history:
                     with writing(run.out / records.HISTORY, GO_ON):
-                        history.add(done, values)
+                        history.add(done, values, run.picture)
+                run.picture = None
                 pace = values["images_per_second"], values["memory_mib"]
                 bar.update(task, completed=done, shown=shown(values["loss"], run.last_dice, *pace))
             if keep and history:
@@ -275,9 +279,8 @@ def _validate(run: _Run) -> dict[str, float]:
     if found.dice > run.best.get("dice", -1.0):
         run.best = {"dice": found.dice, "step": float(run.learner.done)}
         _save(run, checkpoint.BEST)
-    names = (run.classes[value] for value in sorted(run.classes))
-    structures = {f"dice {name}": dice for name, dice in zip(names, found.structures, strict=True)}
-    return {"val_dice": found.dice, "val_precision": found.precision, **structures}
+    run.picture = found.picture
+    return found.row([run.classes[value] for value in sorted(run.classes)])
 
 
 def _save(run: _Run, name: str) -> None:

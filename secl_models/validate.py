@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,15 +17,37 @@ from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
 from secl_models.inference import predict_volume
 from secl_models.networks import SegmentationNetwork
+from secl_models.panels import slice_panels
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over the validation patients; NaN where nothing could be scored."""
+    """Means over the validation patients; NaN where nothing could be scored.
+
+    What would be pseudo-labels are held against the truth: the voxels whose probability reaches
+    `contrast.confidence`, each structure on its own.
+    """
 
     dice: float  # mean over structures, in [0, 1]
     structures: tuple[float, ...]  # Dice of class index 1..K
     precision: float  # share of the confident foreground voxels whose class is right
+    coverage: tuple[float, ...]  # of class index 1..K: share of its true voxels that get a confident class, any
+    purity: tuple[float, ...]  # of class index 1..K: share of the voxels confidently called so that are it
+    picture: npt.NDArray[np.uint8] | None = None  # the first case, see `slice_panels`
+
+    def row(self, names: Sequence[str]) -> dict[str, float]:
+        """Columns of the history.
+
+        Args:
+            names: Structures in the order of the class index 1..K.
+
+        Returns:
+            `val_dice`, `val_precision`, and `dice`, `coverage` and `purity` of each structure.
+        """
+        values = {"val_dice": self.dice, "val_precision": self.precision}
+        for kind, numbers in (("dice", self.structures), ("coverage", self.coverage), ("purity", self.purity)):
+            values |= {f"{kind} {name}": number for name, number in zip(names, numbers, strict=True)}
+        return values
 
 
 def overlap_counts(prediction: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -41,10 +65,14 @@ def overlap_counts(prediction: Tensor, truth: Tensor, classes: int) -> tuple[Ten
         >>> [count.tolist() for count in overlap_counts(torch.tensor([1, 1, 0]), torch.tensor([1, 0, 0]), 1)]
         [[1.0], [3.0]]
     """
-    width = classes + 1
-    pairs = (truth * width + prediction).flatten()
-    table = torch.bincount(pairs, minlength=width * width).view(width, width).double()
+    table = _confusion(prediction.flatten(), truth.flatten(), classes)
     return table.diagonal()[1:], (table.sum(0) + table.sum(1))[1:]
+
+
+def _confusion(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Voxels by true and predicted class, [K + 1, K + 1] float64."""
+    width = classes + 1
+    return torch.bincount(truth * width + prediction, minlength=width * width).view(width, width).double()
 
 
 def validate(
@@ -70,19 +98,30 @@ def validate(
         The means.
     """
     patients: dict[str, list[Tensor]] = {}
-    claimed = right = 0
+    trusted = torch.zeros(classes + 1, classes + 1, dtype=torch.float64)  # confident voxels by truth and claim
+    true = torch.zeros(classes + 1, dtype=torch.float64)
+    picture = None
     for volume in volumes:
         probability, prediction = predict_volume(network, preprocess, config, volume).max(0)
         truth = torch.as_tensor(volume.label)
         both, total = overlap_counts(prediction, truth, classes)
         # Absent in both is 0 / 0, the NaN that the means below leave out.
         patients.setdefault(volume.case.patient, []).append(2.0 * both / total)
-        confident = (prediction > 0) & (probability >= config.contrast.confidence)
-        claimed += int(confident.sum())
-        right += int((confident & (prediction == truth)).sum())
+        confident = probability >= config.contrast.confidence
+        trusted += _confusion(prediction[confident], truth[confident], classes)
+        true += torch.bincount(truth.flatten(), minlength=classes + 1)
+        if picture is None:
+            picture = slice_panels(volume.image[0], truth.numpy(), prediction.numpy())
     if not patients:
-        return Validation(math.nan, (math.nan,) * classes, math.nan)
+        unknown = (math.nan,) * classes
+        return Validation(math.nan, unknown, math.nan, unknown, unknown)
     means = torch.stack([torch.stack(scores).nanmean(0) for scores in patients.values()]).nanmean(0)  # [K]
+    right, claimed = trusted.diagonal()[1:], trusted.sum(0)[1:]
     return Validation(
-        float(means.nanmean()), tuple(float(mean) for mean in means), right / claimed if claimed else math.nan
+        float(means.nanmean()),
+        tuple(means.tolist()),
+        float(right.sum() / claimed.sum()),  # 0 / 0, which is NaN, where nothing is confident
+        tuple((trusted.sum(1)[1:] / true[1:]).tolist()),
+        tuple((right / claimed).tolist()),
+        picture,
     )

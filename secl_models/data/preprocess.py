@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from secl_models.config import DataConfig, RunConfig
 from secl_models.data.cases import DataSet
+from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.volumes import Volume
 from secl_models.errors import InputError
 
@@ -23,6 +24,7 @@ ROBUST = (
     99.5,
 )  # percentiles that bound an intensity: above them lie vessels, metal and reconstruction errors
 LARGEST_PATCH = {2: 160, 3: 80}  # voxels along one axis that a patch chosen here may have
+PIECE = 1 << 21  # voxels
 CONSTANT = 1e-8  # standard deviation, as a share of the largest intensity, below which an image counts as constant
 
 
@@ -36,9 +38,11 @@ class Preprocess:
         spacing: Voxel sides in mm that every volume is resampled to, or None. With neither the grid stays.
         normalize: "volume" or "slice" (clip to robust percentiles, zero mean and unit variance) or "window".
         window: Intensities between which "window" spreads a uniform variable of zero mean and unit variance.
+        orientation: Every volume is turned to lie like it first, by flips and permutations of its axes alone, see
+            `turn_to`; None (also in checkpoints from before this option) leaves the voxel order alone.
 
     Example:
-        >>> preprocess = Preprocess.from_config(DataConfig(size=(96, 96), normalize="volume"))
+        >>> preprocess = Preprocess.from_config(DataConfig(size=(96, 96), normalize="volume", orientation=None))
         >>> preprocess.restore(torch.rand(4, 96, 96, 10), (256, 216, 10)).shape
         torch.Size([4, 256, 216, 10])
     """
@@ -48,19 +52,21 @@ class Preprocess:
     spacing: tuple[float, ...] | None
     normalize: str
     window: tuple[float, float] | None
+    orientation: tuple[float, ...] | None = None
 
     @classmethod
     def from_config(cls, config: DataConfig) -> Preprocess:
         """Take over the options of a resolved configuration.
 
         Raises:
-            ValueError: `resolve` has not been called yet, so that spacing or normalisation are still open.
+            ValueError: `resolve` has not been called yet, so that one of the options is still open.
         """
-        if config.normalize == "auto" or config.spacing == ():
+        if config.normalize == "auto" or config.spacing == () or config.orientation == ():
             raise ValueError(
-                "data.normalize and data.spacing are still open: call resolve(config, data, labeled) first"
+                "data.normalize, data.spacing or data.orientation is still open: "
+                "call resolve(config, data, labeled) first"
             )
-        return cls(config.dims, config.size, config.spacing, config.normalize, config.window)
+        return cls(config.dims, config.size, config.spacing, config.normalize, config.window, config.orientation)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -72,8 +78,12 @@ class Preprocess:
         """Plain values with lists for tuples, for a checkpoint or json."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
+    def turn(self, volume: Volume) -> Turn:
+        """What brings the stored voxel order into the network's."""
+        return turn_to(self.orientation, volume)
+
     def image(self, volume: Volume) -> Tensor:
-        """Normalise the image and resample it linearly, smoothing first where the grid gets coarser.
+        """Turn, normalise and resample the image linearly, smoothing first where the grid gets coarser.
 
         Returns:
             `[C, *grid]` float32 on the CPU.
@@ -81,8 +91,9 @@ class Preprocess:
         Raises:
             InputError: The volume stores no spacing where one is needed, or has fewer axes than `dims`.
         """
-        array = torch.from_numpy(np.ascontiguousarray(self._normalized(volume.image)))
-        return _resample_linear(array, self.grid(volume))
+        array = np.array(self.turn(volume).apply(volume.image), np.float32, order="C")
+        self._normalize(array)
+        return _resample_linear(torch.from_numpy(array), self.grid(volume))
 
     def label(self, volume: Volume) -> Tensor:
         """Class indices `[*grid]` uint8 of the nearest stored voxels, pixel for pixel below `image`.
@@ -94,7 +105,8 @@ class Preprocess:
             raise InputError(
                 volume.case.name, rule="a labelled case has a label", got="none", cure="give its label file"
             )
-        stored = torch.from_numpy(np.ascontiguousarray(volume.label, dtype=np.uint8))
+        turned = self.turn(volume).apply(volume.label)
+        stored = torch.from_numpy(np.ascontiguousarray(turned, dtype=np.uint8))
         grid = self.grid(volume)
         if tuple(stored.shape) == grid:
             return stored
@@ -102,11 +114,11 @@ class Preprocess:
         return interpolate(stored[None, None], size=grid, mode="nearest-exact")[0, 0]
 
     def restore(self, probabilities: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Bring probabilities from the network's grid back to the input's own.
+        """Bring probabilities from the network's grid back to the input's own, still in the network's orientation.
 
         Args:
             probabilities: `[K + 1, *grid]` floating.
-            shape: Spatial shape of the input in voxels.
+            shape: Spatial shape of the turned input in voxels.
 
         Returns:
             `[K + 1, *shape]`; the arg-max over the classes is the segmentation.
@@ -114,12 +126,13 @@ class Preprocess:
         return _resample_linear(probabilities, shape)
 
     def grid(self, volume: Volume) -> tuple[int, ...]:
-        """Spatial shape of a volume after resampling.
+        """Spatial shape of a volume after turning and resampling.
 
         Raises:
             InputError: The volume stores no spacing where one is needed, or has fewer axes than `dims`.
         """
-        shape, name = volume.image.shape[1:], volume.case.name
+        turn, name = self.turn(volume), volume.case.name
+        shape = turn.permuted(volume.image.shape[1:])
         if len(shape) < self.dims:
             got, cure = f"single slices of shape {tuple(shape)}", "set data.dims to 2 for this data set"
             raise InputError(name, rule="data.dims=3 needs volumes of three axes", got=got, cure=cure)
@@ -130,24 +143,44 @@ class Preprocess:
         if volume.spacing is None:
             cure = "set data.spacing to null, or data.size to a fixed grid"
             raise InputError(name, rule="data.spacing needs files that store a voxel spacing", got="none", cure=cure)
-        pairs = zip(shape, volume.spacing, self.spacing, strict=False)  # in plane only when dims is 2
+        pairs = zip(shape, turn.permuted(volume.spacing), self.spacing, strict=False)  # in plane only when dims is 2
         return (*(max(1, round(n * own / target)) for n, own, target in pairs), *shape[self.dims :])
 
-    def _normalized(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Clip and scale intensities `[C, *spatial]`."""
+    def _normalize(self, image: npt.NDArray[np.float32]) -> None:
+        """Clip and scale intensities `[C, *spatial]` in place."""
         if self.normalize == "window" and self.window is not None:
             low, high = self.window
+            np.clip(image, low, high, out=image)
             # A uniform variable on [low, high] has mean (low + high) / 2 and variance (high - low)^2 / 12.
-            scaled = (np.clip(image, low, high) - (low + high) / 2) * (12**0.5 / (high - low))
-            return scaled.astype(np.float32)
-        axes = (1, 2) if self.normalize == "slice" else tuple(range(1, image.ndim))
-        low, high = np.percentile(image, ROBUST, axis=axes, keepdims=True)
-        clipped = np.clip(image, low, high)
-        mean = clipped.mean(axes, keepdims=True, dtype=np.float64)
-        spread = clipped.std(axes, keepdims=True, dtype=np.float64)
-        smallest = CONSTANT * np.abs(clipped).max(axes, keepdims=True)
-        scaled = np.where(spread > smallest, (clipped - mean) / np.where(spread > smallest, spread, 1), 0)
-        return scaled.astype(np.float32)
+            _scale(image, (low + high) / 2, (high - low) / 12**0.5)
+            return
+        slices = self.normalize == "slice" and image.ndim == 4
+        for channel in image:
+            for part in np.moveaxis(channel, -1, 0) if slices else [channel]:
+                _standardize(part)
+
+
+def _standardize(values: npt.NDArray[np.float32]) -> None:
+    """Clip to robust percentiles, then zero mean and unit variance, in place; a constant becomes 0."""
+    low, high = np.percentile(values, ROBUST)
+    np.clip(values, low, high, out=values)
+    mean = float(values.mean(dtype=np.float64))
+    squares = sum(float(np.square(piece.astype(np.float64) - mean).sum()) for piece in _pieces(values))
+    spread = (squares / values.size) ** 0.5
+    if spread > CONSTANT * max(abs(float(values.min())), abs(float(values.max()))):
+        _scale(values, mean, spread)
+    else:
+        values[...] = 0
+
+
+def _scale(values: npt.NDArray[np.float32], centre: float, spread: float) -> None:
+    for piece in _pieces(values):
+        piece[...] = (piece.astype(np.float64) - centre) / spread
+
+
+def _pieces(values: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    """Views of an array that are small enough to be taken to float64 one at a time."""
+    return np.array_split(values, max(1, values.size // PIECE))
 
 
 def _resample_linear(values: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -168,10 +201,10 @@ def _resample_linear(values: Tensor, grid: tuple[int, ...]) -> Tensor:
 def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunConfig:
     """Settle from the labelled volumes what the configuration left open, so that its echo is complete.
 
-    `normalize` "auto" becomes "window" for CT (percentiles of the labelled structures when no window is
-    given), "slice" where the files are single slices, else "volume". An empty spacing becomes the median, or
-    None where files store none. An empty patch becomes the median grid, rounded up to the network's stride,
-    at most `LARGEST_PATCH`.
+    An empty `orientation` becomes that of most labelled volumes. `normalize` "auto" becomes "window" for
+    CT (percentiles of the labelled structures when no window is given), "slice" where the files are single slices,
+    else "volume". An empty spacing becomes the median, or None where files store none. An empty patch becomes the
+    median grid, rounded up to the network's stride, at most `LARGEST_PATCH`.
 
     Args:
         config: As loaded.
@@ -184,6 +217,8 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
     if not labeled:
         raise InputError("labelled cases", rule="one or more", got=0, cure="raise --labeled")
     options = config.data
+    if options.orientation == ():
+        options = replace(options, orientation=reference(labeled))
     if options.normalize == "auto":
         options = _choose_normalization(options, data, labeled)
     if options.spacing == ():
@@ -198,7 +233,12 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
 
 
 def _median_spacing(options: DataConfig, labeled: Sequence[Volume]) -> tuple[float, ...] | None:
-    stored = [volume.spacing[: options.dims] for volume in labeled if volume.spacing is not None]
+    turned = [
+        turn_to(options.orientation, volume).permuted(volume.spacing)
+        for volume in labeled
+        if volume.spacing is not None
+    ]
+    stored = [spacing[: options.dims] for spacing in turned]
     if options.size is not None or len(stored) < len(labeled):
         return None
     return tuple(round(float(side), 4) for side in np.median(stored, axis=0))  # headers differ by rounding

@@ -161,7 +161,7 @@ def count_channels(files: tuple[Path, ...]) -> int:
     """
     if len(files) > 1 or files[0].name.endswith(H5_SUFFIX):
         return len(files)
-    shape = _open_nifti(files[0]).shape
+    shape = _nifti_header(files[0]).shape
     return int(shape[3]) if len(shape) == 4 else 1
 
 
@@ -185,41 +185,48 @@ def save_segmentation(path: Path, label: npt.NDArray[Any], like: Path | Volume, 
             cure="end the name in .nii.gz",
         )
     values = np.array([0, *sorted(classes)])
+    values = values.astype(_smallest_type(int(values.max())))
     if label.size and not 0 <= label.min() <= label.max() <= len(classes):
         got = f"{label.min()} to {label.max()}"
         raise InputError(
             path, rule=f"class indices are 0 to {len(classes)}", got=got, cure="pass the classes trained on"
         )
     source = like if isinstance(like, Path) else like.case.image[0]
-    image = _nifti_like(values[label].astype(_smallest_type(int(values.max()))), source)
-    payload = image.to_bytes()
+    kind, header, shape = nifti_like(source, values.dtype)
+    if label.shape != shape:
+        rule, got = "segmentation and image share one shape", f"{label.shape} and {shape}"
+        raise InputError(source, rule=rule, got=got, cure="resample the prediction back")
+    # An affine of None: nibabel leaves the stored form fields alone.
+    payload = kind(values[label], np.eye(4) if header is None else None, header).to_bytes()
     # mtime 0: equal segmentations are equal files
     write_atomic(path, gzip.compress(payload, 6, mtime=0) if path.name.endswith(".gz") else payload)
 
 
-def _nifti_like(array: npt.NDArray[Any], source: Path) -> Any:
-    """A NIfTI image of `array` with the grid fields of `source` and none of its intensity fields."""
+def nifti_like(source: Path, kind: npt.DTypeLike) -> tuple[Any, Any, tuple[int, ...]]:
+    """What puts an array onto the grid of an image.
+
+    Args:
+        source: The image; of an h5 file only the shape is known.
+        kind: Type of the voxels to write.
+
+    Returns:
+        The nibabel class; a header with the grid fields of `source` and none of its intensity fields, None for h5;
+        the spatial shape.
+
+    Raises:
+        InputError: The image cannot be read.
+    """
     if source.name.endswith(H5_SUFFIX):
-        _require_shape(array, _read_file(source, "image").array.shape[1:], source)
-        return nib.Nifti1Image(array, np.eye(4))  # type: ignore[no-untyped-call]
-    template = _open_nifti(source)
-    _require_shape(array, template.shape[:3], source)
+        return nib.Nifti1Image, None, tuple(_read_file(source, "image").array.shape[1:])
+    template = _nifti_header(source)
     header = template.header.copy()
     header.extensions.clear()  # may hold the patient's name
-    header.set_data_dtype(array.dtype)
+    header.set_data_dtype(kind)
     blank = header.default_structarr()
     for name in ("scl_slope", "scl_inter", "cal_max", "cal_min", "intent_code", "descrip", "aux_file", "db_name"):
         if name in blank.dtype.names:  # NIfTI-2 has no db_name
             header[name] = blank[name]
-    return type(template)(array, None, header)  # affine None: nibabel leaves the stored form fields alone
-
-
-def _require_shape(array: npt.NDArray[Any], shape: tuple[int, ...], source: Path) -> None:
-    if array.shape != tuple(shape):
-        rule = "segmentation and image share one shape"
-        raise InputError(
-            source, rule=rule, got=f"{array.shape} and {tuple(shape)}", cure="resample the prediction back"
-        )
+    return type(template), header, tuple(template.shape[:3])
 
 
 def _smallest_type(largest: int) -> type[np.integer[Any]]:
@@ -244,7 +251,8 @@ def _read_image(case: Case, channels: int) -> _Stored:
         rule = f"every image of the data set has {channels} channel(s)"
         raise InputError(case.image[0], rule=rule, got=found, cure="complete the channels or correct dataset.json")
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite and is refused as such
-        array = np.concatenate([stored.array.astype(np.float32) for stored in files])
+        parts = [stored.array.astype(np.float32) for stored in files]
+    array = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return _Stored(array, files[0].affine, files[0].spacing)
 
 
@@ -275,7 +283,18 @@ def _voxel_sides(affine: FloatArray) -> FloatArray:
 
 
 def _open_nifti(path: Path) -> Any:
-    """A nibabel image, typed Any because nibabel's own annotations are partial."""
+    """A nibabel image that was read to the end of its file, typed Any because nibabel's annotations are partial."""
+    image = _nifti_header(path)
+    if not path.name.endswith(".gz"):
+        return image
+    try:  # which verifies the checksum; nibabel stops before it
+        return type(image).from_bytes(gzip.decompress(path.read_bytes()))
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _nifti_header(path: Path) -> Any:
+    """A nibabel image of which nothing but the header was read."""
     if not path.name.endswith(NIFTI_SUFFIXES):
         raise InputError(
             path,
@@ -285,8 +304,6 @@ def _open_nifti(path: Path) -> Any:
         )
     try:
         image: Any = nib.load(path, mmap=False)
-        if path.name.endswith(".gz"):  # to the end, which verifies the checksum; nibabel stops before it
-            image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if not isinstance(image, nib.Nifti1Image):

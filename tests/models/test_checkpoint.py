@@ -23,7 +23,8 @@ from secl_models.inference import predict_volume
 from secl_models.networks import ContrastModel, build_network
 
 CONFIG = RunConfig(
-    data=DataConfig(patch=(16, 16), normalize="volume"), network=NetworkConfig(channels=(4, 8, 8), projection=8)
+    data=DataConfig(patch=(16, 16), normalize="volume", orientation=None),
+    network=NetworkConfig(channels=(4, 8, 8), projection=8),
 )
 
 

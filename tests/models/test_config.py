@@ -49,11 +49,17 @@ EVERYTHING = RunConfig(
 )
 
 
+@pytest.mark.parametrize("axes", ["[1, 2]", "RAS", "[1, 0, 0, 0, 1, 0, 0, 0]"])
+def test_orientations_that_do_not_exist(axes: str) -> None:
+    with pytest.raises(InputError, match=r"data\.orientation: .* Cure: write \["):
+        override(RunConfig(), [f"data.orientation={axes}"])
+
+
 def test_the_presets_of_the_package_are_these() -> None:
-    assert preset_names() == ["acdc", "default", "demo", "hippocampus", "sarcoma_ct"]
+    assert preset_names() == ["acdc", "default", "demo", "hippocampus", "hippocampus-3d", "sarcoma_ct"]
 
 
-@pytest.mark.parametrize("name", ["acdc", "default", "demo", "hippocampus", "sarcoma_ct"])
+@pytest.mark.parametrize("name", ["acdc", "default", "demo", "hippocampus", "hippocampus-3d", "sarcoma_ct"])
 def test_each_preset_loads_under_its_name_and_says_what_it_is_for(name: str) -> None:
     assert load_preset(name).preset == name
     first, second = (PRESETS / f"{name}.yaml").read_text().splitlines()[:2]
@@ -201,7 +207,9 @@ def test_bad_values_are_refused_by_name(values: dict[str, Any], message: str) ->
 
 
 def test_an_unknown_preset_lists_the_presets() -> None:
-    with pytest.raises(InputError, match="preset hipocampus: one of acdc, default, demo, hippocampus, sarcoma_ct"):
+    with pytest.raises(
+        InputError, match="preset hipocampus: one of acdc, default, demo, hippocampus, hippocampus-3d, sarcoma_ct"
+    ):
         load_preset("hipocampus")
 
 

@@ -19,16 +19,18 @@ from secl_models.data.splits import Split, load_split, save_split
 from secl_models.data.volumes import load_volume
 from secl_models.errors import InputError
 from secl_models.evaluate import (
+    Evaluation,
     evaluate,
     evaluated_cases,
     evaluation_table,
     find_checkpoints,
     format_mean,
     load_evaluation,
+    save_evaluations,
     score_volume,
 )
 from secl_models.inference import predict_volume
-from secl_models.metrics import MEAN, score_case
+from secl_models.metrics import DEFINITIONS, MEAN, CaseScores, StructureScore, score_case
 from tests.models.runs import TinyRun, tiny_run
 
 
@@ -51,8 +53,56 @@ def test_last_and_best_are_scored_and_written(run: TinyRun, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "evaluation_test.json",
         "evaluation_test_best.csv",
+        "evaluation_test_best_patients.csv",
         "evaluation_test_last.csv",
+        "evaluation_test_last_patients.csv",
     ]
+    assert list(summary) == ["last", "best", "definitions"]  # side by side, and what the words mean
+    assert summary["definitions"] == DEFINITIONS
+    assert (summary["last"]["step"], summary["best"]["step"]) == (6, load_model(run.folder / "best.pt").step)
+
+
+def test_a_checkpoint_evaluated_alone_leaves_the_pair_alone(run: TinyRun, tmp_path: Path) -> None:
+    evaluate(run.folder, run.data, out=tmp_path, progress=False)
+    pair = (tmp_path / "evaluation_test.json").read_bytes()
+    evaluate(run.folder / "best.pt", run.data, out=tmp_path, progress=False)
+    assert (tmp_path / "evaluation_test.json").read_bytes() == pair
+    alone = json.loads((tmp_path / "evaluation_test_best.json").read_text())
+    assert list(alone) == ["best", "definitions"]
+    best, both = alone["best"], json.loads(pair)["best"]
+    assert best["structures"] == both["structures"]
+
+
+def test_the_csv_by_patient_holds_the_means_behind_the_mean(tmp_path: Path) -> None:
+    def case(patient: str, name: str, *dice: float | None) -> CaseScores:
+        states = {None: "absent", 0.0: "missed"}
+        pairs = zip("ab", dice, strict=True)
+        scores = (StructureScore(n, d, d, d, "mm", states.get(d, "both")) for n, d in pairs)
+        return CaseScores(patient, name, tuple(scores))
+
+    cases = (case("p", "p_ED", 0.5, 0.0), case("p", "p_ES", 1.0, None), case("q", "q_ED", None, None))
+    save_evaluations([Evaluation("last", "test", cases, 1.0, 3)], tmp_path, pair=True)
+    with (tmp_path / "evaluation_test_last_patients.csv").open() as stream:
+        rows = {(row["patient"], row["structure"]): row for row in csv.DictReader(stream)}
+    assert list(rows) == [(patient, name) for patient in "pq" for name in ("a", "b", MEAN)]
+    assert [rows["p", name]["dice"] for name in ("a", "b", MEAN)] == ["0.75", "0.0", "0.375"]
+    assert [rows["q", name]["hd95"] for name in ("a", MEAN)] == ["", ""]
+    counted = [rows["p", "b"][name] for name in ("cases", "missed", "spurious", "absent")]
+    assert counted == ["2", "1", "0", "1"]
+    assert [rows["q", "a"][name] for name in ("cases", "missed", "absent")] == ["1", "0", "1"]
+    summary = json.loads((tmp_path / "evaluation_test.json").read_text())["last"]["structures"]
+    assert summary[MEAN]["dice"]["mean"] == 0.375  # of p alone: q has no structure to find
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_lists_that_were_swapped_after_training_are_refused(run: TinyRun, split: str, tmp_path: Path) -> None:
+    stored = load_split(run.folder / "split.json", run.data)
+    folder = _with_split(run, tmp_path, replace(stored, test=stored.val, val=stored.test))
+    other = {"test": "val", "val": "test"}[split]
+    message = rf"last\.pt: no patient of the {split} list .* got \S+, on the {other} list that the checkpoint"
+    with pytest.raises(InputError, match=message):
+        evaluate(folder, run.data, split=split, progress=False)
+    assert not list(tmp_path.glob("evaluation*"))
 
 
 def test_scores_are_those_of_the_metric_on_the_native_grid(run: TinyRun) -> None:

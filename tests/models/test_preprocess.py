@@ -32,7 +32,7 @@ def volume_of(
 
 
 def preprocess_of(**options: object) -> Preprocess:
-    return Preprocess.from_config(DataConfig(**{"normalize": "volume", **options}))  # type: ignore[arg-type]
+    return Preprocess.from_config(DataConfig(**{"normalize": "volume", "orientation": None, **options}))  # type: ignore[arg-type]
 
 
 def data_of(*modality: str) -> DataSet:
@@ -211,7 +211,7 @@ def test_a_missing_label_is_named() -> None:
 
 
 def test_open_options_are_refused_until_resolved() -> None:
-    for config in (DataConfig(), DataConfig(normalize="volume", spacing=())):
+    for config in (DataConfig(), DataConfig(normalize="volume", spacing=()), DataConfig(normalize="slice")):
         with pytest.raises(ValueError, match="call resolve"):
             Preprocess.from_config(config)
 
@@ -225,7 +225,12 @@ def test_resolve_chooses_median_spacing_and_a_patch_of_whole_strides() -> None:
     config = RunConfig(data=DataConfig(spacing=(), patch=()))
     volumes = [labelled((100, 80, 4), (s, s, 8.0)) for s in (1.0, 1.5, 3.0)]
     chosen = resolve(config, data_of("MRI"), volumes)
-    assert chosen.data == DataConfig(spacing=(1.5, 1.5), patch=(112, 80), normalize="volume")
+    assert chosen.data == DataConfig(
+        spacing=(1.5, 1.5),
+        patch=(112, 80),
+        normalize="volume",
+        orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+    )
     assert resolve(chosen, data_of("MRI"), volumes) == chosen
 
 
@@ -235,13 +240,13 @@ def test_resolve_caps_and_floors_the_patch() -> None:
 
 
 def test_resolve_leaves_explicit_choices_alone() -> None:
-    config = RunConfig(data=DataConfig(spacing=(2.0, 2.0), patch=(64, 64), normalize="slice"))
+    config = RunConfig(data=DataConfig(spacing=(2.0, 2.0), patch=(64, 64), normalize="slice", orientation=None))
     assert resolve(config, data_of("CT"), [labelled((40, 40, 3), (1.0, 1.0, 1.0))]) == config
 
 
 def test_resolve_finds_no_spacing_where_files_store_none() -> None:
     chosen = resolve(RunConfig(data=DataConfig(spacing=(), patch=())), data_of("MRI"), [labelled((40, 50))])
-    assert chosen.data == DataConfig(spacing=None, patch=(48, 64), normalize="slice")
+    assert chosen.data == DataConfig(spacing=None, patch=(48, 64), normalize="slice", orientation=None)
 
 
 def test_resolve_takes_the_window_of_ct_from_the_labelled_structures() -> None:

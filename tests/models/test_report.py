@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import re
 import shutil
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ from secl_models.data.splits import load_split
 from secl_models.data.volumes import load_volume
 from secl_models.errors import InputError
 from secl_models.evaluate import evaluate
-from secl_models.metrics import CaseScores, StructureScore
+from secl_models.metrics import DEFINITIONS, CaseScores, StructureScore
 from secl_models.report import write_report
 from secl_models.report_features import feature_rows, principal_plane
 from secl_models.report_pictures import line_chart, overlay, patient_chart, plane_chart
@@ -94,7 +95,25 @@ def test_the_table_shows_the_evaluation_and_the_baseline(run: TinyRun, scored: P
     for row in expected:
         assert text.count(f">{100 * row.dice[0]:.1f}") >= 2
         assert f">{row.hd95[0]:.1f}" in text
-    assert text.count('<td class="name">plain</td>') == len(expected)
+    for title in ("plain", "secl, last", "secl, best"):  # the baseline with its last checkpoint only
+        assert text.count(f'<td class="name">{title}</td>') == len(expected)
+    best = evaluate(scored / "best.pt", run.data, out=tmp_path / "again", progress=False)[0].summary
+    assert f">{100 * best[-1].dice[0]:.1f}" in text
+    assert all(definition.split("|")[0][:20] in text for definition in DEFINITIONS.values())
+
+
+def test_pseudo_label_quality_and_what_the_contrast_found_are_shown(run: TinyRun, scored: Path, tmp_path: Path) -> None:
+    with (scored / "history.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    names = run.data.classes.values()
+    for row in (rows[0], rows[-1]):  # steps that were validated
+        for kind in ("dice", "coverage"):
+            assert all(0 <= float(row[f"{kind} {name}"]) <= 1 for name in names)
+    assert 0 <= float(rows[-1]["positives"]) <= 1
+    assert 0 <= float(rows[-1]["skipped"]) <= 4
+    text = write_report([scored], run.data, tmp_path / "report.html").read_text()
+    assert "Pseudo-label coverage" in text
+    assert f"On average {float(rows[-1]['skipped']):.1f} classes a step found no positive." in text
 
 
 def test_overlays_show_best_median_and_worst(run: TinyRun, scored: Path, tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ WINDOW = (-1e6, 1e6)
 
 
 def config_of(dims: int = 2, patch: tuple[int, ...] = (8, 8), foreground: float = 0.0, seed: int = 0) -> RunConfig:
-    data = DataConfig(dims=dims, patch=patch, normalize="window", window=WINDOW, foreground=foreground)
+    data = DataConfig(
+        dims=dims, patch=patch, normalize="window", window=WINDOW, foreground=foreground, orientation=None
+    )
     contrast = ContrastConfig(grid=(2,) * dims)
     return RunConfig(seed=seed, data=data, network=NetworkConfig(channels=(8, 16), taps=(1,)), contrast=contrast)
 

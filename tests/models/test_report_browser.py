@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report in a real browser: nothing on the console, nothing wider than a phone, everything drawn."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from secl_models.evaluate import evaluate
+from secl_models.report import write_report
+from tests.conftest import skip_or_fail
+from tests.models.browser import Browser, browser, missing
+from tests.models.runs import tiny_run
+
+WIDTHS = {"phone": 390, "desktop": 1280}
+# The page is cut off where something reaches further to the right than the screen.
+OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+UNDRAWN = """return [...document.querySelectorAll('img, svg')]
+    .filter(e => e.getBoundingClientRect().width < 100 || (e.tagName === 'IMG' && !e.naturalWidth)).length"""
+SMALLEST = """return Math.min(...[...document.querySelectorAll('p, td, th, dd, dt, li, h1, h2, h3')]
+    .map(e => parseFloat(getComputedStyle(e).fontSize)))"""
+
+
+@pytest.fixture(scope="module")
+def open_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if reason := missing():
+        skip_or_fail("chromium", reason)
+    with browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tiny_run(tmp_path_factory)
+    folder = tmp_path_factory.mktemp("report")
+    shutil.copytree(run.folder, folder / "run")
+    shutil.copytree(run.folder, folder / "baseline")
+    for name in ("run", "baseline"):
+        evaluate(folder / name, run.data, progress=False)
+    return write_report([folder / "run", folder / "baseline"], run.data, folder / "report.html")
+
+
+def _pixels(png: bytes) -> npt.NDArray[np.float32]:
+    return np.asarray(matplotlib.image.imread(io.BytesIO(png)))[..., :3]
+
+
+@pytest.mark.parametrize("screen", WIDTHS)
+def test_the_page_is_readable_and_silent(open_browser: Browser, page: Path, screen: str, tmp_path: Path) -> None:
+    brightness = {}
+    for dark in (False, True):
+        open_browser.open(page, WIDTHS[screen], dark=dark)
+        assert open_browser.messages() == []
+        assert open_browser.run(OVERFLOW) == 0
+        assert open_browser.run(UNDRAWN) == 0
+        assert open_browser.run(SMALLEST) >= 12
+        assert open_browser.run("return document.querySelectorAll('img').length") >= 2
+        assert open_browser.run("return document.querySelectorAll('svg').length") >= 6
+        shot = _pixels(open_browser.screenshot(tmp_path / f"{screen}_{dark}.png"))
+        assert shot.shape[1] == WIDTHS[screen]
+        assert shot.shape[0] > 1000  # the whole page, not the first screen
+        assert shot.std() > 0.05
+        brightness[dark] = float(shot[:, :8].mean())  # the margin shows the page's own colour
+    assert brightness[True] < 0.2 < 0.8 < brightness[False]
+
+
+def test_the_browser_reports_what_a_page_must_not_do(open_browser: Browser, tmp_path: Path) -> None:
+    """The checks above can fail: a page with a missing picture, an error and a wide box."""
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<meta name=viewport content='width=device-width'><img src=gone.png><p style='width:900px'>x</p>"
+        "<script>console.error('complaint')</script>"
+    )
+    open_browser.open(bad, WIDTHS["phone"])
+    messages = " ".join(open_browser.messages())
+    assert "complaint" in messages
+    assert "gone.png" in messages
+    assert open_browser.run(OVERFLOW) > 0
+    assert open_browser.run(UNDRAWN) == 1
