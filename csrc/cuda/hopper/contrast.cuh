@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hopper's contrast kernel: rows stay in shared memory, columns stream through a ring that one warp fills by bulk copies,
+// and two warpgroups multiply. Exponentials of one tile are computed while the tensor cores work on another: the same
+// warpgroup's, and the other's.
+#pragma once
+
+#include "../settle.cuh"
+#include "plan.h"
+#include "tma.cuh"
+#include "weigh.cuh"
+#include "wgmma.cuh"
+
+namespace secl::cuda::hopper {
+
+template <Element kElementOf, int kWidthOf, Purpose kPurposeOf>
+struct Shape {
+  static constexpr Element kElement = kElementOf;
+  static constexpr Purpose kPurpose = kPurposeOf;
+  static constexpr Plan kPlan = plan(kWidthOf, kPurposeOf);
+  static constexpr int kWidth = kWidthOf, kStrips = kPlan.strips, kRows = kPlan.rows(), kColumns = kPlan.columns;
+  static constexpr int kStages = kPlan.stages;
+  static constexpr int kBoxes = kWidth / kBoxColumns;
+  static constexpr int kRowBytes = kRows * kWidth * 2, kTileBytes = kColumns * kWidth * 2;
+  static constexpr bool kValue = kPurpose != Purpose::kScan;
+  static constexpr int kScoreTiles = kColumns / 8, kOutputTiles = kValue ? kWidth / 8 : 1;
+};
+
+// What lies behind the matrices in shared memory.
+template <class S>
+struct State {
+  Strip<S::kRows> rows;
+  Strip<S::kColumns> columns[S::kStages];
+  Span row_span[S::kRows / 16];  // of each warp's share of a product
+  Span column_span[S::kStages];
+  uint64_t full[S::kStages], empty[S::kStages], rows_ready;
+};
+
+template <class S>
+struct Memory {
+  unsigned char* rows;  // [boxes, kRows, 128 bytes], swizzled
+  unsigned char* ring;  // [stages, boxes, kColumns, 128 bytes], swizzled
+  State<S>* state;
+
+  __device__ __forceinline__ explicit Memory(unsigned char* base)
+      : rows(base),
+        ring(base + S::kRowBytes),
+        state(reinterpret_cast<State<S>*>(base + S::kRowBytes + S::kStages * S::kTileBytes)) {}
+  __device__ __forceinline__ unsigned char* tile(int stage) const { return ring + stage * S::kTileBytes; }
+  static constexpr size_t size() { return S::kRowBytes + S::kStages * S::kTileBytes + sizeof(State<S>); }
+};
+
+// The columns of one block: tiles from `first` on; columns from `stop` on do not count.
+struct Run {
+  int first, stop, tiles;
+};
+
+template <class S>
+__device__ __forceinline__ Run run_of(const Job& job, int split) {
+  int stop = job.columns.count;
+  if (S::kPurpose != Purpose::kGradient && job.rules.negatives_only) stop = min(stop, job.rules.negative_stop);
+  const int tiles = (stop + S::kColumns - 1) / S::kColumns;
+  const int share = (tiles + job.splits - 1) / job.splits;
+  const int first = min(split * share, tiles), last = min(first + share, tiles);
+  return {first * S::kColumns, min(stop, last * S::kColumns), last - first};
+}
+
+template <int kSize>
+__device__ __forceinline__ void load_strip(Strip<kSize>& strip, const Side& side, int first, int stop, int thread, int threads) {
+  for (int i = thread; i < kSize; i += threads) {
+    const bool present = first + i < stop;
+#pragma unroll
+    for (int field = 0; field < kFields; ++field) {
+      if (side.field[field] == nullptr) continue;
+      const uint32_t absent = field == kLabel ? 0xffffffffu : 0u;
+      strip.word[field][i] = present ? side.field[field][first + i] : absent;
+    }
+  }
+}
+
+// One warp: copies of every tile into the ring, and beside them what is known of its columns.
+template <class S>
+__device__ __forceinline__ void produce(const TensorMap* rows_map, const TensorMap* columns_map, const Job& job,
+                                        const Memory<S>& memory, Run run, int first_row, int lane) {
+  State<S>& state = *memory.state;
+  if (lane == 0) {
+    barrier_arrive_expect(&state.rows_ready, S::kRowBytes);
+    for (int box = 0; box < S::kBoxes; ++box) {
+      copy_box(rows_map, &state.rows_ready, memory.rows + box * S::kRows * 128, box * kBoxColumns, first_row);
+    }
+  }
+  for (int tile = 0; tile < run.tiles; ++tile) {
+    const int stage = tile % S::kStages, first = run.first + tile * S::kColumns;
+    barrier_wait(&state.empty[stage], (tile / S::kStages & 1) ^ 1);
+    if (lane == 0) {
+      barrier_arrive_expect(&state.full[stage], S::kTileBytes);
+      for (int box = 0; box < S::kBoxes; ++box) {
+        copy_box(columns_map, &state.full[stage], memory.tile(stage) + box * S::kColumns * 128, box * kBoxColumns,
+                 first);
+      }
+    }
+    load_strip(state.columns[stage], job.columns, first, run.stop, lane, kWarp);
+    sync_warp();
+    const Span span = span_of(job.columns, state.columns[stage], 0, S::kColumns, lane);
+    if (lane == 0) state.column_span[stage] = span;
+    sync_warp();
+    if (lane == 0) barrier_arrive(&state.full[stage]);
+  }
+}
+
+// Starts scores [64, columns] = rows [64, D] columns [columns, D]^T.
+template <class S>
+__device__ __forceinline__ void start_scores(float (&score)[S::kScoreTiles][4], uint32_t rows, uint32_t columns) {
+  product_fence();
+  multiply_rows<S::kElement, 0>(score, row_operand(rows), row_operand(columns));
+#pragma unroll
+  for (int step = 1; step < S::kWidth / 16; ++step) {
+    const uint32_t box = step / 4, inner = step % 4 * 32;
+    multiply_rows<S::kElement, 1>(score, row_operand(rows + box * S::kRows * 128 + inner),
+                                  row_operand(columns + box * S::kColumns * 128 + inner));
+  }
+  product_commit();
+}
+
+// Starts output [64, D] += weight [64, columns] columns [columns, D], the weights rounded to bf16.
+template <class S>
+__device__ __forceinline__ void start_output(float (&output)[S::kOutputTiles][4],
+                                             uint32_t (&weight)[S::kColumns / 16][4], uint32_t columns) {
+  product_fence();
+#pragma unroll
+  for (int step = 0; step < S::kColumns / 16; ++step) {
+    multiply_columns(output, weight[step], column_operand(columns + step * 2048, S::kColumns * 128));
+  }
+  product_commit();
+}
+
+template <class S>
+__device__ __forceinline__ void round_weights(uint32_t (&weight)[S::kColumns / 16][4], const float (&tile)[S::kScoreTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < S::kColumns / 4; ++i) {
+    weight[i / 4][i % 4] = pack<bf16>(tile[i / 2][i % 2 * 2], tile[i / 2][i % 2 * 2 + 1]);
+  }
+}
+
+// One consumer warp's position in the block, and what it works on.
+template <class S>
+struct Consumer {
+  const Job& job;
+  const Memory<S>& memory;
+  Run run;
+  int group, warp, lane, first_row;  // warpgroup, warp within it, lane; the block's first row
+
+  __device__ __forceinline__ int strip_row(int strip) const { return (group * S::kStrips + strip) * kStrip; }
+  __device__ __forceinline__ uint32_t rows_at(int strip) const { return shared_address(memory.rows) + strip_row(strip) * 128; }
+  __device__ __forceinline__ uint32_t tile_at(int tile) const {
+    return shared_address(memory.ring) + tile % S::kStages * S::kTileBytes;
+  }
+  __device__ __forceinline__ void await(int tile) const {
+    barrier_wait(&memory.state->full[tile % S::kStages], tile / S::kStages & 1);
+  }
+  __device__ __forceinline__ void release(int tile) const {
+    sync_warp();
+    if (lane == 0) barrier_arrive(&memory.state->empty[tile % S::kStages]);
+  }
+
+  // Scores become terms of the denominator or coefficients of the gradient.
+  __device__ __forceinline__ void weigh(float (&score)[S::kScoreTiles][4], float (&sum)[2], int tile,
+                                        int strip) const {
+    constexpr int kPolynomial = S::kPlan.polynomial;
+    State<S>& state = *memory.state;
+    const int stage = tile % S::kStages, row = strip_row(strip) + warp * 16;
+    const Extent rows{first_row + row, 16}, columns{run.first + tile * S::kColumns, S::kColumns};
+    const Strips<S::kRows, S::kColumns> strips{job.rows, job.columns, state.rows, state.columns[stage]};
+    const Position position = Position::of_lane(lane, row, first_row, columns.first);
+    const bool masked = needs_masks(job, S::kPurpose == Purpose::kGradient, state.row_span[row / 16], rows,
+                                    state.column_span[stage], columns);
+    if constexpr (S::kPurpose == Purpose::kGradient) {
+      if (job.rows_are_anchors && job.rows_are_keys) {
+        coefficients<kPolynomial, true, true>(score, job.rules, strips, position, masked);
+      } else if (job.rows_are_anchors) {
+        coefficients<kPolynomial, true, false>(score, job.rules, strips, position, masked);
+      } else {
+        coefficients<kPolynomial, false, true>(score, job.rules, strips, position, masked);
+      }
+    } else if (masked) {
+      masked_terms(score, sum, job.rules, strips, position);
+    } else {
+      plain_terms<kPolynomial>(score, sum, job.rules.scale2);
+    }
+  }
+
+  // Products of the consumers take turns, so that one multiplies while the other computes exponentials.
+  __device__ __forceinline__ void take_turn() const { sync_some(1 + group, kConsumers * kWarpgroup); }
+  __device__ __forceinline__ void pass_turn() const { arrive_some(2 - group, kConsumers * kWarpgroup); }
+};
+
+// Without a value product: scores of `now` are summed while those of `then` are multiplied.
+template <class S>
+__device__ __forceinline__ void scan_step(const Consumer<S>& consumer, float (&now)[S::kScoreTiles][4],
+                                          float (&then)[S::kScoreTiles][4], float (&sum)[2], int tile, int strip,
+                                          int next_tile, int next_strip) {
+  start_scores<S>(then, consumer.rows_at(next_strip), consumer.tile_at(next_tile));
+  consumer.weigh(now, sum, tile, strip);
+  product_wait<0>();
+  pin(then);
+}
+
+// The scores are weighed while the tensor cores are at the value product of the step before; then they get the scores of
+// the next step and the value product of this one.
+template <class S>
+__device__ __forceinline__ void value_step(const Consumer<S>& consumer, float (&score)[S::kScoreTiles][4],
+                                           uint32_t (&weight)[S::kColumns / 16][4],
+                                           float (&output)[S::kOutputTiles][4], float (&sum)[2], int tile,
+                                           int strip, int next_tile, int next_strip, bool last) {
+  consumer.weigh(score, sum, tile, strip);
+  product_wait<0>();
+  if (strip == 0 && tile > 0) consumer.release(tile - 1);
+  round_weights<S>(weight, score);
+  consumer.take_turn();
+  start_scores<S>(score, consumer.rows_at(next_strip), consumer.tile_at(next_tile));
+  start_output<S>(output, weight, consumer.tile_at(tile));
+  if (!last) consumer.pass_turn();
+  product_wait<1>();
+  pin(score);
+}
+
+template <class S>
+__device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float (&output)[S::kOutputTiles][4],
+                                             const float (&sum)[2], int strip, int split) {
+  const Job& job = consumer.job;
+  const bool writes = consumer.lane % 4 == 0, parted = job.splits > 1;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int local = consumer.strip_row(strip) + consumer.warp * 16 + consumer.lane / 4 + 8 * r;
+    const int64_t row = int64_t{consumer.first_row} + local, part = split * int64_t{job.rows.count} + row;
+    const bool live = consumer.memory.state->rows.integer(kLabel, local) >= 0;
+    const float total = quad_sum(sum[r]);
+    if (row >= job.rows.count) continue;
+    Factors factors{live ? 1.0f : 0.0f, 0};
+    if constexpr (S::kPurpose != Purpose::kGradient) {
+      if (!parted) {
+        factors = settle_denominator(job, row, {0, total}, live, writes);
+      } else if (writes) {
+        *reinterpret_cast<Numbers*>(job.part_numbers + 3 * part) = Numbers{0, live ? total : 0.0f, 0};
+      }
+    }
+    if constexpr (S::kValue) {
+      float* target = (parted ? job.part_grad + part * S::kWidth : job.grad + row * S::kWidth) + consumer.lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < S::kOutputTiles; ++n) {
+        *reinterpret_cast<Vector<float, 2>*>(target + 8 * n) = {
+            {settled(factors, output[n][2 * r], nullptr), settled(factors, output[n][2 * r + 1], nullptr)}};
+      }
+    }
+  }
+}
+
+// All products of a consumer; past the last tile its scores are computed once more, and dropped: no branch parts a
+// product from its wait.
+template <class S>
+__device__ __forceinline__ void scan(const Consumer<S>& consumer, float (&sum)[S::kStrips][2]) {
+  static_assert(S::kStrips == 2);
+  float score[2][S::kScoreTiles][4];
+  const int tiles = consumer.run.tiles;
+  start_scores<S>(score[0], consumer.rows_at(0), consumer.tile_at(0));
+  product_wait<0>();
+  pin(score[0]);
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int next = min(tile + 1, tiles - 1);
+    scan_step(consumer, score[0], score[1], sum[0], tile, 0, tile, 1);
+    consumer.await(next);
+    scan_step(consumer, score[1], score[0], sum[1], tile, 1, next, 0);
+    consumer.release(tile);
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void accumulate(const Consumer<S>& consumer, float (&sum)[S::kStrips][2],
+                                           float (&output)[S::kStrips][S::kOutputTiles][4]) {
+  float score[S::kScoreTiles][4];
+  uint32_t weight[S::kColumns / 16][4];
+  const int tiles = consumer.run.tiles;
+  if (consumer.group == 1) consumer.pass_turn();
+  start_scores<S>(score, consumer.rows_at(0), consumer.tile_at(0));
+  product_wait<0>();
+  pin(score);
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int next = min(tile + 1, tiles - 1);
+    const bool last = consumer.group == 1 && tile + 1 == tiles;  // nobody waits for that turn
+    if constexpr (S::kStrips == 2) {
+      value_step(consumer, score, weight, output[0], sum[0], tile, 0, tile, 1, false);
+    }
+    consumer.await(next);
+    value_step(consumer, score, weight, output[S::kStrips - 1], sum[S::kStrips - 1], tile, S::kStrips - 1, next, 0, last);
+  }
+  product_wait<0>();
+#pragma unroll
+  for (int strip = 0; strip < S::kStrips; ++strip) pin(output[strip]);
+}
+
+template <class S>
+__device__ __forceinline__ void consume(const Consumer<S>& consumer, int split) {
+  float output[S::kStrips][S::kOutputTiles][4] = {};
+  float sum[S::kStrips][2] = {};
+  barrier_wait(&consumer.memory.state->rows_ready, 0);
+  if (consumer.run.tiles > 0) {
+    consumer.await(0);
+    if constexpr (S::kValue) {
+      accumulate(consumer, sum, output);
+    } else {
+      scan(consumer, sum);
+    }
+  }
+#pragma unroll
+  for (int strip = 0; strip < S::kStrips; ++strip) finish_strip(consumer, output[strip], sum[strip], strip, split);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads, 1)
+    contrast_kernel(const __grid_constant__ TensorMap rows_map, const __grid_constant__ TensorMap columns_map,
+                    const __grid_constant__ Job job) {
+  const Memory<S> memory(shared_memory());
+  State<S>& state = *memory.state;
+  const int thread = threadIdx.x, lane = thread % kWarp;
+  const int warp = shuffle(thread / kWarp, 0);  // so that the compiler knows it uniform over the warp
+  const int first_row = blockIdx.x * S::kRows;
+  const Run run = run_of<S>(job, blockIdx.y);
+  if (thread == 0) {
+    for (int stage = 0; stage < S::kStages; ++stage) {
+      barrier_init(&state.full[stage], 2);  // the bytes are expected, the strip is written
+      barrier_init(&state.empty[stage], kConsumers * kWarpgroup / kWarp);
+    }
+    barrier_init(&state.rows_ready, 1);
+    barrier_init_fence();
+  }
+  load_strip(state.rows, job.rows, first_row, job.rows.count, thread, kThreads);
+  sync_block();
+  for (int share = warp; share < S::kRows / 16; share += kThreads / kWarp) {
+    const Span span = span_of(job.rows, state.rows, 16 * share, 16, lane);
+    if (lane == 0) state.row_span[share] = span;
+  }
+  sync_block();
+  const int group = warp / 4;
+  if (group == 0) {
+    give_registers<kProducerRegisters>();
+    if (warp == 0) produce<S>(&rows_map, &columns_map, job, memory, run, first_row, lane);
+  } else {
+    take_registers<kConsumerRegisters>();
+    const Consumer<S> consumer{job, memory, run, group - 1, warp % 4, lane, first_row};
+    consume(consumer, blockIdx.y);
+  }
+}
+
+}  // namespace secl::cuda::hopper
