@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only file that knows compilers: builds `secl_ops/_C.abi3.so` where SECL_BUILD and the machine allow it."""
+"""The only file that knows compilers: builds `secl_ops/_C.abi3.so` where SECL_BUILD and the machine allow it.
+
+SECL_BUILD=auto|cpu|cuda|none says which halves: `auto` takes what can be built. SECL_CUDA_ARCHS, such as "80;90a+PTX",
+says for which GPUs; by default those of this machine, or one that every later GPU can run where there is none.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from setuptools import setup  # type: ignore[import-untyped]  # its stubs are a package of their own
 
@@ -19,11 +28,16 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined,float-cast-overflow,bounds-strict", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
+CUDA_SOURCES = Path("csrc/cuda")
+CUDA_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+PORTABLE = "80+PTX"  # machine code for Ampere, and what every later driver makes its own of
+ARCHITECTURE = re.compile(r"(?P<name>\d{2,3}[af]?)(?P<ptx>\+PTX)?")
+OWN_ARCHITECTURE = re.compile(r"_sm(\d+[af]?)\.cu$")  # a source for one architecture alone
 
 
 def notice(text: str) -> None:
     """Say on the error stream what was not built, since a build's output stream is often hidden."""
-    print(f"secl: {text}", file=sys.stderr)
+    print(f"secl: {text}", file=sys.stderr, flush=True)
 
 
 def obstacle() -> str | None:
@@ -50,26 +64,178 @@ def sanitizer() -> list[str]:
     return SANITIZERS[choice] if choice else []
 
 
-def extension() -> dict[str, Any]:
-    """Arguments of `setup` that build the CPU extension over torch's stable ABI."""
+class Toolkit(NamedTuple):
+    """A CUDA toolkit that can compile and link."""
+
+    nvcc: str
+    libraries: Path
+
+    def compile(self, source: Path, target: Path, archs: Sequence[str], flags: Sequence[str]) -> None:
+        """One source into one object with code for every architecture.
+
+        Raises:
+            RuntimeError: nvcc failed; the message holds what it said.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = [self.nvcc, *CUDA_FLAGS, *flags, *gencode(archs), "-c", str(source), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}".rstrip())
+
+
+def toolkit() -> Toolkit | str:
+    """The CUDA toolkit of this machine, or why there is none that builds."""
+    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc"))
+    for home in filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")):
+        nvcc = nvcc or shutil.which(f"{home}/bin/nvcc")
+    if nvcc is None:
+        return "nvcc was not found; install the CUDA toolkit, or set CUDA_HOME or CUDACXX"
+    try:
+        plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+    except OSError as error:
+        return f"{nvcc} does not run ({error}); install the CUDA toolkit again, or set CUDA_HOME or CUDACXX"
+    includes, libraries = (
+        [Path(path) for path in re.findall(pattern, plan.stderr)]
+        for pattern in (r'INCLUDES=.*?"-I([^"]+)"', r'"-L([^"]+)"')
+    )
+    if plan.returncode or not includes:
+        return f"{nvcc} does not work: {(plan.stderr + plan.stdout).strip() or f'exit status {plan.returncode}'}"
+    for name, folders in (("cuda_runtime.h", includes), ("libcudart_static.a", libraries)):
+        if not any((folder / name).is_file() for folder in folders):
+            return f"{nvcc} comes without {name}; install the CUDA toolkit's development files"
+    (place,) = [folder for folder in libraries if (folder / "libcudart_static.a").is_file()][:1]
+    return Toolkit(nvcc, place)
+
+
+def architectures() -> list[str]:
+    """For which GPUs to compile: SECL_CUDA_ARCHS, else those of this machine, else one that later GPUs can run.
+
+    Raises:
+        SystemExit: SECL_CUDA_ARCHS names none, or not as "80", "90a" or "80+PTX".
+    """
+    given = os.environ.get("SECL_CUDA_ARCHS", "").replace(",", ";").replace(" ", "").replace(".", "")
+    if given:
+        archs = sorted({arch for arch in given.split(";") if arch})
+        if not archs or not all(ARCHITECTURE.fullmatch(arch) for arch in archs):
+            raise SystemExit(
+                'SECL_CUDA_ARCHS must list architectures such as "80;90a+PTX"; '
+                f"got {os.environ['SECL_CUDA_ARCHS']!r}; unset it to take those of this machine"
+            )
+        return archs
+    try:
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        seen = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        seen = ""
+    found = {line.replace(".", "") for line in seen.split() if re.fullmatch(r"\d+\.\d", line)}
+    return sorted("90a" if arch == "90" else arch for arch in found if int(arch) >= 80) or [PORTABLE]
+
+
+def gencode(archs: Sequence[str]) -> list[str]:
+    """What tells nvcc the architectures: machine code for each, and PTX where it is asked for."""
+    flags = []
+    for arch in archs:
+        match = ARCHITECTURE.fullmatch(arch)
+        assert match is not None
+        flags.append(f"-gencode=arch=compute_{match['name']},code=sm_{match['name']}")
+        if match["ptx"]:
+            flags.append(f"-gencode=arch=compute_{match['name']},code=compute_{match['name']}")
+    return flags
+
+
+def cuda_jobs(archs: Sequence[str]) -> dict[Path, list[str]]:
+    """Every CUDA source with the architectures it is compiled for; without those for an architecture not asked for."""
+    jobs = {}
+    for source in sorted(CUDA_SOURCES.rglob("*.cu")):
+        own = OWN_ARCHITECTURE.search(source.name)
+        jobs[source] = [arch for arch in archs if own is None or arch.removesuffix("+PTX") == own[1]]
+    return {source: wanted for source, wanted in jobs.items() if wanted}
+
+
+def compile_cuda(tools: Toolkit, archs: Sequence[str], folder: Path, flags: Sequence[str]) -> list[Path]:
+    """All CUDA sources, as many at once as there are processors (or MAX_JOBS); the objects."""
+    jobs = cuda_jobs(archs)
+    targets = [folder / f"{source}.o" for source in jobs]
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        work = [
+            pool.submit(tools.compile, source, at, jobs[source], flags)
+            for source, at in zip(jobs, targets, strict=True)
+        ]
+        for done in work:
+            done.result()
+    return targets
+
+
+def definitions(archs: Sequence[str]) -> list[str]:
+    """Macros for the architectures that have kernels of their own, such as SECL_SM90A."""
+    bare = sorted({arch.removesuffix("+PTX") for arch in archs})
+    return [f"-DSECL_SM{arch.upper()}" for arch in bare if not arch.isdigit()]
+
+
+def write_build_header(folder: Path, archs: Sequence[str], absence: str) -> None:
+    """What the shared object knows of its own build: `secl_build.h`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = {"SECL_CUDA_ARCHS": ";".join(archs), "SECL_CUDA_ABSENCE": absence}
+    lines = [f"#define {name} {json.dumps(value)}\n" for name, value in text.items()]
+    (folder / "secl_build.h").write_text("// SPDX-License-Identifier: Apache-2.0\n#pragma once\n" + "".join(lines))
+
+
+def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, Any]:
+    """Arguments of `setup` that build the extension over torch's stable ABI.
+
+    Args:
+        cuda: The toolkit that compiles the CUDA half; None leaves it out.
+        absence: Why it is left out.
+        required: A CUDA half that does not compile fails the build; else the CPU half is built alone.
+    """
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
-    sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
-    headers = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+    sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp") if CUDA_SOURCES not in path.parents)
+    headers = sorted(str(path) for ending in ("*.h", "*.cuh") for path in Path("csrc").rglob(ending))
     checks = sanitizer()
     quiet = [f"-isystem{path}" for path in include_paths()]  # no warnings about headers that are not ours
+    compile_args = [*FLAGS, *quiet, *(CHECKED if checks else []), *checks]
+
+    class Build(BuildExtension):  # type: ignore[misc]  # torch's build helpers are untyped
+        """Compiles the CUDA half first, beside the C++ sources that torch's own class compiles."""
+
+        def build_extension(self, module: Any) -> None:
+            folder, archs, reason = Path(self.build_temp), [], absence
+            if cuda is not None:
+                try:
+                    archs = architectures()
+                    add_cuda(module, cuda, archs, folder)
+                except RuntimeError as error:
+                    if required:
+                        raise SystemExit(f"SECL_BUILD=cuda: {error}") from error
+                    archs, reason = [], "nvcc failed when it was built"
+                    notice(f"building without the CUDA half of the extension: nvcc failed\n{error}")
+            write_build_header(folder, archs, reason)
+            module.include_dirs.append(str(folder.resolve()))
+            super().build_extension(module)
+
+    def add_cuda(module: Any, tools: Toolkit, archs: Sequence[str], folder: Path) -> None:
+        defined = ["-DUSE_CUDA", *definitions(archs)]
+        flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *defined, *(f"-isystem={path}" for path in include_paths())]
+        module.extra_objects += [str(path) for path in compile_cuda(tools, archs, folder, flags)]
+        module.sources += sorted(map(str, CUDA_SOURCES.rglob("*.cpp")))
+        module.extra_compile_args += defined
+        # Static, so that the shared object loads where no CUDA is; hidden, so that torch's own copy is not replaced.
+        module.extra_link_args += ["-Wl,--exclude-libs,libcudart_static.a", f"-L{tools.libraries}"]
+        module.extra_link_args += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+
     module = CppExtension(  # type: ignore[no-untyped-call]  # torch's build helpers are untyped
         "secl_ops._C",
         sources,
         depends=headers,
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-        extra_compile_args=[*FLAGS, *quiet, *(CHECKED if checks else []), *checks],
-        extra_link_args=checks,
+        extra_compile_args=compile_args,
+        extra_link_args=list(checks),
         py_limited_api=True,
     )
     return {
         "ext_modules": [module],
-        "cmdclass": {"build_ext": BuildExtension},
+        "cmdclass": {"build_ext": Build},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 
@@ -83,17 +249,23 @@ def build() -> dict[str, Any]:
     choice = os.environ.get("SECL_BUILD", "auto")
     if choice not in CHOICES:
         raise SystemExit(f"SECL_BUILD must be one of {', '.join(CHOICES)}; got {choice!r}")
-    if choice == "cuda":
-        raise SystemExit("SECL_BUILD=cuda: the CUDA half of the extension does not exist yet; use SECL_BUILD=cpu")
     if choice == "none":
         return {}
     reason = obstacle()
-    if reason is None:
-        return extension()
+    if reason is not None:
+        if choice != "auto":
+            raise SystemExit(f"SECL_BUILD={choice}: {reason}")
+        notice(f"building without the C++ extension: {reason}. Every operation then runs on the reference backend")
+        return {}
     if choice == "cpu":
-        raise SystemExit(f"SECL_BUILD=cpu: {reason}")
-    notice(f"building without the C++ extension: {reason}. Every operation then runs on the reference backend")
-    return {}
+        return extension(None, "it was built with SECL_BUILD=cpu", required=False)
+    cuda = toolkit()
+    if isinstance(cuda, Toolkit):
+        return extension(cuda, "", required=choice == "cuda")
+    if choice == "cuda":
+        raise SystemExit(f"SECL_BUILD=cuda: {cuda}")
+    notice(f"building without the CUDA half of the extension: {cuda}")
+    return extension(None, cuda, required=False)
 
 
 setup(**build())

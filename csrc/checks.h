@@ -18,8 +18,17 @@ namespace secl {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Any one tensor on a GPU sends the call to the CUDA kernels; those must ask where the others are.
+inline void check_device(const char* name, const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index(),
+                  name, " must be on the device of the other arguments");
+}
+
+inline void check_device(const char* name, const std::optional<Tensor>& tensor, const Tensor& like) {
+  if (tensor.has_value()) check_device(name, *tensor, like);
+}
+
 inline void check_dense(const char* name, const Tensor& tensor, int64_t dimensions) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU; this build has no CUDA kernels");
   STD_TORCH_CHECK(tensor.dim() == dimensions, name, " must have ", dimensions, " dimensions; got ",
                   tensor.dim());
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");

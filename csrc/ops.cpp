@@ -1,37 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of contents of the native side: every operation's schema and its CPU implementation, over the
-// stable ABI.
+// The table of contents of the native side: the operations and their CPU implementations, over the stable
+// ABI; those on CUDA devices stand in cuda/ops.cpp.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+
 #include "cpu/kernels.h"
 #include "cpu/operations.h"
+#include "schemas.h"
+#include "secl_build.h"  // written by setup.py
+
+namespace {
+
+// The architectures that this build has CUDA code for, such as "80+PTX;90a"; empty without a CUDA half.
+std::string cuda_archs() { return SECL_CUDA_ARCHS; }
+
+// Why this build has no CUDA half; empty where it has one.
+std::string cuda_absence() { return SECL_CUDA_ABSENCE; }
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY(secl_native, m) {
-  m.def("unit_rows(Tensor rows, Tensor labels) -> (Tensor unit, Tensor inverse)");
-  m.def("row_inverse(Tensor rows, Tensor labels) -> Tensor");
-  m.def("unit_rows_backward(Tensor grad, Tensor unit, Tensor inverse) -> Tensor");
-  m.def(
-      "contrast_forward(Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, Tensor? "
-      "anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, "
-      "Tensor? key_inverse, Tensor? known_lse, float scale, int flags) "
-      "-> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)");
-  m.def(
-      "contrast_backward(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, Tensor "
-      "anchor_labels, Tensor key_labels, Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, int "
-      "positive_start, int negative_stop, Tensor lse, float scale, int flags) "
-      "-> (Tensor grad_anchors, Tensor grad_keys)");
-  m.def("gather(Tensor features, Tensor index, Tensor(a!) rows, Tensor(b!)? inverse) -> ()");
-  m.def(
-      "gather_backward(Tensor grad, Tensor index, Tensor? unit, Tensor? inverse, bool unique, Tensor(a!) "
-      "result) "
-      "-> ()");
-  m.def(
-      "sample(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, int per_class, int num_classes, "
-      "int ignore_index, str strategy) -> (Tensor index, Tensor label)");
+  secl::define_operations(m);
   m.def("probe(Tensor x, str function) -> Tensor");
   m.def("set_isa(str name) -> str");
+  m.def("cuda_archs() -> str");
+  m.def("cuda_absence() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
@@ -48,6 +44,8 @@ STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CompositeExplicitAutograd, m) {
   m.impl("set_isa", TORCH_BOX(&secl::set_isa));
+  m.impl("cuda_archs", TORCH_BOX(&cuda_archs));
+  m.impl("cuda_absence", TORCH_BOX(&cuda_absence));
 }
 
 // Only so that Python's import machinery accepts the file; loading it has registered the operations already.

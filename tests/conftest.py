@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def built() -> None:
 
     if library.ABSENCE:
         skip_or_fail("native", library.ABSENCE)
+
+
+@pytest.fixture
+def emulated() -> Iterator[Any]:
+    """The CUDA operations on the emulated GPU, for CPU tensors."""
+    from tests import emulate
+
+    if emulate.compiler() is None:
+        skip_or_fail("native", "the emulated GPU needs g++, or CXX")
+    emulate.load()
+    yield torch.ops.secl_emulated
+    torch.ops.secl_emulated.set_reversed(False)
+    torch.ops.secl_emulated.set_multiprocessors(4)
+    torch.ops.secl_emulated.set_capability(80)
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])

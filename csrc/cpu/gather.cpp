@@ -44,7 +44,6 @@ class PixelMap {
 };
 
 void check_map(const char* name, const Tensor& map, const Tensor& index) {
-  STD_TORCH_CHECK(map.is_cpu(), name, " must be on the CPU; this build has no CUDA kernels");
   STD_TORCH_CHECK(is_row_type(map.scalar_type()), name,
                   " must be float32, float16 or bfloat16; fp64 is served by the reference backend");
   STD_TORCH_CHECK(map.dim() >= 3, name, " must have shape [B, D, *spatial]");

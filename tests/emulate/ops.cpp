@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA operations as operations on CPU tensors, under a name of their own, and what tests tell the
+// emulated GPU.
+#include "cuda/operations.h"
+#include "machine.h"
+#include "probes.h"
+#include "schemas.h"
+
+namespace {
+
+void set_reversed(bool reversed) { secl::emulate::machine().reversed = reversed; }
+
+void set_multiprocessors(int64_t count) {
+  secl::emulate::machine().multiprocessors = static_cast<int32_t>(count);
+}
+
+void set_capability(int64_t capability) {
+  secl::emulate::machine().capability = static_cast<int32_t>(capability);
+}
+
+int64_t launches() { return static_cast<int64_t>(secl::emulate::machine().launches); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(secl_emulated, m) {
+  secl::define_operations(m);
+  m.def("set_reversed(bool reversed) -> ()");
+  m.def("set_multiprocessors(int count) -> ()");
+  m.def("set_capability(int capability) -> ()");
+  m.def("launches() -> int");
+  m.def("probe(str name) -> ()");
+  m.def("product(Tensor left, Tensor right, bool transposed) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(secl_emulated, CPU, m) {
+  secl::cuda::implement_operations(m);
+  m.impl("product", TORCH_BOX(&secl::emulate::product));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(secl_emulated, CompositeExplicitAutograd, m) {
+  m.impl("set_reversed", TORCH_BOX(&set_reversed));
+  m.impl("set_multiprocessors", TORCH_BOX(&set_multiprocessors));
+  m.impl("set_capability", TORCH_BOX(&set_capability));
+  m.impl("launches", TORCH_BOX(&launches));
+  m.impl("probe", TORCH_BOX(&secl::emulate::probe));
+}
