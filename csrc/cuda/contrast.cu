@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// What surrounds the passes of the contrast: the anchors' terms before a gradient, and the sum of the parts
+// where several blocks shared the columns of a row.
+#include "contrast.h"
+#include "numbers.cuh"
+#include "settle.cuh"
+
+namespace secl::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRows = kThreads / kWarp;  // of a block that gives each a warp
+constexpr int kLeastTiles = 4;           // of a run: below it the merge costs more than the run saves
+
+__global__ void __launch_bounds__(kThreads) terms_kernel(const __grid_constant__ Terms terms) {
+  const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (row >= terms.count) return;
+  if (terms.exclude != nullptr) {
+    const int64_t exclude = terms.exclude[row];
+    terms.field[kExclude][row] = exclude < 0 || exclude > INT_MAX ? ~0u : static_cast<uint32_t>(exclude);
+  }
+  if (terms.push == nullptr) return;
+  const float push = terms.push[row], draw = terms.draw[row], lse2 = terms.lse[row] * kLog2E;
+  const bool counted = push != 0 || draw != 0;
+  const float factor = counted ? terms.scale * terms.grad_loss[row * terms.grad_loss_stride] : 0;
+  const float pushed = counted ? factor * push : 0;
+  terms.field[kLse][row] = std::bit_cast<uint32_t>(counted ? lse2 : kLargest);
+  terms.field[kPush][row] = std::bit_cast<uint32_t>(pushed);
+  terms.field[kDraw][row] = std::bit_cast<uint32_t>(counted ? factor * draw : 0);
+  terms.field[kWeight][row] = std::bit_cast<uint32_t>(pushed == 0 ? 0 : pushed * exp2_approx(-lse2));
+  if (terms.field[kLabel] != nullptr)
+    terms.field[kLabel][row] = counted ? static_cast<uint32_t>(terms.label[row]) : ~0u;
+}
+
+__device__ __forceinline__ Numbers part_of(const Job& job, int split, int64_t row) {
+  return reinterpret_cast<const Numbers*>(job.part_numbers)[split * int64_t{job.rows.count} + row];
+}
+
+template <Pass kPass>
+__global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ Job job) {
+  const int64_t row = int64_t{blockIdx.x} * kRows + threadIdx.x / kWarp;
+  if (row >= job.rows.count) return;
+  const int lane = threadIdx.x % kWarp;
+  const bool live = static_cast<int>(job.rows.field[kLabel][row]) >= 0;
+  const auto exp2 = [](float x) { return exp2_approx(x); };
+  Running<float> running{-kLargest, 0};
+  Attracted attracted{0, 0, 0};
+  for (int split = 0; kPass != Pass::kGradient && split < job.splits; ++split) {
+    const Numbers part = part_of(job, split, row);
+    if (kPass == Pass::kDenominator) {
+      running = merge(running, Running<float>{part.first, part.second}, exp2);
+    } else {
+      attracted.loss += part.first;
+      attracted.pull += part.second;
+      attracted.count += std::bit_cast<int>(part.third);
+    }
+  }
+  Factors factors{live ? 1.0f : 0.0f, 0};
+  if (kPass == Pass::kDenominator) factors = settle_denominator(job, row, running, live, lane == 0);
+  if (kPass == Pass::kPositive) factors = settle_positive(job, row, attracted, lane == 0);
+  for (int column = lane; job.grad != nullptr && column < job.width; column += kWarp) {
+    float sum = 0;
+    for (int split = 0; split < job.splits; ++split) {
+      const float part = job.part_grad[(split * int64_t{job.rows.count} + row) * job.width + column];
+      sum += kPass == Pass::kDenominator ? part * exp2(part_of(job, split, row).first - running.peak) : part;
+    }
+    float* grad = job.grad + row * job.width + column;
+    *grad = settled(factors, sum, grad);
+  }
+}
+
+}  // namespace
+
+template <Pass kPass>
+void run(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kDenominator>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kPositive>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kGradient>(Number type, const Job& job, Stream stream);
+
+template <Pass kPass>
+void merge_parts(const Job& job, Stream stream) {
+  launch(merge_kernel<kPass>, Grid{dim3(blocks_for(job.rows.count, kRows)), dim3(kThreads)}, stream, job);
+}
+template void merge_parts<Pass::kDenominator>(const Job& job, Stream stream);
+template void merge_parts<Pass::kPositive>(const Job& job, Stream stream);
+template void merge_parts<Pass::kGradient>(const Job& job, Stream stream);
+
+int32_t splits_of(int32_t rows, int32_t columns, int32_t width, bool grad) {
+  const Tile tile = pick(width, grad);
+  const int64_t blocks = int64_t{blocks_for(rows, tile.rows())} * (grad ? blocks_for(width, tile.out) : 1);
+  const int64_t wanted = 2 * multiprocessors() / blocks;  // two blocks of a tile share a multiprocessor
+  const int64_t most = blocks_for(columns, kLeastTiles * tile.columns);
+  return static_cast<int32_t>(wanted < 1 ? 1 : wanted < most ? wanted : most);
+}
+
+void run_pass(Pass pass, Number type, const Job& job, Stream stream) {
+  switch (pass) {
+    case Pass::kDenominator:
+      return run<Pass::kDenominator>(type, job, stream);
+    case Pass::kPositive:
+      return run<Pass::kPositive>(type, job, stream);
+    case Pass::kGradient:
+      return run<Pass::kGradient>(type, job, stream);
+  }
+}
+
+void write_terms(const Terms& terms, Stream stream) {
+  launch(terms_kernel, Grid{dim3(blocks_for(terms.count, kThreads)), dim3(kThreads)}, stream, terms);
+}
+
+}  // namespace secl::cuda

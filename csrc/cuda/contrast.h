@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contrast kernels as the operation calls them.
+#pragma once
+
+#include "job.h"
+#include "kernels.h"
+
+namespace secl::cuda {
+
+// Into how many runs a pass cuts its columns, so that few rows still fill the device; a job with several
+// needs memory for their parts. `grad` says whether there is a value product.
+int32_t splits_of(int32_t rows, int32_t columns, int32_t width, bool grad);
+
+// Runs a pass of bf16 or fp16 rows, not wider than kWidest.
+void run_pass(Pass pass, Number type, const Job& job, Stream stream);
+
+// Fields of the anchors as the gradient's pass reads them.
+void write_terms(const Terms& terms, Stream stream);
+
+}  // namespace secl::cuda

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// What happens to a tile of similarities while it lies in registers: exponentials, masks and sums, and what
+// is left is the weight of every column in the value product.
+//
+// A thread holds tile[n][2 r + c]: row `position.row + 8 r`, column `8 n + position.column + c` of a strip of
+// 16 rows. That is the accumulator of mma.m16n8 repeated along n, and one warp's share of a wgmma.m64
+// accumulator.
+#pragma once
+
+#include <bit>
+#include <cmath>
+
+#include "../contrast_math.h"
+#include "device.cuh"
+#include "job.h"
+
+namespace secl::cuda {
+
+// The fields of the rows or columns of one tile, in shared memory.
+template <int kSize>
+struct Strip {
+  uint32_t word[kFields][kSize];
+
+  __device__ __forceinline__ int integer(Field field, int i) const {
+    return static_cast<int>(word[field][i]);
+  }
+  __device__ __forceinline__ float number(Field field, int i) const {
+    return std::bit_cast<float>(word[field][i]);
+  }
+};
+
+// Where a thread's first element lies in the strips, and what the strips begin with.
+struct Position {
+  int row, column;              // in the strips
+  int first_row, first_column;  // of the strips, in their sides
+
+  // `row` is the strip's row where the warp's 16 begin.
+  static __device__ __forceinline__ Position of_lane(int lane, int row, int first_row, int first_column) {
+    return {row + lane / 4, 2 * (lane % 4), first_row, first_column};
+  }
+};
+
+struct Member {
+  int index, label, group, exclude;
+};
+
+template <int kSize>
+__device__ __forceinline__ Member member(const Side& side, const Strip<kSize>& strip, int first, int i,
+                                         bool counted = true) {
+  return {first + i, counted ? strip.integer(kLabel, i) : -1,
+          side.field[kGroup] ? strip.integer(kGroup, i) : 0,
+          side.field[kExclude] ? strip.integer(kExclude, i) : -1};
+}
+
+__device__ __forceinline__ PairMask<int> meet(const Rules& rules, const Member& anchor, const Member& key) {
+  const bool comparable = anchor.label >= 0 && key.label >= 0 && anchor.group == key.group &&
+                          anchor.exclude != key.index && !(rules.self && anchor.index == key.index);
+  return pair_mask<int>(-comparable, -(anchor.label == key.label), -(key.index >= rules.positive_start),
+                        -(key.index < rules.negative_stop));
+}
+
+// Sum, or largest, of the four lanes that share a row.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += shuffle_xor(x, 1);
+  return x + shuffle_xor(x, 2);
+}
+__device__ __forceinline__ float quad_largest(float x) {
+  x = fmaxf(x, shuffle_xor(x, 1));
+  return fmaxf(x, shuffle_xor(x, 2));
+}
+
+template <int kTiles, int kSize>
+__device__ __forceinline__ void multiply_columns(float (&tile)[kTiles][4], const Strip<kSize>& columns,
+                                                 int column) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) tile[n][e] *= columns.number(kFactor, 8 * n + column + e % 2);
+  }
+}
+
+// The strips of one tile, and the sides that they were cut from.
+template <int kRows, int kColumns>
+struct Strips {
+  const Side &row_side, &column_side;
+  const Strip<kRows>& rows;
+  const Strip<kColumns>& columns;
+
+  // The pairs of a row, which is the anchor, with a column.
+  __device__ __forceinline__ Member row(const Position& position, int i, bool counted = true) const {
+    return member(row_side, rows, position.first_row, position.row + i, counted);
+  }
+  __device__ __forceinline__ Member column(const Position& position, int i, bool counted = true) const {
+    return member(column_side, columns, position.first_column, position.column + i, counted);
+  }
+};
+
+// First pass over the denominator: a running sum of exp2(logit - peak) of two rows; the tile becomes the
+// terms, times the factors of the columns where they have some. `shrink` is what sums over earlier tiles are
+// multiplied by.
+template <int kTiles, int kRows, int kColumns>
+__device__ __forceinline__ void denominator_tile(float (&tile)[kTiles][4], Running<float> (&running)[2],
+                                                 float (&shrink)[2], const Rules& rules,
+                                                 const Strips<kRows, kColumns>& strips,
+                                                 const Position& position, bool masked) {
+  const bool factors = strips.column_side.field[kFactor] != nullptr;
+  if (factors) multiply_columns(tile, strips.columns, position.column);
+  if (masked) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const Member anchor = strips.row(position, 8 * r);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const PairMask<int> pair = meet(rules, anchor, strips.column(position, 8 * n + c));
+          if (!denominator(pair, rules.negatives_only)) tile[n][2 * r + c] = -HUGE_VALF;
+        }
+      }
+    }
+  }
+  float shift[2] = {0, 0};
+  if (!rules.bounded) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = -kLargest;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) top = fmaxf(top, fmaxf(tile[n][2 * r], tile[n][2 * r + 1]));
+      // A finite peak: an infinite logit makes the sum infinite and not NaN.
+      shift[r] = fminf(fmaxf(running[r].peak, quad_largest(top) * rules.scale2), kLargest);
+      shrink[r] = exp2_approx(running[r].peak - shift[r]);
+      running[r] = {shift[r], running[r].sum * shrink[r]};
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      tile[n][e] = exp2_approx(tile[n][e] * rules.scale2 - shift[e / 2]);
+      running[e / 2].sum += tile[n][e];
+    }
+  }
+  if (factors) multiply_columns(tile, strips.columns, position.column);
+}
+
+struct Attracted {
+  float loss, pull;
+  int count;
+};
+
+// Second pass over the positives: their losses and attraction, summed; the tile becomes the attraction.
+template <int kTiles, int kRows, int kColumns>
+__device__ __forceinline__ void positive_tile(float (&tile)[kTiles][4], Attracted (&sums)[2],
+                                              const Rules& rules, const Strips<kRows, kColumns>& strips,
+                                              const Position& position) {
+  const bool factors = strips.column_side.field[kFactor] != nullptr;
+  if (factors) multiply_columns(tile, strips.columns, position.column);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const Member anchor = strips.row(position, 8 * r);
+    const float lse2 = strips.rows.number(kLse, position.row + 8 * r) * kLog2E;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& element = tile[n][2 * r + c];
+        const float gap2 = lse2 - element * rules.scale2, gap = gap2 * kLn2;
+        element = 0;
+        if (!meet(rules, anchor, strips.column(position, 8 * n + c)).positive) continue;
+        Attraction<float> found{gap, 1};
+        if (rules.negatives_only) found = attraction<float>(gap, exp2_approx(-fabsf(gap2)));
+        element = found.sigmoid;
+        sums[r].loss += found.softplus;
+        sums[r].pull += found.sigmoid;
+        sums[r].count += 1;
+      }
+    }
+  }
+  if (factors) multiply_columns(tile, strips.columns, position.column);
+}
+
+// One element of a gradient where masks are needed, in one role of its row.
+template <int kRows, int kColumns>
+__device__ __forceinline__ float masked_coefficient(float logit, const Rules& rules,
+                                                    const Strips<kRows, kColumns>& strips,
+                                                    const Position& position, int i, int j,
+                                                    bool row_is_anchor) {
+  const int a = row_is_anchor ? position.row + i : position.column + j;
+  const float lse2 = row_is_anchor ? strips.rows.number(kLse, a) : strips.columns.number(kLse, a);
+  const float push = row_is_anchor ? strips.rows.number(kPush, a) : strips.columns.number(kPush, a);
+  const float draw = row_is_anchor ? strips.rows.number(kDraw, a) : strips.columns.number(kDraw, a);
+  const bool counted = lse2 != kLargest;
+  const Member row = strips.row(position, i, counted || !row_is_anchor);
+  const Member column = strips.column(position, j, counted || row_is_anchor);
+  const PairMask<int> pair = row_is_anchor ? meet(rules, row, column) : meet(rules, column, row);
+  return coefficient<float>(pair, exp2_approx(logit - lse2), push, draw, rules.negatives_only);
+}
+
+template <int kTiles, int kRows, int kColumns>
+__device__ __forceinline__ void masked_gradient_tile(float (&tile)[kTiles][4], const Job& job,
+                                                     const Strips<kRows, kColumns>& strips,
+                                                     const Position& position) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int i = 8 * (e / 2), j = 8 * n + e % 2;
+      const float logit = tile[n][e] * job.rules.scale2;
+      float found = 0;
+      if (job.rows_are_anchors) found = masked_coefficient(logit, job.rules, strips, position, i, j, true);
+      if (job.rows_are_keys) found += masked_coefficient(logit, job.rules, strips, position, i, j, false);
+      tile[n][e] = found;
+    }
+  }
+}
+
+// A gradient from the saved state: the tile becomes d loss / d s, summed over the roles of the rows. In a
+// tile that is not masked every pair is a negative one.
+template <int kTiles, int kRows, int kColumns>
+__device__ __forceinline__ void gradient_tile(float (&tile)[kTiles][4], const Job& job,
+                                              const Strips<kRows, kColumns>& strips, const Position& position,
+                                              bool masked) {
+  if (masked) return masked_gradient_tile(tile, job, strips, position);
+  const float scale2 = job.rules.scale2;
+  const bool one_exponential = job.rows_are_anchors && job.rows_are_keys && job.rules.bounded;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int i = position.row + 8 * r;
+    if (one_exponential) {
+      const float weight = strips.rows.number(kWeight, i);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int e = 2 * r; e < 2 * r + 2; ++e)
+          tile[n][e] = exp2_approx(tile[n][e] * scale2) *
+                       (weight + strips.columns.number(kWeight, position.column + 8 * n + e % 2));
+      }
+      continue;
+    }
+    const bool anchors = job.rows_are_anchors, keys = job.rows_are_keys;
+    const float lse2 = anchors ? strips.rows.number(kLse, i) : 0;
+    const float push = anchors ? strips.rows.number(kPush, i) : 0;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 2 * r; e < 2 * r + 2; ++e) {
+        const int j = position.column + 8 * n + e % 2;
+        const float logit = tile[n][e] * scale2;
+        float found = 0;
+        if (anchors) found = push * exp2_approx(logit - lse2);
+        if (keys)
+          found += strips.columns.number(kPush, j) * exp2_approx(logit - strips.columns.number(kLse, j));
+        tile[n][e] = found;
+      }
+    }
+  }
+}
+
+}  // namespace secl::cuda

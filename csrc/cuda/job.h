@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// What crosses the seam between a contrast operation and its CUDA kernels: one job, passed by value.
+#pragma once
+
+#include <cstdint>
+
+namespace secl::cuda {
+
+// What is known of each row of a side beside its features: numbers of 4 bytes.
+enum Field {
+  kLabel,    // int32, -1: neither read nor compared
+  kGroup,    // int32
+  kExclude,  // int32, of an anchor: the key it must not see, -1 for none
+  kLse,   // float, of an anchor: log-sum-exp of its denominator; in a gradient base 2, kLargest: not counted
+  kPush,  // float, of an anchor: factor of exp(s - lse) in its gradient
+  kDraw,  // float, of an anchor: factor of the attraction in its gradient
+  kWeight,  // float, of an anchor: push * exp(-lse)
+  kFields,
+  kFactor = kWeight,  // float, of a key in the forward passes: what its features are multiplied by
+};
+
+struct Side {
+  const void* rows = nullptr;           // [count, width] bf16 or fp16
+  const uint32_t* field[kFields] = {};  // [count] each, or null
+  int32_t count = 0;
+};
+
+// Which pairs are positive and negative, and how a similarity becomes a logit.
+struct Rules {
+  int32_t positive_start, negative_stop;
+  bool self;            // pair (i, i) is not comparable
+  bool negatives_only;  // the denominator holds negatives only
+  bool bounded;         // |scale * similarity| is small enough for exp2 without a maximum
+  float scale;
+  float scale2;  // scale * log2(e)
+};
+
+enum class Pass { kDenominator, kPositive, kGradient };
+
+// One pass: rows stay, columns stream past. In the forward passes the rows are the anchors.
+struct Job {
+  Side rows, columns;
+  Rules rules;
+  int32_t width;
+  bool rows_are_anchors = true, rows_are_keys = false;
+  bool known = false;             // the positives: the log-sum-exp is the caller's, and constant
+  float mean_scale = 1;           // the denominator: factor of the softmax mean of its keys
+  float* lse = nullptr;           // [rows] of the denominator
+  float* loss = nullptr;          // [rows] of the positives, as the next two
+  float* pull = nullptr;          // [rows]
+  int32_t* count = nullptr;       // [rows]
+  float* grad = nullptr;          // [rows, width], or null: no value product
+  int32_t stages = 1;             // tiles of columns in shared memory
+  int32_t splits = 1;             // runs of the columns, each with blocks of its own
+  float* part_numbers = nullptr;  // [splits, rows, 3] where there are several
+  float* part_grad = nullptr;     // [splits, rows, width]
+};
+
+// How a gradient is made of the saved state of each anchor.
+struct Terms {
+  int32_t count;
+  const float* grad_loss;  // [count] of any stride
+  int64_t grad_loss_stride;
+  const float* push;       // [count]
+  const float* draw;       // [count]
+  const float* lse;        // [count]
+  const int32_t* label;    // [count]
+  const int64_t* exclude;  // [count] or null
+  float scale;
+  uint32_t* field[kFields];  // [count] each, those that are written; null: not wanted
+};
+
+}  // namespace secl::cuda

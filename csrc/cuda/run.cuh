@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches one pass: picks its tile, and as many stages as the device has shared memory for.
+#pragma once
+
+#include "contrast.h"
+#include "sweep.cuh"
+
+namespace secl::cuda {
+
+// Adds up the parts of a job whose columns were split.
+template <Pass kPass>
+void merge_parts(const Job& job, Stream stream);
+
+template <class T, Pass kPass, Tile kTile>
+void run_tile(Job job, Stream stream) {
+  const Layout<kTile> layout(job.width);
+  job.stages = kTile.stages;
+  while (job.stages > 1 && layout.bytes(job.stages) > shared_memory_limit()) --job.stages;
+  const unsigned outs = job.grad != nullptr ? blocks_for(job.width, kTile.out) : 1;
+  const Grid grid{dim3(blocks_for(job.rows.count, kTile.rows()), outs, static_cast<unsigned>(job.splits)),
+                  dim3(kTile.threads()), static_cast<size_t>(layout.bytes(job.stages))};
+  launch(sweep_kernel<T, kTile, kPass>, grid, stream, job);
+}
+
+template <class T, Pass kPass>
+void run_type(const Job& job, Stream stream) {
+  if (job.grad == nullptr) {
+    if constexpr (kPass != Pass::kGradient) {
+      if (job.width <= 64) return run_tile<T, kPass, pick(64, false)>(job, stream);
+      if (job.width <= 256) return run_tile<T, kPass, pick(256, false)>(job, stream);
+      return run_tile<T, kPass, pick(kWidest, false)>(job, stream);
+    }
+  }
+  if (job.width <= 64) return run_tile<T, kPass, pick(64, true)>(job, stream);
+  if (job.width <= 128) return run_tile<T, kPass, pick(128, true)>(job, stream);
+  return run_tile<T, kPass, pick(kWidest, true)>(job, stream);
+}
+
+template <Pass kPass>
+void run(Number type, const Job& job, Stream stream) {
+  if (type == Number::kHalf) {
+    run_type<fp16, kPass>(job, stream);
+  } else {
+    run_type<bf16, kPass>(job, stream);
+  }
+  if (job.splits > 1) merge_parts<kPass>(job, stream);
+}
+
+}  // namespace secl::cuda

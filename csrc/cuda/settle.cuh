@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the sums of one row to its outputs: the end of a pass, whether one block had all of the columns or
+// several shared them.
+#pragma once
+
+#include "epilogue.cuh"
+#include "walk.cuh"
+
+namespace secl::cuda {
+
+// The sums of a row: peak and sum of the denominator; loss, pull and count (its bits) of the positives.
+struct Numbers {
+  float first = 0, second = 0, third = 0;
+};
+
+// What the value product and the gradient of an earlier pass are multiplied by.
+struct Factors {
+  float fresh = 0, old = 0;
+};
+
+__device__ __forceinline__ Factors settle_denominator(const Job& job, int64_t row,
+                                                      const Running<float>& running, bool live, bool writes) {
+  const bool some = live && running.sum != 0;
+  if (writes) job.lse[row] = some ? (running.peak + log2f(running.sum)) * kLn2 : -HUGE_VALF;
+  return {some ? job.mean_scale / running.sum : 0, 0};
+}
+
+__device__ __forceinline__ Factors settle_positive(const Job& job, int64_t row, const Attracted& sums,
+                                                   bool writes) {
+  const float share = 1.0f / static_cast<float>(sums.count > 1 ? sums.count : 1);
+  if (writes) {
+    job.loss[row] = sums.loss * share;
+    job.pull[row] = sums.pull * share;
+    job.count[row] = sums.count;
+  }
+  if (sums.count == 0) return {};
+  return {-job.rules.scale * share, job.known ? 0 : job.rules.scale * sums.pull * share};
+}
+
+// One number of the gradient; where its factor is 0 a sum, or an old number, may be a NaN or never written.
+__device__ __forceinline__ float settled(const Factors& factors, float sum, const float* old) {
+  float found = factors.fresh == 0 ? 0 : factors.fresh * sum;
+  if (factors.old != 0) found += factors.old * *old;
+  return found;
+}
+
+}  // namespace secl::cuda
