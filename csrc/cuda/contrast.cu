@@ -20,14 +20,16 @@ __global__ void __launch_bounds__(kThreads) terms_kernel(const __grid_constant__
     terms.field[kExclude][row] = exclude < 0 || exclude > INT_MAX ? ~0u : static_cast<uint32_t>(exclude);
   }
   if (terms.push == nullptr) return;
-  const float push = terms.push[row], draw = terms.draw[row], lse2 = terms.lse[row] * kLog2E;
+  const float push = terms.push[row], draw = terms.draw[row];
   const bool counted = push != 0 || draw != 0;
-  const float factor = counted ? terms.scale * terms.grad_loss[row * terms.grad_loss_stride] : 0;
-  const float pushed = counted ? factor * push : 0;
-  terms.field[kLse][row] = std::bit_cast<uint32_t>(counted ? lse2 : kLargest);
+  const float factor = counted ? terms.scale * terms.grad_loss[row * terms.grad_loss_stride] : 0.0f;
+  const float lse2 = counted ? terms.lse[row] * kLog2E : 1.0f * kLargest;
+  const float pushed = counted ? factor * push : 0.0f, drawn = counted ? factor * draw : 0.0f;
+  const float weight = pushed == 0 ? 0.0f : pushed * exp2_approx(-lse2);
+  terms.field[kLse][row] = std::bit_cast<uint32_t>(lse2);
   terms.field[kPush][row] = std::bit_cast<uint32_t>(pushed);
-  terms.field[kDraw][row] = std::bit_cast<uint32_t>(counted ? factor * draw : 0);
-  terms.field[kWeight][row] = std::bit_cast<uint32_t>(pushed == 0 ? 0 : pushed * exp2_approx(-lse2));
+  terms.field[kDraw][row] = std::bit_cast<uint32_t>(drawn);
+  terms.field[kWeight][row] = std::bit_cast<uint32_t>(weight);
   if (terms.field[kLabel] != nullptr)
     terms.field[kLabel][row] = counted ? static_cast<uint32_t>(terms.label[row]) : ~0u;
 }
@@ -55,9 +57,9 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
       attracted.count += std::bit_cast<int>(part.third);
     }
   }
-  Factors factors{live ? 1.0f : 0.0f, 0};
-  if (kPass == Pass::kDenominator) factors = settle_denominator(job, row, running, live, lane == 0);
-  if (kPass == Pass::kPositive) factors = settle_positive(job, row, attracted, lane == 0);
+  Blend blend{live ? 1.0f : 0.0f, 0};
+  if (kPass == Pass::kDenominator) blend = settle_denominator(job, row, running, live, lane == 0);
+  if (kPass == Pass::kPositive) blend = settle_positive(job, row, attracted, lane == 0);
   for (int column = lane; job.grad != nullptr && column < job.width; column += kWarp) {
     float sum = 0;
     for (int split = 0; split < job.splits; ++split) {
@@ -65,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
       sum += kPass == Pass::kDenominator ? part * exp2(part_of(job, split, row).first - running.peak) : part;
     }
     float* grad = job.grad + row * job.width + column;
-    *grad = settled(factors, sum, grad);
+    *grad = settled(blend, sum, grad);
   }
 }
 

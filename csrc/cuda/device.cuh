@@ -234,6 +234,11 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same of one word of 4 bytes.
+__device__ __forceinline__ void copy_async_word(uint32_t* shared, const uint32_t* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` of the thread's newest groups are still under way.
 template <int pending>

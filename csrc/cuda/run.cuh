@@ -3,6 +3,7 @@
 #pragma once
 
 #include "contrast.h"
+#include "numbers.cuh"
 #include "sweep.cuh"
 
 namespace secl::cuda {

@@ -56,6 +56,8 @@ DeviceGuard::~DeviceGuard() { cudaSetDevice(before_); }
 
 int32_t multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 
+int32_t shared_memory_limit() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
 int32_t capability() {
   return 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
 }

@@ -28,6 +28,9 @@ class DeviceGuard {
 // Number of multiprocessors of the current device.
 int32_t multiprocessors();
 
+// Bytes of shared memory that one block of the current device may ask for.
+int32_t shared_memory_limit();
+
 // Compute capability of the current device, such as 90.
 int32_t capability();
 

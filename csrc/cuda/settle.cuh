@@ -14,19 +14,19 @@ struct Numbers {
 };
 
 // What the value product and the gradient of an earlier pass are multiplied by.
-struct Factors {
+struct Blend {
   float fresh = 0, old = 0;
 };
 
-__device__ __forceinline__ Factors settle_denominator(const Job& job, int64_t row,
-                                                      const Running<float>& running, bool live, bool writes) {
+__device__ __forceinline__ Blend settle_denominator(const Job& job, int64_t row,
+                                                    const Running<float>& running, bool live, bool writes) {
   const bool some = live && running.sum != 0;
   if (writes) job.lse[row] = some ? (running.peak + log2f(running.sum)) * kLn2 : -HUGE_VALF;
   return {some ? job.mean_scale / running.sum : 0, 0};
 }
 
-__device__ __forceinline__ Factors settle_positive(const Job& job, int64_t row, const Attracted& sums,
-                                                   bool writes) {
+__device__ __forceinline__ Blend settle_positive(const Job& job, int64_t row, const Attracted& sums,
+                                                 bool writes) {
   const float share = 1.0f / static_cast<float>(sums.count > 1 ? sums.count : 1);
   if (writes) {
     job.loss[row] = sums.loss * share;
@@ -38,9 +38,9 @@ __device__ __forceinline__ Factors settle_positive(const Job& job, int64_t row, 
 }
 
 // One number of the gradient; where its factor is 0 a sum, or an old number, may be a NaN or never written.
-__device__ __forceinline__ float settled(const Factors& factors, float sum, const float* old) {
-  float found = factors.fresh == 0 ? 0 : factors.fresh * sum;
-  if (factors.old != 0) found += factors.old * *old;
+__device__ __forceinline__ float settled(const Blend& blend, float sum, const float* old) {
+  float found = blend.fresh == 0 ? 0 : blend.fresh * sum;
+  if (blend.old != 0) found += blend.old * *old;
   return found;
 }
 

@@ -111,8 +111,8 @@ struct Sums {
 };
 
 template <Pass kPass>
-__device__ __forceinline__ Factors settle(const Job& job, int64_t row, const Numbers& sums, bool live,
-                                          bool writes) {
+__device__ __forceinline__ Blend settle(const Job& job, int64_t row, const Numbers& sums, bool live,
+                                        bool writes) {
   if constexpr (kPass == Pass::kDenominator)
     return settle_denominator(job, row, {sums.first, sums.second}, live, writes);
   if constexpr (kPass == Pass::kPositive)
@@ -134,7 +134,7 @@ __device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass>& s
       const int at = position.row + 16 * m + 8 * r;
       const int64_t row = int64_t{position.first_row} + at;
       if (row >= job.rows.count) continue;
-      Factors factors{1, 0};
+      Blend blend{1, 0};
       float* grad = job.grad;
       if (shared) {
         const int64_t part = blockIdx.z * int64_t{job.rows.count} + row;
@@ -142,7 +142,7 @@ __device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass>& s
           *reinterpret_cast<Numbers*>(job.part_numbers + 3 * part) = numbers;
         grad = job.part_grad + part * job.width;
       } else {
-        factors = settle<kPass>(job, row, numbers, rows.integer(kLabel, at) >= 0, writes);
+        blend = settle<kPass>(job, row, numbers, rows.integer(kLabel, at) >= 0, writes);
         grad += row * job.width;
       }
       if constexpr (kTile.out > 0) {
@@ -151,7 +151,7 @@ __device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass>& s
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const int column = first_out + 8 * d + position.column + c;
-            if (column < job.width) grad[column] = settled(factors, sums.out[m][d][2 * r + c], grad + column);
+            if (column < job.width) grad[column] = settled(blend, sums.out[m][d][2 * r + c], grad + column);
           }
         }
       }

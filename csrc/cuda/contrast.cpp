@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contrastive loss on CUDA devices: tensors checked, outputs and parts allocated, passes run.
+#include "contrast.h"
+
+#include <algorithm>
+
+#include "../params.h"
+#include "operations.h"
+#include "tiles.h"
+
+namespace secl::cuda {
+namespace {
+
+constexpr double kBoundedScale =
+    40;  // exp(-2 * 40) is a normal fp32 number: without a maximum no pair is lost
+constexpr double kLog2OfE = 1.4426950408889634;
+
+Tensor fresh(const Tensor& like, std::initializer_list<int64_t> size, ScalarType type = ScalarType::Float) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()),
+                                  type);
+}
+
+const uint32_t* words(const Tensor& values) { return static_cast<const uint32_t*>(values.const_data_ptr()); }
+const uint32_t* words(const Maybe& values) { return values.has_value() ? words(*values) : nullptr; }
+float* numbers(Tensor& values) { return values.mutable_data_ptr<float>(); }
+
+int32_t clipped(int64_t position) {
+  return static_cast<int32_t>(std::clamp<int64_t>(position, 0, INT32_MAX));
+}
+
+// The arguments that both operations share, checked.
+struct Call {
+  const Tensor &anchors, &keys;
+  const Tensor &anchor_labels, &key_labels;
+  const Maybe &anchor_groups, &key_groups, &exclude;
+  Rules rules;
+  int64_t flags;
+
+  Call(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
+       const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
+       int64_t negative_stop, double scale, int64_t flags)
+      : anchors(anchors),
+        keys(keys),
+        anchor_labels(anchor_labels),
+        key_labels(key_labels),
+        anchor_groups(anchor_groups),
+        key_groups(key_groups),
+        exclude(exclude),
+        rules{clipped(positive_start),
+              clipped(negative_stop),
+              (flags & kSelf) != 0,
+              (flags & kNegatives) != 0,
+              (flags & kUnit) != 0 && scale <= kBoundedScale,
+              static_cast<float>(scale),
+              static_cast<float>(scale * kLog2OfE)},
+        flags(flags) {
+    check_rows("anchors", anchors);
+    check_rows("keys", keys);
+    STD_TORCH_CHECK(
+        anchors.scalar_type() != ScalarType::Float,
+        "the native CUDA kernels multiply float16 and bfloat16 rows on tensor cores; got float32: use "
+        "backend=\"triton\" or \"reference\", or lower the rows");
+    STD_TORCH_CHECK(width() <= kWidest, "the native CUDA kernels serve rows up to ", kWidest, " wide; got ",
+                    width(), ": use backend=\"triton\" or \"reference\"");
+    STD_TORCH_CHECK(keys.scalar_type() == anchors.scalar_type() && keys.size(1) == width(),
+                    "anchors and keys must have one dtype and one width");
+    STD_TORCH_CHECK(!rules.self || keys.size(0) == anchors.size(0), "under SELF the keys are the anchors");
+    check_vector("anchor_labels", anchor_labels, anchors.size(0), ScalarType::Int);
+    check_vector("key_labels", key_labels, keys.size(0), ScalarType::Int);
+    check_vector("anchor_groups", anchor_groups, anchors.size(0), ScalarType::Int);
+    check_vector("key_groups", key_groups, keys.size(0), ScalarType::Int);
+    check_vector("exclude", exclude, anchors.size(0), ScalarType::Long);
+    for (const Tensor* other : {&keys, &anchor_labels, &key_labels})
+      check_device("every tensor", *other, anchors);
+    for (const Maybe* other : {&anchor_groups, &key_groups, &exclude})
+      check_device("every tensor", *other, anchors);
+  }
+
+  int64_t width() const { return anchors.size(1); }
+  Number type() const { return number_of(anchors.scalar_type()); }
+  Side side(const Tensor& rows, const Tensor& labels, const Maybe& groups) const {
+    Side found;
+    found.rows = rows.const_data_ptr();
+    found.count = static_cast<int32_t>(rows.size(0));
+    found.field[kLabel] = words(labels);
+    if (anchor_groups.has_value() && key_groups.has_value()) found.field[kGroup] = words(groups);
+    return found;
+  }
+  Side anchor_side() const { return side(anchors, anchor_labels, anchor_groups); }
+  Side key_side() const { return side(keys, key_labels, key_groups); }
+  Job job(const Side& rows, const Side& columns) const {
+    Job found;
+    found.rows = rows;
+    found.columns = columns;
+    found.rules = rules;
+    found.width = static_cast<int32_t>(width());
+    return found;
+  }
+
+  // Runs a pass, with memory for the parts of a split one.
+  void run(Pass pass, Job job, Stream stream) const {
+    job.splits = splits_of(job.rows.count, job.columns.count, job.width, job.grad != nullptr);
+    if (job.splits == 1) return run_pass(pass, type(), job, stream);
+    const int64_t parts = int64_t{job.splits} * job.rows.count;
+    Tensor part_numbers = fresh(anchors, {pass == Pass::kGradient ? 0 : parts, 3});
+    Tensor part_grad = fresh(anchors, {job.grad == nullptr ? 0 : parts, width()});
+    job.part_numbers = numbers(part_numbers);
+    job.part_grad = numbers(part_grad);
+    run_pass(pass, type(), job, stream);
+  }
+};
+
+// The anchors' terms of a gradient; the fields lie one after another.
+Tensor make_terms(const Call& call, const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
+                  const Tensor& lse, Side& anchors, Stream stream) {
+  const int64_t count = call.anchors.size(0);
+  Tensor memory = fresh(call.anchors, {kFields, count});
+  auto* base = static_cast<uint32_t*>(memory.mutable_data_ptr());
+  Terms terms{static_cast<int32_t>(count),
+              grad_loss.const_data_ptr<float>(),
+              grad_loss.stride(0),
+              push.const_data_ptr<float>(),
+              draw.const_data_ptr<float>(),
+              lse.const_data_ptr<float>(),
+              call.anchor_labels.const_data_ptr<int32_t>(),
+              call.exclude.has_value() ? call.exclude->const_data_ptr<int64_t>() : nullptr,
+              call.rules.scale,
+              {}};
+  for (const Field field : {kLabel, kExclude, kLse, kPush, kDraw, kWeight}) {
+    if (field == kLabel && call.rules.self)
+      continue;  // a row that does not count as an anchor is still a key
+    if (field == kExclude && !call.exclude.has_value()) continue;
+    terms.field[field] = base + field * count;
+    anchors.field[field] = terms.field[field];
+  }
+  write_terms(terms, stream);
+  return memory;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
+    const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
+    const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
+    int64_t negative_stop, const Maybe& key_inverse, const Maybe& known_lse, double scale, int64_t flags) {
+  const Call call(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude,
+                  positive_start, negative_stop, scale, flags);
+  const int64_t count = anchors.size(0);
+  check_vector("key_inverse", key_inverse, keys.size(0), ScalarType::Float);
+  check_vector("known_lse", known_lse, count, ScalarType::Float);
+  for (const Maybe* other : {&key_inverse, &known_lse}) check_device("every tensor", *other, anchors);
+  const bool wanted = (flags & kAnchorGradient) != 0, scan = (flags & kScan) != 0;
+  STD_TORCH_CHECK(!(known_lse.has_value() && scan), "a scan finds the log-sum-exp that known_lse gives");
+  const Place place(anchors);
+  Tensor loss = fresh(anchors, {count}), pull = fresh(anchors, {count});
+  Tensor counts = fresh(anchors, {count}, ScalarType::Int),
+         grad = fresh(anchors, {wanted ? count : 0, call.width()});
+  Tensor lse = known_lse.has_value() ? torch::stable::clone(*known_lse) : fresh(anchors, {count});
+  Tensor barred = fresh(anchors, {exclude.has_value() ? count : 0}, ScalarType::Int);
+  Job job = call.job(call.anchor_side(), call.key_side());
+  job.columns.field[kFactor] = words(key_inverse);
+  if (exclude.has_value()) {
+    Terms terms{};
+    terms.count = job.rows.count;
+    terms.exclude = exclude->const_data_ptr<int64_t>();
+    terms.field[kExclude] = static_cast<uint32_t*>(barred.mutable_data_ptr());
+    write_terms(terms, place.stream);
+    job.rows.field[kExclude] = terms.field[kExclude];
+  }
+  job.lse = numbers(lse);
+  job.grad = wanted ? numbers(grad) : nullptr;
+  job.known = known_lse.has_value();
+  job.mean_scale = scan ? job.rules.scale : 1;
+  if (!job.known) call.run(Pass::kDenominator, job, place.stream);
+  if (scan) {
+    for (Tensor* unused : {&loss, &pull, &counts}) torch::stable::zero_(*unused);
+  } else {
+    job.loss = numbers(loss);
+    job.pull = numbers(pull);
+    job.count = counts.mutable_data_ptr<int32_t>();
+    job.rows.field[kLse] = words(lse);
+    call.run(Pass::kPositive, job, place.stream);
+  }
+  return {loss, lse, pull, counts, grad};
+}
+
+std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
+                                             const Tensor& anchors, const Tensor& keys,
+                                             const Tensor& anchor_labels, const Tensor& key_labels,
+                                             const Maybe& anchor_groups, const Maybe& key_groups,
+                                             const Maybe& exclude, int64_t positive_start,
+                                             int64_t negative_stop, const Tensor& lse, double scale,
+                                             int64_t flags) {
+  const Call call(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude,
+                  positive_start, negative_stop, scale, flags);
+  for (const Tensor* factor : {&push, &draw, &lse})
+    check_vector("push, draw and lse", *factor, anchors.size(0), ScalarType::Float);
+  check_type("grad_loss", grad_loss, ScalarType::Float);
+  STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == anchors.size(0), "grad_loss must be [N]");
+  for (const Tensor* other : {&grad_loss, &push, &draw, &lse}) check_device("every tensor", *other, anchors);
+  const Place place(anchors);
+  Side anchor_side = call.anchor_side(), key_side = call.key_side();
+  const Tensor terms = make_terms(call, grad_loss, push, draw, lse, anchor_side, place.stream);
+  const bool self = call.rules.self, for_anchors = self || (flags & kAnchorGradient) != 0;
+  const bool for_keys = !self && (flags & kKeyGradient) != 0;
+  Tensor grad_anchors = fresh(anchors, {for_anchors ? anchors.size(0) : 0, call.width()});
+  Tensor grad_keys = fresh(anchors, {for_keys ? keys.size(0) : 0, call.width()});
+  if (for_anchors) {
+    Job job = call.job(anchor_side, self ? anchor_side : key_side);
+    job.rows_are_keys = self;
+    job.grad = numbers(grad_anchors);
+    call.run(Pass::kGradient, job, place.stream);
+  }
+  if (for_keys) {
+    Job job = call.job(key_side, anchor_side);
+    job.rows_are_anchors = false;
+    job.rows_are_keys = true;
+    job.grad = numbers(grad_keys);
+    call.run(Pass::kGradient, job, place.stream);
+  }
+  return {grad_anchors, grad_keys};
+}
+
+}  // namespace secl::cuda
