@@ -8,10 +8,6 @@
 
 namespace secl::cuda {
 
-// Adds up the parts of a job whose columns were split.
-template <Pass kPass>
-void merge_parts(const Job& job, Stream stream);
-
 template <class T, Pass kPass, Tile kTile>
 void run_tile(Job job, Stream stream) {
   const Layout<kTile> layout(job.width);
@@ -44,7 +40,6 @@ void run(Number type, const Job& job, Stream stream) {
   } else {
     run_type<bf16, kPass>(job, stream);
   }
-  if (job.splits > 1) merge_parts<kPass>(job, stream);
 }
 
 }  // namespace secl::cuda

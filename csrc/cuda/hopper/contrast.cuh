@@ -32,7 +32,7 @@ struct State {
   Strip<S::kColumns> columns[S::kStages];
   Span row_span[S::kRows / 16];  // of each warp's share of a product
   Span column_span[S::kStages];
-  uint64_t full[S::kStages], empty[S::kStages], rows_ready;
+  uint64_t full[S::kStages], empty[S::kStages], rows_ready, landed;
 };
 
 template <class S>
@@ -77,33 +77,53 @@ __device__ __forceinline__ void load_strip(Strip<kSize>& strip, const Side& side
   }
 }
 
+// Starts the copies of one tile.
+template <class S, int kTileRows>
+__device__ __forceinline__ void copy_tile(const TensorMap* map, uint64_t* barrier, unsigned char* target, int first) {
+  barrier_arrive_expect(barrier, kTileRows * S::kWidth * 2);
+  for (int box = 0; box < S::kBoxes; ++box) {
+    copy_box(map, barrier, target + box * kTileRows * 128, box * kBoxColumns, first);
+  }
+}
+
+// An ignored column weighs 0, but may hold NaN: one warp overwrites those of a tile that has arrived.
+template <class S>
+__device__ __forceinline__ void clear_ignored(unsigned char* tile, const Strip<S::kColumns>& strip, int lane) {
+  for (int column = 0; column < S::kColumns; ++column) {
+    if (strip.integer(kLabel, column) >= 0) continue;
+    for (int word = lane; word < S::kWidth / 2; word += kWarp) {  // a swizzle stays within 128 bytes
+      const int box = word / 32;
+      *reinterpret_cast<uint32_t*>(tile + (box * S::kColumns + column) * 128 + word % 32 * 4) = 0;
+    }
+  }
+  fence_async_shared();
+}
+
 // One warp: copies of every tile into the ring, and beside them what is known of its columns.
 template <class S>
 __device__ __forceinline__ void produce(const TensorMap* rows_map, const TensorMap* columns_map, const Job& job,
                                         const Memory<S>& memory, Run run, int first_row, int lane) {
   State<S>& state = *memory.state;
-  if (lane == 0) {
-    barrier_arrive_expect(&state.rows_ready, S::kRowBytes);
-    for (int box = 0; box < S::kBoxes; ++box) {
-      copy_box(rows_map, &state.rows_ready, memory.rows + box * S::kRows * 128, box * kBoxColumns, first_row);
-    }
-  }
+  if (lane == 0) copy_tile<S, S::kRows>(rows_map, &state.rows_ready, memory.rows, first_row);
+  uint32_t landings = 0;
   for (int tile = 0; tile < run.tiles; ++tile) {
     const int stage = tile % S::kStages, first = run.first + tile * S::kColumns;
+    Strip<S::kColumns>& strip = state.columns[stage];
     barrier_wait(&state.empty[stage], (tile / S::kStages & 1) ^ 1);
-    if (lane == 0) {
-      barrier_arrive_expect(&state.full[stage], S::kTileBytes);
-      for (int box = 0; box < S::kBoxes; ++box) {
-        copy_box(columns_map, &state.full[stage], memory.tile(stage) + box * S::kColumns * 128, box * kBoxColumns,
-                 first);
-      }
-    }
-    load_strip(state.columns[stage], job.columns, first, run.stop, lane, kWarp);
+    load_strip(strip, job.columns, first, run.stop, lane, kWarp);
     sync_warp();
-    const Span span = span_of(job.columns, state.columns[stage], 0, S::kColumns, lane);
+    const Span span = span_of(job.columns, strip, 0, S::kColumns, lane);
     if (lane == 0) state.column_span[stage] = span;
-    sync_warp();
-    if (lane == 0) barrier_arrive(&state.full[stage]);
+    if (span.ignored == 0) {
+      sync_warp();
+      if (lane == 0) copy_tile<S, S::kColumns>(columns_map, &state.full[stage], memory.tile(stage), first);
+    } else {
+      if (lane == 0) copy_tile<S, S::kColumns>(columns_map, &state.landed, memory.tile(stage), first);
+      barrier_wait(&state.landed, landings++ & 1);
+      clear_ignored<S>(memory.tile(stage), strip, lane);
+      sync_warp();
+      if (lane == 0) barrier_arrive(&state.full[stage]);
+    }
   }
 }
 
@@ -181,10 +201,15 @@ struct Consumer {
       } else {
         coefficients<kPolynomial, false, true>(score, job.rules, strips, position, masked);
       }
-    } else if (masked) {
-      masked_terms(score, sum, job.rules, strips, position);
     } else {
-      plain_terms<kPolynomial>(score, sum, job.rules.scale2);
+      const bool factors = job.columns.field[kFactor] != nullptr;
+      if (factors) secl::cuda::multiply_columns(score, strips.columns, position.column);
+      if (masked) {
+        masked_terms(score, sum, job.rules, strips, position);
+      } else {
+        plain_terms<kPolynomial>(score, sum, job.rules.scale2);
+      }
+      if (factors && S::kValue) secl::cuda::multiply_columns(score, strips.columns, position.column);
     }
   }
 
@@ -235,10 +260,10 @@ __device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float 
     const bool live = consumer.memory.state->rows.integer(kLabel, local) >= 0;
     const float total = quad_sum(sum[r]);
     if (row >= job.rows.count) continue;
-    Factors factors{live ? 1.0f : 0.0f, 0};
+    Blend blend{live ? 1.0f : 0.0f, 0};
     if constexpr (S::kPurpose != Purpose::kGradient) {
       if (!parted) {
-        factors = settle_denominator(job, row, {0, total}, live, writes);
+        blend = settle_denominator(job, row, {0, total}, live, writes);
       } else if (writes) {
         *reinterpret_cast<Numbers*>(job.part_numbers + 3 * part) = Numbers{0, live ? total : 0.0f, 0};
       }
@@ -248,7 +273,7 @@ __device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float 
 #pragma unroll
       for (int n = 0; n < S::kOutputTiles; ++n) {
         *reinterpret_cast<Vector<float, 2>*>(target + 8 * n) = {
-            {settled(factors, output[n][2 * r], nullptr), settled(factors, output[n][2 * r + 1], nullptr)}};
+            {settled(blend, output[n][2 * r], nullptr), settled(blend, output[n][2 * r + 1], nullptr)}};
       }
     }
   }
@@ -326,10 +351,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Run run = run_of<S>(job, blockIdx.y);
   if (thread == 0) {
     for (int stage = 0; stage < S::kStages; ++stage) {
-      barrier_init(&state.full[stage], 2);  // the bytes are expected, the strip is written
+      barrier_init(&state.full[stage], 1);
       barrier_init(&state.empty[stage], kConsumers * kWarpgroup / kWarp);
     }
     barrier_init(&state.rows_ready, 1);
+    barrier_init(&state.landed, 1);
     barrier_init_fence();
   }
   load_strip(state.rows, job.rows, first_row, job.rows.count, thread, kThreads);

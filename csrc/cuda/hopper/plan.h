@@ -16,7 +16,9 @@ constexpr int kBoxColumns = 64;  // of a matrix, moved at once: 128 bytes, one s
 // 65,536 registers are 168 for each of 384 threads; what the producer gives up, the consumers take.
 constexpr int kProducerRegisters = 40;
 constexpr int kConsumerRegisters = 232;
+static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 504);
 
+enum class Element { kBfloat16, kHalf };
 enum class Purpose { kScan, kValue, kGradient };
 
 struct Plan {

@@ -36,16 +36,7 @@ inline const char* describe_rows(TensorMap* map, const void* rows, int64_t count
   using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                               const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                               CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-  // Asked of the runtime, so that the library does not link to the driver.
-  static const Encode encode = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    const auto status =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-    return status == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(entry)
-                                                                         : nullptr;
-  }();
-  if (encode == nullptr) return "the driver has no cuTensorMapEncodeTiled";
+  static const auto encode = reinterpret_cast<Encode>(driver_function("cuTensorMapEncodeTiled", 12000));
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(count)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(width) * 2};
   const cuuint32_t box[2] = {kBoxColumns, static_cast<cuuint32_t>(rows_per_box)};

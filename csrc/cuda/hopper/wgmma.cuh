@@ -12,10 +12,9 @@
 
 #include "../../contrast_math.h"
 #include "barrier.cuh"
+#include "plan.h"
 
 namespace secl::cuda::hopper {
-
-enum class Element { kBfloat16, kHalf };
 
 constexpr uint64_t kAtomBytes = 1024;  // 8 rows of 128 swizzled bytes
 

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which jobs are Hopper's, and how they are cut.
+#include "contrast.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "../numbers.cuh"
+#include "plan.h"
+
+namespace secl::cuda::hopper {
+
+void run_scan(Number type, const Job& job, Stream stream);
+void run_value(const Job& job, Stream stream);
+void run_gradient(const Job& job, Stream stream);
+
+namespace {
+
+constexpr int kLeastTiles = 8;  // of a run: below it filling the ring and the merge cost more than the run saves
+
+Purpose purpose_of(Pass pass, const Job& job) {
+  if (pass == Pass::kGradient) return Purpose::kGradient;
+  return job.grad == nullptr ? Purpose::kScan : Purpose::kValue;
+}
+
+}  // namespace
+
+const char* objection(Pass pass, Number type, const Job& job) {
+#if !defined(SECL_SM90A) && !defined(SECL_EMULATE)
+  return "this build has no code for sm_90a; build with 90a in SECL_CUDA_ARCHS";
+#endif
+  if (capability() != 90) return "it needs a GPU of compute capability 9.0";
+  if (pass == Pass::kPositive) return "the positives' pass has no kernel of its own";
+  if (!serves(job.width)) return "it serves rows of 64, 128 and 256 numbers";
+  if (!job.rules.bounded) return "it needs unit rows and a temperature of 0.025 or more";
+  if (type == Number::kHalf && job.grad != nullptr) {
+    return "fp16 rows meet bf16 weights, which no product of Hopper multiplies";
+  }
+  if (!on_boundary(job.rows.rows) || !on_boundary(job.columns.rows)) return "rows must start on 16 bytes";
+  return nullptr;
+}
+
+int32_t splits_of(Pass pass, const Job& job) {
+  const Plan plan = hopper::plan(job.width, purpose_of(pass, job));
+  const int64_t wanted = multiprocessors() / std::max(1u, blocks_for(job.rows.count, plan.rows()));
+  const int64_t most = blocks_for(job.columns.count, int64_t{kLeastTiles} * plan.columns);
+  return static_cast<int32_t>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(most, 1)));
+}
+
+void run(Pass pass, Number type, const Job& job, Stream stream) {
+#if defined(SECL_SM90A) || defined(SECL_EMULATE)
+  switch (purpose_of(pass, job)) {
+    case Purpose::kScan:
+      return run_scan(type, job, stream);
+    case Purpose::kValue:
+      return run_value(job, stream);
+    case Purpose::kGradient:
+      return run_gradient(job, stream);
+  }
+#endif
+}
+
+}  // namespace secl::cuda::hopper
