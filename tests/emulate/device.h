@@ -19,6 +19,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 using std::max;
 using std::min;
@@ -207,17 +208,23 @@ inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint3
   });
 }
 
-// The bytes are read now and arrive when they are waited for, as late as a GPU may let them; until then NaN
-// is there.
-inline void copy_async(void* shared, const void* global, bool valid = true) {
-  emulate::check_shared("copy_async", shared, 16, 16);
-  if (valid && reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-    emulate::fail("copy_async needs a source on a multiple of 16 bytes");
+// The bytes are read now and arrive when they are waited for, as late as a GPU may let them; until then NaN is
+// there.
+inline void start_copy(const char* name, void* shared, const void* global, size_t size, bool valid) {
+  emulate::check_shared(name, shared, size, size);
+  if (valid && reinterpret_cast<uintptr_t>(global) % size != 0) {
+    emulate::fail(std::string(name) + " needs a source on a multiple of its bytes");
   }
-  emulate::Copy copy{static_cast<unsigned char*>(shared), {}};
-  if (valid) std::memcpy(copy.bytes, global, 16);
-  std::memset(shared, 0xFF, 16);
+  emulate::Copy copy{static_cast<unsigned char*>(shared), size, {}};
+  if (valid) std::memcpy(copy.bytes, global, size);
+  std::memset(shared, 0xFF, size);
   emulate::self().copies.push_back(copy);
+}
+inline void copy_async(void* shared, const void* global, bool valid = true) {
+  start_copy("copy_async", shared, global, 16, valid);
+}
+inline void copy_async_word(uint32_t* shared, const uint32_t* global) {
+  start_copy("copy_async_word", shared, global, 4, true);
 }
 inline void commit_copies() {
   emulate::self().groups.push_back(std::move(emulate::self().copies));
@@ -227,7 +234,7 @@ template <int pending>
 void wait_copies() {
   auto& groups = emulate::self().groups;
   for (; groups.size() > pending; groups.pop_front()) {
-    for (const emulate::Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
+    for (const emulate::Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, copy.size);
   }
 }
 

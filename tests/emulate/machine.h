@@ -65,6 +65,7 @@ struct Block {
 
 struct Copy {
   unsigned char* to;
+  size_t size;
   unsigned char bytes[16];
 };
 
@@ -90,6 +91,7 @@ struct Machine {
   bool reversed = false;  // last block first, last thread first
   int32_t multiprocessors = 4;
   int32_t capability = 80;
+  int32_t shared_memory_limit = 99 << 10;  // of the smallest GPU served
   uint64_t launches = 0;
 };
 Machine& machine();

@@ -18,6 +18,10 @@ void set_capability(int64_t capability) {
   secl::emulate::machine().capability = static_cast<int32_t>(capability);
 }
 
+void set_shared_memory_limit(int64_t bytes) {
+  secl::emulate::machine().shared_memory_limit = static_cast<int32_t>(bytes);
+}
+
 int64_t launches() { return static_cast<int64_t>(secl::emulate::machine().launches); }
 
 }  // namespace
@@ -27,6 +31,7 @@ STABLE_TORCH_LIBRARY(secl_emulated, m) {
   m.def("set_reversed(bool reversed) -> ()");
   m.def("set_multiprocessors(int count) -> ()");
   m.def("set_capability(int capability) -> ()");
+  m.def("set_shared_memory_limit(int bytes) -> ()");
   m.def("launches() -> int");
   m.def("probe(str name) -> ()");
   m.def("product(Tensor left, Tensor right, bool transposed) -> Tensor");
@@ -41,6 +46,7 @@ STABLE_TORCH_LIBRARY_IMPL(secl_emulated, CompositeExplicitAutograd, m) {
   m.impl("set_reversed", TORCH_BOX(&set_reversed));
   m.impl("set_multiprocessors", TORCH_BOX(&set_multiprocessors));
   m.impl("set_capability", TORCH_BOX(&set_capability));
+  m.impl("set_shared_memory_limit", TORCH_BOX(&set_shared_memory_limit));
   m.impl("launches", TORCH_BOX(&launches));
   m.impl("probe", TORCH_BOX(&secl::emulate::probe));
 }

@@ -15,6 +15,7 @@ DeviceGuard::DeviceGuard(int32_t device) : before_(device) {}
 DeviceGuard::~DeviceGuard() = default;
 
 int32_t multiprocessors() { return emulate::machine().multiprocessors; }
+int32_t shared_memory_limit() { return emulate::machine().shared_memory_limit; }
 int32_t capability() { return emulate::machine().capability; }
 
 void* driver_function(const char* name, unsigned) {
