@@ -14,11 +14,12 @@
 #include "cuda/hopper/plan.h"
 #include "device.h"
 
-#define __grid_constant__
-
 namespace secl::cuda::hopper {
 
-// ---- barriers
+// Of a place in shared memory; the window starts at a multiple of 1024, as kernels may rely on.
+inline uint32_t shared_address(const void* place) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(place) - emulate::self().block->shared);
+}
 
 struct BarrierWord {
   uint16_t expected, pending;
@@ -71,8 +72,6 @@ void take_registers() {
   sync_warp();
 }
 
-// ---- copies
-
 struct TensorMap {
   const uint16_t* rows;
   int64_t count;
@@ -88,7 +87,8 @@ inline const char* describe_rows(TensorMap* map, const void* rows, int64_t count
 struct BoxCopy {
   TensorMap map;
   uint64_t* barrier;
-  unsigned char* target;
+  unsigned char* shared;
+  size_t offset;
   int column, row;
 };
 
@@ -131,19 +131,17 @@ struct InFlight {
 
 inline size_t swizzled(size_t offset) { return offset ^ ((offset >> 7 & 7) << 4); }
 
-inline unsigned char* in_shared(size_t offset) { return emulate::self().block->shared + swizzled(offset); }
-
+// No thread runs meanwhile.
 inline void land(const BoxCopy& copy) {
-  const size_t base = copy.target - emulate::self().block->shared;
   for (int row = 0; row < copy.map.rows_per_box; ++row) {
     for (int column = 0; column < 64; ++column) {
       const int64_t from = copy.row + int64_t{row};
       const bool inside = from >= 0 && from < copy.map.count && copy.column + column < copy.map.width;
       const uint16_t bits = inside ? copy.map.rows[from * copy.map.width + copy.column + column] : 0;
-      std::memcpy(in_shared(base + row * 128 + column * 2), &bits, 2);
+      std::memcpy(copy.shared + swizzled(copy.offset + row * 128 + column * 2), &bits, 2);
     }
   }
-  BarrierWord& word = barrier_word(copy.barrier);
+  auto& word = *reinterpret_cast<BarrierWord*>(copy.barrier);
   word.bytes_and_phase -= 2 * 128 * copy.map.rows_per_box;
   barrier_settle(word);
 }
@@ -152,7 +150,7 @@ inline void copy_box(const TensorMap* map, uint64_t* barrier, void* target, int 
   const size_t bytes = 128 * map->rows_per_box;
   emulate::check_shared("copy_box", target, bytes, 1024);
   std::memset(target, 0xFF, bytes);
-  InFlight::now().copies.push_back({*map, barrier, static_cast<unsigned char*>(target), column, row});
+  InFlight::now().copies.push_back({*map, barrier, emulate::self().block->shared, shared_address(target), column, row});
 }
 
 inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
@@ -172,8 +170,6 @@ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
   });
 }
 
-// ---- products
-
 // What a descriptor says, read back from its bits.
 struct Operand {
   size_t start, column_step, atom_step;
@@ -184,7 +180,7 @@ struct Operand {
   }
   uint16_t at(size_t offset) const {
     uint16_t bits;
-    const unsigned char* place = in_shared(offset);
+    const unsigned char* place = emulate::self().block->shared + swizzled(offset);
     emulate::check_shared("a product", place, 2, 2);
     std::memcpy(&bits, place, 2);
     return bits;

@@ -26,10 +26,6 @@ __device__ __forceinline__ void copy_box(const TensorMap* map, uint64_t* barrier
       : "memory");
 }
 
-__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
 // Why a matrix cannot be copied so, or null. The map is written for boxes [rows_per_box, 64].
 inline const char* describe_rows(TensorMap* map, const void* rows, int64_t count, int width, int rows_per_box,
                                  bool half) {
