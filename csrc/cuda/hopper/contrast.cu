@@ -12,14 +12,17 @@ namespace secl::cuda::hopper {
 
 void run_scan(Number type, const Job& job, Stream stream);
 void run_value(const Job& job, Stream stream);
-void run_gradient(const Job& job, Stream stream);
+void run_gradient(Purpose purpose, const Job& job, Stream stream);
 
 namespace {
 
 constexpr int kLeastTiles = 8;  // of a run: below it filling the ring and the merge cost more than the run saves
 
 Purpose purpose_of(Pass pass, const Job& job) {
-  if (pass == Pass::kGradient) return Purpose::kGradient;
+  if (pass == Pass::kGradient) {
+    if (job.rows_are_anchors && job.rows_are_keys) return Purpose::kBoth;
+    return job.rows_are_anchors ? Purpose::kAnchors : Purpose::kKeys;
+  }
   return job.grad == nullptr ? Purpose::kScan : Purpose::kValue;
 }
 
@@ -49,14 +52,10 @@ int32_t splits_of(Pass pass, const Job& job) {
 
 void run(Pass pass, Number type, const Job& job, Stream stream) {
 #if defined(SECL_SM90A) || defined(SECL_EMULATE)
-  switch (purpose_of(pass, job)) {
-    case Purpose::kScan:
-      return run_scan(type, job, stream);
-    case Purpose::kValue:
-      return run_value(job, stream);
-    case Purpose::kGradient:
-      return run_gradient(job, stream);
-  }
+  const Purpose purpose = purpose_of(pass, job);
+  if (purpose == Purpose::kScan) return run_scan(type, job, stream);
+  if (purpose == Purpose::kValue) return run_value(job, stream);
+  run_gradient(purpose, job, stream);
 #endif
 }
 

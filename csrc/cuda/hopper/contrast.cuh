@@ -21,7 +21,9 @@ struct Shape {
   static constexpr int kStages = kPlan.stages;
   static constexpr int kBoxes = kWidth / kBoxColumns;
   static constexpr int kRowBytes = kRows * kWidth * 2, kTileBytes = kColumns * kWidth * 2;
-  static constexpr bool kValue = kPurpose != Purpose::kScan;
+  static constexpr bool kValue = kPurpose != Purpose::kScan, kGradient = is_gradient(kPurpose);
+  static constexpr bool kAnchors = kPurpose != Purpose::kKeys;  // what the rows are
+  static constexpr bool kKeys = kPurpose == Purpose::kKeys || kPurpose == Purpose::kBoth;
   static constexpr int kScoreTiles = kColumns / 8, kOutputTiles = kValue ? kWidth / 8 : 1;
 };
 
@@ -57,24 +59,32 @@ struct Run {
 template <class S>
 __device__ __forceinline__ Run run_of(const Job& job, int split) {
   int stop = job.columns.count;
-  if (S::kPurpose != Purpose::kGradient && job.rules.negatives_only) stop = min(stop, job.rules.negative_stop);
+  if (!S::kGradient && job.rules.negatives_only) stop = min(stop, job.rules.negative_stop);
   const int tiles = (stop + S::kColumns - 1) / S::kColumns;
   const int share = (tiles + job.splits - 1) / job.splits;
   const int first = min(split * share, tiles), last = min(first + share, tiles);
   return {first * S::kColumns, min(stop, last * S::kColumns), last - first};
 }
 
+// Fields of the side's rows from `first` on; from `stop` on they are ignored. A barrier must follow.
 template <int kSize>
-__device__ __forceinline__ void load_strip(Strip<kSize>& strip, const Side& side, int first, int stop, int thread, int threads) {
-  for (int i = thread; i < kSize; i += threads) {
-    const bool present = first + i < stop;
-#pragma unroll
-    for (int field = 0; field < kFields; ++field) {
-      if (side.field[field] == nullptr) continue;
-      const uint32_t absent = field == kLabel ? 0xffffffffu : 0u;
-      strip.word[field][i] = present ? side.field[field][first + i] : absent;
+__device__ __forceinline__ void load_strip(Strip<kSize>& strip, const Side& side, int first, int stop, int thread,
+                                           int threads) {
+#pragma unroll 1
+  for (int field = 0; field < kFields; ++field) {
+    const uint32_t* from = side.field[field];
+    if (from == nullptr) continue;
+#pragma unroll 1
+    for (int i = thread; i < kSize; i += threads) {
+      if (first + i < stop) {
+        copy_async_word(&strip.word[field][i], from + first + i);
+      } else {
+        strip.word[field][i] = field == kLabel ? ~0u : 0u;
+      }
     }
   }
+  commit_copies();
+  wait_copies<0>();
 }
 
 // Starts the copies of one tile.
@@ -133,10 +143,19 @@ __device__ __forceinline__ void start_scores(float (&score)[S::kScoreTiles][4], 
   product_fence();
   multiply_rows<S::kElement, 0>(score, row_operand(rows), row_operand(columns));
 #pragma unroll
-  for (int step = 1; step < S::kWidth / 16; ++step) {
-    const uint32_t box = step / 4, inner = step % 4 * 32;
-    multiply_rows<S::kElement, 1>(score, row_operand(rows + box * S::kRows * 128 + inner),
-                                  row_operand(columns + box * S::kColumns * 128 + inner));
+  for (int step = 1; step < 4; ++step) {
+    multiply_rows<S::kElement, 1>(score, row_operand(rows + 32 * step), row_operand(columns + 32 * step));
+  }
+  // Unrolled, the operands of four boxes and both roles' fields overflow the uniform registers.
+  constexpr bool kRolled = S::kBoxes > 2 && S::kPurpose == Purpose::kBoth;
+#pragma unroll(kRolled ? 1 : S::kBoxes)
+  for (int box = 1; box < S::kBoxes; ++box) {
+    if (kRolled) product_fence();
+    rows += S::kRows * 128, columns += S::kColumns * 128;
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      multiply_rows<S::kElement, 1>(score, row_operand(rows + 32 * step), row_operand(columns + 32 * step));
+    }
   }
   product_commit();
 }
@@ -191,15 +210,12 @@ struct Consumer {
     const Extent rows{first_row + row, 16}, columns{run.first + tile * S::kColumns, S::kColumns};
     const Strips<S::kRows, S::kColumns> strips{job.rows, job.columns, state.rows, state.columns[stage]};
     const Position position = Position::of_lane(lane, row, first_row, columns.first);
-    const bool masked = needs_masks(job, S::kPurpose == Purpose::kGradient, state.row_span[row / 16], rows,
-                                    state.column_span[stage], columns);
-    if constexpr (S::kPurpose == Purpose::kGradient) {
-      if (job.rows_are_anchors && job.rows_are_keys) {
-        coefficients<kPolynomial, true, true>(score, job.rules, strips, position, masked);
-      } else if (job.rows_are_anchors) {
-        coefficients<kPolynomial, true, false>(score, job.rules, strips, position, masked);
+    const bool masked = needs_masks<S::kPurpose>(job, state.row_span[row / 16], rows, state.column_span[stage], columns);
+    if constexpr (S::kGradient) {
+      if (masked) {
+        masked_coefficients<S::kAnchors, S::kKeys>(score, job.rules, strips, position);
       } else {
-        coefficients<kPolynomial, false, true>(score, job.rules, strips, position, masked);
+        plain_coefficients<kPolynomial, S::kAnchors, S::kKeys>(score, job.rules.scale2, strips, position);
       }
     } else {
       const bool factors = job.columns.field[kFactor] != nullptr;
@@ -261,7 +277,7 @@ __device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float 
     const float total = quad_sum(sum[r]);
     if (row >= job.rows.count) continue;
     Blend blend{live ? 1.0f : 0.0f, 0};
-    if constexpr (S::kPurpose != Purpose::kGradient) {
+    if constexpr (!S::kGradient) {
       if (!parted) {
         blend = settle_denominator(job, row, {0, total}, live, writes);
       } else if (writes) {

@@ -19,7 +19,10 @@ constexpr int kConsumerRegisters = 232;
 static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 504);
 
 enum class Element { kBfloat16, kHalf };
-enum class Purpose { kScan, kValue, kGradient };
+// Sums alone; with the value product; gradients of rows that are anchors, keys, or both.
+enum class Purpose { kScan, kValue, kAnchors, kKeys, kBoth };
+
+constexpr bool is_gradient(Purpose purpose) { return purpose != Purpose::kScan && purpose != Purpose::kValue; }
 
 struct Plan {
   int strips;      // of 64 rows that stay with each consumer

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../epilogue.cuh"
+#include "plan.h"
 
 namespace secl::cuda::hopper {
 
@@ -24,6 +25,7 @@ template <int kSize>
 __device__ __forceinline__ Span span_of(const Side& side, const Strip<kSize>& strip, int first, int count, int lane) {
   constexpr int kMost = 2147483647;
   Span found{kMost, -kMost, kMost, -kMost, kMost, -kMost, 0};
+#pragma unroll 1
   for (int i = first + lane; i < first + count; i += kWarp) {
     const int label = strip.integer(kLabel, i);
     if (label < 0) {
@@ -59,16 +61,18 @@ __device__ __forceinline__ bool uniform(const Rules& rules, bool gradient, bool 
 
 // Whether a tile has pairs that differ in the part they play. Ignored rows, not columns, may be treated like others: what
 // they sum is dropped.
-__device__ __forceinline__ bool needs_masks(const Job& job, bool gradient, const Span& row, Extent rows, const Span& column,
-                             Extent columns) {
+template <Purpose kPurpose>
+SECL_INLINE bool needs_masks(const Job& job, const Span& row, Extent rows, const Span& column, Extent columns) {
   if (column.ignored > 0) return true;
   if (job.rules.self && rows.meets(columns)) return true;
   if (row.group_low != row.group_high || column.group_low != column.group_high || row.group_low != column.group_low) {
     return true;
   }
+  constexpr bool kGradient = is_gradient(kPurpose);
   const bool apart = row.label_high < column.label_low || column.label_high < row.label_low;
-  return (job.rows_are_anchors && !uniform(job.rules, gradient, apart, row, columns)) ||
-         (job.rows_are_keys && !uniform(job.rules, gradient, apart, column, rows));
+  if (kPurpose != Purpose::kKeys && !uniform(job.rules, kGradient, apart, row, columns)) return true;
+  if (kPurpose == Purpose::kKeys || kPurpose == Purpose::kBoth) return !uniform(job.rules, kGradient, apart, column, rows);
+  return false;
 }
 
 }  // namespace secl::cuda::hopper

@@ -114,7 +114,7 @@ __device__ __forceinline__ void masked_terms(float (&tile)[kTiles][4], float (&s
   }
 }
 
-// Of one role of the rows; `first` of their two roles starts the sum, in place of the similarity in `tile`.
+// Of one role of the row.
 template <bool kAnchors, int kTiles, int kRows, int kColumns>
 __device__ __forceinline__ float masked_coefficient(const Parts<kTiles>& parts, float logit, int n, int e,
                                                     const Rules& rules, const Strips<kRows, kColumns>& strips,
@@ -144,17 +144,6 @@ __device__ __forceinline__ void masked_coefficients(float (&tile)[kTiles][4], co
       if constexpr (kKeys) found += masked_coefficient<false>(as_key, logit, n, e, rules, strips, position);
       tile[n][e] = found;
     }
-  }
-}
-
-template <int kPolynomial, bool kAnchors, bool kKeys, int kTiles, int kRows, int kColumns>
-__device__ __forceinline__ void coefficients(float (&tile)[kTiles][4], const Rules& rules,
-                                             const Strips<kRows, kColumns>& strips, const Position& position,
-                                             bool masked) {
-  if (masked) {
-    masked_coefficients<kAnchors, kKeys>(tile, rules, strips, position);
-  } else {
-    plain_coefficients<kPolynomial, kAnchors, kKeys>(tile, rules.scale2, strips, position);
   }
 }
 
