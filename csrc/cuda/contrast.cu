@@ -3,6 +3,7 @@
 // where several blocks shared the columns of a row.
 #include "contrast.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -107,7 +108,7 @@ int32_t splits_of(Pass pass, Number type, const Job& job) {
   const Tile tile = pick(job.width, grad);
   const int64_t blocks =
       int64_t{blocks_for(job.rows.count, tile.rows())} * (grad ? blocks_for(job.width, tile.out) : 1);
-  const int64_t wanted = 2 * multiprocessors() / blocks;  // two blocks of a tile share a multiprocessor
+  const int64_t wanted = 2 * multiprocessors() / std::max<int64_t>(blocks, 1);  // two blocks of a tile share a multiprocessor
   const int64_t most = blocks_for(job.columns.count, kLeastTiles * tile.columns);
   return static_cast<int32_t>(wanted < 1 ? 1 : wanted < most ? wanted : most);
 }

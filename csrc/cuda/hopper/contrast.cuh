@@ -266,14 +266,14 @@ __device__ __forceinline__ void value_step(const Consumer<S>& consumer, float (&
 
 template <class S>
 __device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float (&output)[S::kOutputTiles][4],
-                                             const float (&sum)[2], int strip, int split) {
+                                             const float (&sum)[2], bool seen, int strip, int split) {
   const Job& job = consumer.job;
   const bool writes = consumer.lane % 4 == 0, parted = job.splits > 1;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int local = consumer.strip_row(strip) + consumer.warp * 16 + consumer.lane / 4 + 8 * r;
     const int64_t row = int64_t{consumer.first_row} + local, part = split * int64_t{job.rows.count} + row;
-    const bool live = consumer.memory.state->rows.integer(kLabel, local) >= 0;
+    const bool live = seen && consumer.memory.state->rows.integer(kLabel, local) >= 0;
     const float total = quad_sum(sum[r]);
     if (row >= job.rows.count) continue;
     Blend blend{live ? 1.0f : 0.0f, 0};
@@ -316,7 +316,7 @@ __device__ __forceinline__ void scan(const Consumer<S>& consumer, float (&sum)[S
 
 template <class S>
 __device__ __forceinline__ void accumulate(const Consumer<S>& consumer, float (&sum)[S::kStrips][2],
-                                           float (&output)[S::kStrips][S::kOutputTiles][4]) {
+                                           float (&output)[S::kStrips][S::kOutputTiles][4], bool& seen) {
   float score[S::kScoreTiles][4];
   uint32_t weight[S::kColumns / 16][4];
   const int tiles = consumer.run.tiles;
@@ -327,6 +327,9 @@ __device__ __forceinline__ void accumulate(const Consumer<S>& consumer, float (&
   for (int tile = 0; tile < tiles; ++tile) {
     const int next = min(tile + 1, tiles - 1);
     const bool last = consumer.group == 1 && tile + 1 == tiles;  // nobody waits for that turn
+    if constexpr (S::kPurpose == Purpose::kBoth) {
+      seen = seen || consumer.memory.state->column_span[tile % S::kStages].counted > 0;
+    }
     if constexpr (S::kStrips == 2) {
       value_step(consumer, score, weight, output[0], sum[0], tile, 0, tile, 1, false);
     }
@@ -342,17 +345,18 @@ template <class S>
 __device__ __forceinline__ void consume(const Consumer<S>& consumer, int split) {
   float output[S::kStrips][S::kOutputTiles][4] = {};
   float sum[S::kStrips][2] = {};
+  bool seen = S::kPurpose != Purpose::kBoth;  // without an anchor that counts the gradient is 0, also where a row is NaN
   barrier_wait(&consumer.memory.state->rows_ready, 0);
   if (consumer.run.tiles > 0) {
     consumer.await(0);
     if constexpr (S::kValue) {
-      accumulate(consumer, sum, output);
+      accumulate(consumer, sum, output, seen);
     } else {
       scan(consumer, sum);
     }
   }
 #pragma unroll
-  for (int strip = 0; strip < S::kStrips; ++strip) finish_strip(consumer, output[strip], sum[strip], strip, split);
+  for (int strip = 0; strip < S::kStrips; ++strip) finish_strip(consumer, output[strip], sum[strip], seen, strip, split);
 }
 
 template <class S>

@@ -10,7 +10,7 @@ namespace secl::cuda::hopper {
 // Ranges over the rows that are not ignored; low > high where there is none.
 struct Span {
   int label_low, label_high, group_low, group_high, exclude_low, exclude_high;
-  int ignored;  // how many rows are
+  int ignored, counted;  // how many rows are ignored, and how many are anchors that count
 };
 
 __device__ __forceinline__ int warp_least(int x) {
@@ -20,11 +20,11 @@ __device__ __forceinline__ int warp_least(int x) {
 }
 __device__ __forceinline__ int warp_largest(int x) { return -warp_least(-x); }
 
-// Of rows first .. first + count of a strip, by one warp; `counted` rows only, where the rows are anchors.
+// Of rows first .. first + count of a strip, by one warp.
 template <int kSize>
 __device__ __forceinline__ Span span_of(const Side& side, const Strip<kSize>& strip, int first, int count, int lane) {
   constexpr int kMost = 2147483647;
-  Span found{kMost, -kMost, kMost, -kMost, kMost, -kMost, 0};
+  Span found{kMost, -kMost, kMost, -kMost, kMost, -kMost, 0, 0};
 #pragma unroll 1
   for (int i = first + lane; i < first + count; i += kWarp) {
     const int label = strip.integer(kLabel, i);
@@ -32,6 +32,7 @@ __device__ __forceinline__ Span span_of(const Side& side, const Strip<kSize>& st
       ++found.ignored;
       continue;
     }
+    if (side.field[kLse] && strip.number(kLse, i) != kLargest) ++found.counted;
     const int group = side.field[kGroup] ? strip.integer(kGroup, i) : 0;
     const int exclude = side.field[kExclude] ? strip.integer(kExclude, i) : -1;
     found.label_low = min(found.label_low, label), found.label_high = max(found.label_high, label);
@@ -40,7 +41,7 @@ __device__ __forceinline__ Span span_of(const Side& side, const Strip<kSize>& st
   }
   return {warp_least(found.label_low),   warp_largest(found.label_high),   warp_least(found.group_low),
           warp_largest(found.group_high), warp_least(found.exclude_low),    warp_largest(found.exclude_high),
-          warp_sum(found.ignored)};
+          warp_sum(found.ignored),        warp_sum(found.counted)};
 }
 
 struct Extent {

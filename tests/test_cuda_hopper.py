@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hopper's contrast kernels, executed on the emulated GPU against fp64 truth.
+
+Executed are the main loop, its barriers' phases, the ring, the descriptors and the swizzle, with everything asynchronous
+as late as it may be. Not shown here: that the PTX says the same (its encodings, and what fences order between the copy
+engine, the tensor cores and ordinary stores), and any speed. That takes a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from secl_ops.spec import Flag, Pairs
+from tests.cases import surrounded
+from tests.test_cuda_contrast import (
+    Problem,
+    check,
+    draw,
+    every_rule,
+    mixed,
+    prototypes,
+    same,
+    sorted_classes,
+    unit,
+)
+
+WIDTHS = [64, 128, 256]
+MODES = [Flag.UNIT, Flag.UNIT | Flag.NEGATIVES]
+BF16, FP16 = torch.bfloat16, torch.float16
+FAULTS = {
+    "copy not waited for": "a product is wrong",
+    "too few bytes expected": "deadlock in block .*: 128 threads wait at barrier_wait",
+    "too many arrivals": "more arrivals at a barrier than its phase has",
+    "barrier without a start": "a barrier is used before it is initialised",
+    "sums read early": "the product has not arrived",
+    "sums written early": "sums were written while a product was at them",
+    "weights written early": "the left side was written while a product was at it",
+    "tile reused early": "a product is wrong",
+    "products without a group": "products are waited for that no group holds",
+    "operand without a swizzle": "a descriptor without the 128-byte swizzle",
+    "operands that differ": "warps of one warpgroup multiply different operands",
+    "tile off its boundary": "copy_box needs a place on a multiple of 1024 bytes",
+}
+
+
+@pytest.fixture
+def hopper(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The operations on an emulated Hopper whose owner has asked for its kernels."""
+    monkeypatch.setenv("SECL_CUDA_PATH", "hopper")
+    emulated.set_capability(90)
+    emulated.set_multiprocessors(1)
+    return emulated
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("flags", MODES, ids=str)
+@pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule, prototypes])
+def test_anchors_and_keys(pairs: Callable[..., Pairs], flags: Flag, width: int, hopper: Any) -> None:
+    anchors, keys = unit(150, width, BF16, 1), unit(290, width, BF16, 2)
+    check(Problem(anchors, keys, pairs(150, 290), 10.0, flags), hopper)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("flags", MODES, ids=str)
+@pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule])
+def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, width: int, hopper: Any) -> None:
+    rows = unit(270, width, BF16)
+    check(Problem(rows, rows, pairs(270, 270, shared=True), 10.0, flags | Flag.SELF), hopper)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("anchors", "keys"), [(1, 1), (1, 300), (300, 1), (255, 127), (256, 128), (257, 129)])
+def test_ragged_sizes(anchors: int, keys: int, width: int, hopper: Any) -> None:
+    rows = unit(anchors, width, BF16, 1), unit(keys, width, BF16, 2)
+    check(Problem(*rows, mixed(anchors, keys), 10.0, Flag.UNIT | Flag.NEGATIVES), hopper)
+
+
+@pytest.mark.parametrize("anchors", [0, 5])
+def test_nothing_to_contrast(anchors: int, hopper: Any) -> None:
+    rows = unit(anchors, 64, BF16), unit(0, 64, BF16)
+    state = Problem(*rows, mixed(anchors, 0), 10.0, Flag.UNIT).forward(hopper)
+    assert torch.equal(state.lse, torch.full((anchors,), -torch.inf))
+    assert torch.equal(state.grad_anchors, torch.zeros(anchors, 64))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("pairs", [every_rule, sorted_classes])
+def test_sums_alone(pairs: Callable[..., Pairs], dtype: torch.dtype, width: int, hopper: Any) -> None:
+    anchors, keys = unit(150, width, dtype, 1), unit(290, width, dtype, 2)
+    for flags in MODES:
+        problem = Problem(anchors, keys, pairs(150, 290), 10.0, flags)
+        given = (anchors, keys, *problem.pairs, None, None, 10.0, int(flags))
+        lse = hopper.contrast_forward(*given)[1]
+        truth, plain = (problem.truth(wide)[1] for wide in (True, False))
+        finite = truth.isfinite()
+        assert torch.equal(finite, lse.isfinite())
+        # Sums in fp32 of exponentials that err by 3e-6 where fused multiply-adds compute them.
+        assert (lse - truth)[finite].abs().max() < 1e-5 + (plain.double() - truth)[finite].abs().max()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("flags", MODES, ids=str)
+def test_frozen_keys(flags: Flag, width: int, hopper: Any) -> None:
+    anchors, raw = unit(150, width, BF16, 1), (3 * draw(290, width, seed=2)).to(BF16)
+    inverse = 1 / raw.float().norm(dim=1)
+    pairs = every_rule(150, 290)
+    assert pairs.key_labels is not None
+    raw[pairs.key_labels < 0] = torch.nan  # ignored: never read
+    check(Problem(anchors, raw, pairs, 10.0, flags, key_inverse=inverse), hopper)
+
+
+@pytest.mark.parametrize("scale", [1.0, 39.0])
+def test_temperatures(scale: float, hopper: Any) -> None:
+    anchors = unit(20, 64, BF16, 1)
+    keys = torch.cat([-anchors, unit(300, 64, BF16, 2), anchors])  # similarities from -1 to 1
+    check(Problem(anchors, keys, mixed(20, 340), scale, Flag.UNIT), hopper)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("flags", [*MODES, Flag.UNIT | Flag.SELF], ids=str)
+def test_splitting_the_columns(flags: Flag, width: int, hopper: Any) -> None:
+    anchors = unit(40, width, BF16, 1)
+    keys = anchors if Flag.SELF in flags else unit(1300, width, BF16, 2)
+    problem = Problem(anchors, keys, every_rule(40, len(keys), shared=Flag.SELF in flags), 10.0, flags)
+    launches = hopper.launches()
+    whole = problem.found(hopper)
+    one = hopper.launches() - launches
+    hopper.set_multiprocessors(100)
+    launches = hopper.launches()
+    parted = check(problem, hopper)
+    assert (hopper.launches() - launches > one) == (Flag.SELF not in flags)
+    assert same(parted, whole) == (Flag.SELF in flags)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("flags", [*MODES, Flag.UNIT | Flag.SELF], ids=str)
+def test_the_same_bits_in_any_order(flags: Flag, width: int, hopper: Any) -> None:
+    anchors = unit(270, width, BF16, 1)
+    keys = anchors if Flag.SELF in flags else unit(390, width, BF16, 2)
+    problem = Problem(anchors, keys, mixed(270, len(keys), shared=Flag.SELF in flags), 10.0, flags)
+    first = problem.found(hopper)
+    assert same(problem.found(hopper), first)
+    hopper.set_reversed(True)
+    assert same(problem.found(hopper), first)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_is_read_outside_the_rows(width: int, hopper: Any) -> None:
+    rows = [unit(count, width, BF16, count) for count in (70, 135)]
+    pairs = every_rule(70, 135)
+    for side, labels in zip(rows, pairs[:2], strict=True):
+        side[labels < 0] = torch.nan
+    alone = Problem(rows[0], rows[1], pairs, 10.0, Flag.UNIT).found(hopper)
+    views, buffers = zip(*map(surrounded, rows), strict=True)
+    fields = [surrounded(value)[0] if isinstance(value, Tensor) else value for value in pairs]
+    assert same(Problem(*views, Pairs(*fields), 10.0, Flag.UNIT).found(hopper), alone)
+    assert all(values.isfinite().all() for values in alone if values.ndim == 2)
+    assert all(buffer[:80].isnan().all() and buffer[-80:].isnan().all() for buffer in buffers)
+
+
+@pytest.mark.parametrize("flags", MODES, ids=str)
+def test_what_does_not_count_passes_no_nan_on(flags: Flag, hopper: Any) -> None:
+    anchors, keys = unit(90, 64, BF16, 1), unit(120, 64, BF16, 2)
+    anchors[5] = torch.nan
+    labels = torch.zeros(90).int()
+    labels[5] = 7  # without a positive
+    pairs = Pairs(labels, (torch.arange(120) % 2).int(), None, None, None, 0, 120)
+    found = check(Problem(anchors, keys, pairs, 10.0, flags), hopper)
+    assert found[6].isfinite().all()
+    assert torch.equal(found[5][5], torch.zeros(64))
+    labels = torch.arange(90).int()
+    found = Problem(anchors, anchors, Pairs(labels, labels, None, None, None, 0, 90), 10.0, flags | Flag.SELF).found(
+        hopper
+    )
+    assert torch.equal(found[5], torch.zeros(90, 64))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_no_number_reaches_the_loss(width: int, hopper: Any) -> None:
+    anchors, keys = unit(40, width, BF16, 1), unit(320, width, BF16, 2)
+    for key in range(0, 320, 41):
+        keys[key] = torch.nan
+        problem = Problem(anchors, keys, sorted_classes(40, 320), 10.0, Flag.UNIT)
+        assert torch.equal(problem.forward(hopper).lse.isnan(), problem.truth(wide=True)[1].isnan())
+        keys[key] = 0
+
+
+def test_only_who_asks_gets_these_kernels(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(width: int = 64, scale: float = 10.0, flags: Flag = Flag.UNIT, dtype: torch.dtype = BF16) -> list[Tensor]:
+        rows = unit(60, width, dtype, 1), unit(150, width, dtype, 2)
+        return Problem(*rows, sorted_classes(60, 150), scale, flags).found(emulated)
+
+    others: list[dict[str, Any]] = [{"width": 96}, {"scale": 41.0}, {"flags": Flag(0)}, {"dtype": FP16}]
+    monkeypatch.delenv("SECL_CUDA_PATH", raising=False)
+    emulated.set_capability(90)
+    default, defaults = found(), [found(**other) for other in others]
+    for path, capability in (("portable", 90), ("hopper", 80), ("hopper", 100)):
+        monkeypatch.setenv("SECL_CUDA_PATH", path)
+        emulated.set_capability(capability)
+        assert same(found(), default)
+    emulated.set_capability(90)
+    assert not same(found(), default)  # other tiles, other roundings
+    for other, expected in zip(others, defaults, strict=True):
+        assert same(found(**other), expected), other
+    monkeypatch.setenv("SECL_CUDA_PATH", "hooper")
+    with pytest.raises(RuntimeError, match="SECL_CUDA_PATH must be portable or hopper; got hooper: set one of them"):
+        found()
+
+
+def test_powers_by_multiply_adds(emulated: Any) -> None:
+    x = torch.linspace(-125, 125, 100_001)
+    truth = x.double().exp2()
+    assert ((emulated.exp2_polynomial(x) - truth) / truth).abs().max() < 3.5e-6
+    assert emulated.exp2_polynomial(torch.tensor([torch.nan])).isnan().all()
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["forward", "reversed"])
+def test_the_emulation_finds_faults(backwards: bool, emulated: Any) -> None:
+    emulated.set_reversed(backwards)
+    emulated.hopper_probe("sound")
+    for name, message in FAULTS.items():
+        with pytest.raises(RuntimeError, match=message):
+            emulated.hopper_probe(name)
+        emulated.hopper_probe("sound")
