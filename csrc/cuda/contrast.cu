@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What surrounds the passes of the contrast: the anchors' terms before a gradient, and the sum of the parts
 // where several blocks shared the columns of a row.
-#include "contrast.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
+#include "contrast.h"
 #include "hopper/contrast.h"
 #include "numbers.cuh"
 #include "settle.cuh"
@@ -92,7 +91,8 @@ void merge_parts(const Job& job, Stream stream) {
   launch(merge_kernel<kPass>, Grid{dim3(blocks_for(job.rows.count, kRows)), dim3(kThreads)}, stream, job);
 }
 
-// Hopper's kernels have not run on a device yet, so that only who asks for them gets them: where they serve a job.
+// Hopper's kernels have not run on a device yet, so that only who asks for them gets them: where they serve a
+// job.
 bool is_for_hopper(Pass pass, Number type, const Job& job) {
   const char* path = std::getenv("SECL_CUDA_PATH");
   const std::string_view asked = path == nullptr ? "" : path;
@@ -108,7 +108,8 @@ int32_t splits_of(Pass pass, Number type, const Job& job) {
   const Tile tile = pick(job.width, grad);
   const int64_t blocks =
       int64_t{blocks_for(job.rows.count, tile.rows())} * (grad ? blocks_for(job.width, tile.out) : 1);
-  const int64_t wanted = 2 * multiprocessors() / std::max<int64_t>(blocks, 1);  // two blocks of a tile share a multiprocessor
+  const int64_t wanted =
+      2 * multiprocessors() / std::max<int64_t>(blocks, 1);  // two blocks of a tile share a multiprocessor
   const int64_t most = blocks_for(job.columns.count, kLeastTiles * tile.columns);
   return static_cast<int32_t>(wanted < 1 ? 1 : wanted < most ? wanted : most);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small kernels that test what tests/emulate/hopper.h emulates, and operations for the parts of csrc/cuda/hopper that
-// can be held against the truth alone.
+// Small kernels that test what tests/emulate/hopper.h emulates, and operations for the parts of
+// csrc/cuda/hopper that can be held against the truth alone.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,8 +9,8 @@
 #include <map>
 #include <string>
 
-#include "cuda/hopper/weigh.cuh"
 #include "cuda/hopper/tma.cuh"
+#include "cuda/hopper/weigh.cuh"
 #include "cuda/hopper/wgmma.cuh"
 
 namespace secl::emulate {
@@ -106,7 +106,8 @@ void probe(std::string name) {
                                                      {"tile off its boundary", Wrong::kUnaligned}};
   static const std::vector<uint16_t> ones(64 * 64 + 8, 0x3F80);
   TensorMap map;
-  const auto* rows = reinterpret_cast<const void*>((reinterpret_cast<uintptr_t>(ones.data()) + 15) & ~uintptr_t{15});
+  const auto* rows =
+      reinterpret_cast<const void*>((reinterpret_cast<uintptr_t>(ones.data()) + 15) & ~uintptr_t{15});
   describe_rows(&map, rows, 64, 64, 64, false);
   const Wrong wrong = cases.at(name);
   launch(multiply_ones, Grid{dim3(1), dim3(128), kTileBytes + 1024}, nullptr, map, wrong);
@@ -127,7 +128,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(secl_emulated, m) {
   m.def("exp2_polynomial(Tensor x) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(secl_emulated, CPU, m) { m.impl("exp2_polynomial", TORCH_BOX(&secl::emulate::power)); }
+STABLE_TORCH_LIBRARY_IMPL(secl_emulated, CPU, m) {
+  m.impl("exp2_polynomial", TORCH_BOX(&secl::emulate::power));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(secl_emulated, CompositeExplicitAutograd, m) {
   m.impl("hopper_probe", TORCH_BOX(&secl::emulate::probe));

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What csrc/cuda/hopper offers, on the emulated GPU; the meaning of each name stands there. Everything asynchronous
-// happens as late as a GPU may do it, and what it will write is NaN until then: copies when their barrier is waited for,
-// products when their group is. Operands are read through their descriptors and the 128-byte swizzle, as the hardware
-// reads them. What this cannot show is that the PTX says the same: encodings, and the proxies that fences order.
+// What csrc/cuda/hopper offers, on the emulated GPU; the meaning of each name stands there. Everything
+// asynchronous happens as late as a GPU may do it, and what it will write is NaN until then: copies when
+// their barrier is waited for, products when their group is. Operands are read through their descriptors and
+// the 128-byte swizzle, as the hardware reads them. What this cannot show is that the PTX says the same:
+// encodings, and the proxies that fences order.
 #pragma once
 
 #include <bit>
@@ -46,7 +47,8 @@ inline void barrier_settle(BarrierWord& word) {
 
 inline void barrier_init(uint64_t* barrier, int arrivals) {
   emulate::check_shared("barrier_init", barrier, 8, 8);
-  *reinterpret_cast<BarrierWord*>(barrier) = {static_cast<uint16_t>(arrivals), static_cast<uint16_t>(arrivals), 0};
+  *reinterpret_cast<BarrierWord*>(barrier) = {static_cast<uint16_t>(arrivals),
+                                              static_cast<uint16_t>(arrivals), 0};
 }
 inline void barrier_init_fence() {}
 
@@ -78,8 +80,10 @@ struct TensorMap {
   int width, rows_per_box;
 };
 
-inline const char* describe_rows(TensorMap* map, const void* rows, int64_t count, int width, int rows_per_box, bool) {
-  if (reinterpret_cast<uintptr_t>(rows) % 16 != 0 || width % 8 != 0 || rows_per_box > 256) return "refused the matrix";
+inline const char* describe_rows(TensorMap* map, const void* rows, int64_t count, int width, int rows_per_box,
+                                 bool) {
+  if (reinterpret_cast<uintptr_t>(rows) % 16 != 0 || width % 8 != 0 || rows_per_box > 256)
+    return "refused the matrix";
   *map = {static_cast<const uint16_t*>(rows), count, width, rows_per_box};
   return nullptr;
 }
@@ -150,7 +154,8 @@ inline void copy_box(const TensorMap* map, uint64_t* barrier, void* target, int 
   const size_t bytes = 128 * map->rows_per_box;
   emulate::check_shared("copy_box", target, bytes, 1024);
   std::memset(target, 0xFF, bytes);
-  InFlight::now().copies.push_back({*map, barrier, emulate::self().block->shared, shared_address(target), column, row});
+  InFlight::now().copies.push_back(
+      {*map, barrier, emulate::self().block->shared, shared_address(target), column, row});
 }
 
 inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
@@ -175,7 +180,9 @@ struct Operand {
   size_t start, column_step, atom_step;
 
   explicit Operand(uint64_t bits)
-      : start((bits & 0x3FFF) << 4), column_step((bits >> 16 & 0x3FFF) << 4), atom_step((bits >> 32 & 0x3FFF) << 4) {
+      : start((bits & 0x3FFF) << 4),
+        column_step((bits >> 16 & 0x3FFF) << 4),
+        atom_step((bits >> 32 & 0x3FFF) << 4) {
     if (bits >> 62 != 1 || (bits >> 49 & 7) != 0) emulate::fail("a descriptor without the 128-byte swizzle");
   }
   uint16_t at(size_t offset) const {
@@ -186,7 +193,9 @@ struct Operand {
     return bits;
   }
   // Number `k` of row `row`: rows along the rows in memory, atoms of 8; 16 numbers do not leave 128 bytes.
-  uint16_t row_number(int row, int k) const { return at(start + row / 8 * atom_step + row % 8 * 128 + k * 2); }
+  uint16_t row_number(int row, int k) const {
+    return at(start + row / 8 * atom_step + row % 8 * 128 + k * 2);
+  }
   // Number `k` of column `column`: k along the rows in memory, atoms of 8; 64 columns to a row.
   uint16_t column_number(int k, int column) const {
     return at(start + column / 64 * column_step + k / 8 * atom_step + k % 8 * 128 + column % 64 * 2);
@@ -277,7 +286,8 @@ inline void hand_over(InFlight::Lane& lane) {
       continue;
     }
     for (size_t i = 0; i < values.size(); ++i) {
-      if (std::bit_cast<uint32_t>(sum[i]) != 0xFFFFFFFFu) emulate::fail("sums were written while a product was at them");
+      if (std::bit_cast<uint32_t>(sum[i]) != 0xFFFFFFFFu)
+        emulate::fail("sums were written while a product was at them");
     }
     std::memcpy(sum, values.data(), values.size() * sizeof(float));
     each = lane.sums.erase(each);
@@ -296,7 +306,8 @@ void product_wait() {
         InFlight::Product* products[32];
         std::vector<float>* sums[32];
         for (int l = 0; l < 32; ++l) {
-          if (lane(l)->groups.size() != lane(0)->groups.size()) emulate::fail("lanes of one warp multiply apart");
+          if (lane(l)->groups.size() != lane(0)->groups.size())
+            emulate::fail("lanes of one warp multiply apart");
           products[l] = &lane(l)->groups.front()[i];
           sums[l] = &lane(l)->sums.at(products[l]->sum);
           const auto& product = *products[l];

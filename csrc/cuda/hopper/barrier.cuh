@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's barriers in shared memory, which count arrivals and the bytes of copies, and the register budget of a
-// warpgroup. Addresses are 32-bit, of the shared window. A compiler for the CPU finds the same names in
+// Hopper's barriers in shared memory, which count arrivals and the bytes of copies, and the register budget
+// of a warpgroup. Addresses are 32-bit, of the shared window. A compiler for the CPU finds the same names in
 // tests/emulate/hopper.h.
 #pragma once
 

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which jobs are Hopper's, and how they are cut.
-#include "contrast.h"
-
 #include <algorithm>
 #include <stdexcept>
 
 #include "../numbers.cuh"
+#include "contrast.h"
 #include "plan.h"
 
 namespace secl::cuda::hopper {
@@ -16,7 +15,8 @@ void run_gradient(Purpose purpose, const Job& job, Stream stream);
 
 namespace {
 
-constexpr int kLeastTiles = 8;  // of a run: below it filling the ring and the merge cost more than the run saves
+constexpr int kLeastTiles =
+    8;  // of a run: below it filling the ring and the merge cost more than the run saves
 
 Purpose purpose_of(Pass pass, const Job& job) {
   if (pass == Pass::kGradient) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's contrast kernel: rows stay in shared memory, columns stream through a ring that one warp fills by bulk copies,
-// and two warpgroups multiply. Exponentials of one tile are computed while the tensor cores work on another: the same
-// warpgroup's, and the other's.
+// Hopper's contrast kernel: rows stay in shared memory, columns stream through a ring that one warp fills by
+// bulk copies, and two warpgroups multiply. Exponentials of one tile are computed while the tensor cores work
+// on another: the same warpgroup's, and the other's.
 #pragma once
 
 #include "../settle.cuh"
@@ -17,7 +17,8 @@ struct Shape {
   static constexpr Element kElement = kElementOf;
   static constexpr Purpose kPurpose = kPurposeOf;
   static constexpr Plan kPlan = plan(kWidthOf, kPurposeOf);
-  static constexpr int kWidth = kWidthOf, kStrips = kPlan.strips, kRows = kPlan.rows(), kColumns = kPlan.columns;
+  static constexpr int kWidth = kWidthOf, kStrips = kPlan.strips, kRows = kPlan.rows(),
+                       kColumns = kPlan.columns;
   static constexpr int kStages = kPlan.stages;
   static constexpr int kBoxes = kWidth / kBoxColumns;
   static constexpr int kRowBytes = kRows * kWidth * 2, kTileBytes = kColumns * kWidth * 2;
@@ -68,8 +69,8 @@ __device__ __forceinline__ Run run_of(const Job& job, int split) {
 
 // Fields of the side's rows from `first` on; from `stop` on they are ignored. A barrier must follow.
 template <int kSize>
-__device__ __forceinline__ void load_strip(Strip<kSize>& strip, const Side& side, int first, int stop, int thread,
-                                           int threads) {
+__device__ __forceinline__ void load_strip(Strip<kSize>& strip, const Side& side, int first, int stop,
+                                           int thread, int threads) {
 #pragma unroll 1
   for (int field = 0; field < kFields; ++field) {
     const uint32_t* from = side.field[field];
@@ -89,7 +90,8 @@ __device__ __forceinline__ void load_strip(Strip<kSize>& strip, const Side& side
 
 // Starts the copies of one tile.
 template <class S, int kTileRows>
-__device__ __forceinline__ void copy_tile(const TensorMap* map, uint64_t* barrier, unsigned char* target, int first) {
+__device__ __forceinline__ void copy_tile(const TensorMap* map, uint64_t* barrier, unsigned char* target,
+                                          int first) {
   barrier_arrive_expect(barrier, kTileRows * S::kWidth * 2);
   for (int box = 0; box < S::kBoxes; ++box) {
     copy_box(map, barrier, target + box * kTileRows * 128, box * kBoxColumns, first);
@@ -98,7 +100,8 @@ __device__ __forceinline__ void copy_tile(const TensorMap* map, uint64_t* barrie
 
 // An ignored column weighs 0, but may hold NaN: one warp overwrites those of a tile that has arrived.
 template <class S>
-__device__ __forceinline__ void clear_ignored(unsigned char* tile, const Strip<S::kColumns>& strip, int lane) {
+__device__ __forceinline__ void clear_ignored(unsigned char* tile, const Strip<S::kColumns>& strip,
+                                              int lane) {
   for (int column = 0; column < S::kColumns; ++column) {
     if (strip.integer(kLabel, column) >= 0) continue;
     for (int word = lane; word < S::kWidth / 2; word += kWarp) {  // a swizzle stays within 128 bytes
@@ -111,8 +114,9 @@ __device__ __forceinline__ void clear_ignored(unsigned char* tile, const Strip<S
 
 // One warp: copies of every tile into the ring, and beside them what is known of its columns.
 template <class S>
-__device__ __forceinline__ void produce(const TensorMap* rows_map, const TensorMap* columns_map, const Job& job,
-                                        const Memory<S>& memory, Run run, int first_row, int lane) {
+__device__ __forceinline__ void produce(const TensorMap* rows_map, const TensorMap* columns_map,
+                                        const Job& job, const Memory<S>& memory, Run run, int first_row,
+                                        int lane) {
   State<S>& state = *memory.state;
   if (lane == 0) copy_tile<S, S::kRows>(rows_map, &state.rows_ready, memory.rows, first_row);
   uint32_t landings = 0;
@@ -139,7 +143,8 @@ __device__ __forceinline__ void produce(const TensorMap* rows_map, const TensorM
 
 // Starts scores [64, columns] = rows [64, D] columns [columns, D]^T.
 template <class S>
-__device__ __forceinline__ void start_scores(float (&score)[S::kScoreTiles][4], uint32_t rows, uint32_t columns) {
+__device__ __forceinline__ void start_scores(float (&score)[S::kScoreTiles][4], uint32_t rows,
+                                             uint32_t columns) {
   product_fence();
   multiply_rows<S::kElement, 0>(score, row_operand(rows), row_operand(columns));
 #pragma unroll
@@ -173,7 +178,8 @@ __device__ __forceinline__ void start_output(float (&output)[S::kOutputTiles][4]
 }
 
 template <class S>
-__device__ __forceinline__ void round_weights(uint32_t (&weight)[S::kColumns / 16][4], const float (&tile)[S::kScoreTiles][4]) {
+__device__ __forceinline__ void round_weights(uint32_t (&weight)[S::kColumns / 16][4],
+                                              const float (&tile)[S::kScoreTiles][4]) {
 #pragma unroll
   for (int i = 0; i < S::kColumns / 4; ++i) {
     weight[i / 4][i % 4] = pack<bf16>(tile[i / 2][i % 2 * 2], tile[i / 2][i % 2 * 2 + 1]);
@@ -189,7 +195,9 @@ struct Consumer {
   int group, warp, lane, first_row;  // warpgroup, warp within it, lane; the block's first row
 
   __device__ __forceinline__ int strip_row(int strip) const { return (group * S::kStrips + strip) * kStrip; }
-  __device__ __forceinline__ uint32_t rows_at(int strip) const { return shared_address(memory.rows) + strip_row(strip) * 128; }
+  __device__ __forceinline__ uint32_t rows_at(int strip) const {
+    return shared_address(memory.rows) + strip_row(strip) * 128;
+  }
   __device__ __forceinline__ uint32_t tile_at(int tile) const {
     return shared_address(memory.ring) + tile % S::kStages * S::kTileBytes;
   }
@@ -210,7 +218,8 @@ struct Consumer {
     const Extent rows{first_row + row, 16}, columns{run.first + tile * S::kColumns, S::kColumns};
     const Strips<S::kRows, S::kColumns> strips{job.rows, job.columns, state.rows, state.columns[stage]};
     const Position position = Position::of_lane(lane, row, first_row, columns.first);
-    const bool masked = needs_masks<S::kPurpose>(job, state.row_span[row / 16], rows, state.column_span[stage], columns);
+    const bool masked =
+        needs_masks<S::kPurpose>(job, state.row_span[row / 16], rows, state.column_span[stage], columns);
     if constexpr (S::kGradient) {
       if (masked) {
         masked_coefficients<S::kAnchors, S::kKeys>(score, job.rules, strips, position);
@@ -237,16 +246,16 @@ struct Consumer {
 // Without a value product: scores of `now` are summed while those of `then` are multiplied.
 template <class S>
 __device__ __forceinline__ void scan_step(const Consumer<S>& consumer, float (&now)[S::kScoreTiles][4],
-                                          float (&then)[S::kScoreTiles][4], float (&sum)[2], int tile, int strip,
-                                          int next_tile, int next_strip) {
+                                          float (&then)[S::kScoreTiles][4], float (&sum)[2], int tile,
+                                          int strip, int next_tile, int next_strip) {
   start_scores<S>(then, consumer.rows_at(next_strip), consumer.tile_at(next_tile));
   consumer.weigh(now, sum, tile, strip);
   product_wait<0>();
   pin(then);
 }
 
-// The scores are weighed while the tensor cores are at the value product of the step before; then they get the scores of
-// the next step and the value product of this one.
+// The scores are weighed while the tensor cores are at the value product of the step before; then they get
+// the scores of the next step and the value product of this one.
 template <class S>
 __device__ __forceinline__ void value_step(const Consumer<S>& consumer, float (&score)[S::kScoreTiles][4],
                                            uint32_t (&weight)[S::kColumns / 16][4],
@@ -285,7 +294,8 @@ __device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float 
       }
     }
     if constexpr (S::kValue) {
-      float* target = (parted ? job.part_grad + part * S::kWidth : job.grad + row * S::kWidth) + consumer.lane % 4 * 2;
+      float* target =
+          (parted ? job.part_grad + part * S::kWidth : job.grad + row * S::kWidth) + consumer.lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < S::kOutputTiles; ++n) {
         *reinterpret_cast<Vector<float, 2>*>(target + 8 * n) = {
@@ -295,8 +305,8 @@ __device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float 
   }
 }
 
-// All products of a consumer; past the last tile its scores are computed once more, and dropped: no branch parts a
-// product from its wait.
+// All products of a consumer; past the last tile its scores are computed once more, and dropped: no branch
+// parts a product from its wait.
 template <class S>
 __device__ __forceinline__ void scan(const Consumer<S>& consumer, float (&sum)[S::kStrips][2]) {
   static_assert(S::kStrips == 2);
@@ -334,7 +344,8 @@ __device__ __forceinline__ void accumulate(const Consumer<S>& consumer, float (&
       value_step(consumer, score, weight, output[0], sum[0], tile, 0, tile, 1, false);
     }
     consumer.await(next);
-    value_step(consumer, score, weight, output[S::kStrips - 1], sum[S::kStrips - 1], tile, S::kStrips - 1, next, 0, last);
+    value_step(consumer, score, weight, output[S::kStrips - 1], sum[S::kStrips - 1], tile, S::kStrips - 1,
+               next, 0, last);
   }
   product_wait<0>();
 #pragma unroll
@@ -345,7 +356,8 @@ template <class S>
 __device__ __forceinline__ void consume(const Consumer<S>& consumer, int split) {
   float output[S::kStrips][S::kOutputTiles][4] = {};
   float sum[S::kStrips][2] = {};
-  bool seen = S::kPurpose != Purpose::kBoth;  // without an anchor that counts the gradient is 0, also where a row is NaN
+  bool seen = S::kPurpose !=
+              Purpose::kBoth;  // without an anchor that counts the gradient is 0, also where a row is NaN
   barrier_wait(&consumer.memory.state->rows_ready, 0);
   if (consumer.run.tiles > 0) {
     consumer.await(0);
@@ -356,7 +368,8 @@ __device__ __forceinline__ void consume(const Consumer<S>& consumer, int split) 
     }
   }
 #pragma unroll
-  for (int strip = 0; strip < S::kStrips; ++strip) finish_strip(consumer, output[strip], sum[strip], seen, strip, split);
+  for (int strip = 0; strip < S::kStrips; ++strip)
+    finish_strip(consumer, output[strip], sum[strip], seen, strip, split);
 }
 
 template <class S>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's contrast kernels as the other passes see them: whether a job is theirs, how to cut it, how to run it.
+// Hopper's contrast kernels as the other passes see them: whether a job is theirs, how to cut it, how to run
+// it.
 #pragma once
 
 #include "../contrast.h"

@@ -21,11 +21,12 @@ template <class S>
 void run_shape(const Job& job, Stream stream) {
   if (job.rows.count == 0) return;
   constexpr bool kHalf = S::kElement == Element::kHalf;
-  const Side& columns = job.columns.count == 0 ? job.rows : job.columns;  // no map describes nothing; it is not used
+  const Side& columns =
+      job.columns.count == 0 ? job.rows : job.columns;  // no map describes nothing; it is not used
   const TensorMap rows_map = map_rows(job.rows, job.width, S::kRows, kHalf);
   const TensorMap columns_map = map_rows(columns, job.width, S::kColumns, kHalf);
-  const Grid grid{dim3(blocks_for(job.rows.count, S::kRows), static_cast<unsigned>(job.splits)), dim3(kThreads),
-                  Memory<S>::size()};
+  const Grid grid{dim3(blocks_for(job.rows.count, S::kRows), static_cast<unsigned>(job.splits)),
+                  dim3(kThreads), Memory<S>::size()};
   launch(contrast_kernel<S>, grid, stream, rows_map, columns_map, job);
 }
 

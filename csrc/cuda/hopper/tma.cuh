@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The bulk tensor copy: rows of a matrix [n, D] of 16-bit numbers into shared memory, in boxes of 64 columns whose
-// 128-byte rows are swizzled as the tensor cores read them. Rows beyond n arrive as zeros and are never read.
+// The bulk tensor copy: rows of a matrix [n, D] of 16-bit numbers into shared memory, in boxes of 64 columns
+// whose 128-byte rows are swizzled as the tensor cores read them. Rows beyond n arrive as zeros and are never
+// read.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +17,13 @@ namespace secl::cuda::hopper {
 
 using TensorMap = CUtensorMap;
 
-// Starts the copy of box (column, row) into `target`; its bytes, zeros included, count towards the barrier's phase.
+// Starts the copy of box (column, row) into `target`; its bytes, zeros included, count towards the barrier's
+// phase.
 __device__ __forceinline__ void copy_box(const TensorMap* map, uint64_t* barrier, void* target, int column,
                                          int row) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+      "%4}], "
       "[%2];" ::"r"(shared_address(target)),
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
       : "memory");
@@ -37,10 +40,10 @@ inline const char* describe_rows(TensorMap* map, const void* rows, int64_t count
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(width) * 2};
   const cuuint32_t box[2] = {kBoxColumns, static_cast<cuuint32_t>(rows_per_box)};
   const cuuint32_t steps[2] = {1, 1};
-  const auto status =
-      encode(map, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
-             const_cast<void*>(rows), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto status = encode(map, half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                             2, const_cast<void*>(rows), sizes, strides, box, steps,
+                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return status == CUDA_SUCCESS ? nullptr : "cuTensorMapEncodeTiled refused the matrix";
 }
 

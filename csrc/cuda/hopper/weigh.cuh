@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a tile goes through while it lies in registers. Tiles that need no masks take as few instructions as it takes;
-// for the others the pairs' parts are found first, as bits, so that no label occupies a register meanwhile.
+// What a tile goes through while it lies in registers. Tiles that need no masks take as few instructions as
+// it takes; for the others the pairs' parts are found first, as bits, so that no label occupies a register
+// meanwhile.
 #pragma once
 
 #include <type_traits>
@@ -9,8 +10,8 @@
 
 namespace secl::cuda::hopper {
 
-// 2^x by fused multiply-adds, for |x| < 126: the rounded part of x goes into the exponent, the rest, at most a half,
-// through a polynomial of relative error 3e-6. NaN stays NaN.
+// 2^x by fused multiply-adds, for |x| < 126: the rounded part of x goes into the exponent, the rest, at most
+// a half, through a polynomial of relative error 3e-6. NaN stays NaN.
 __device__ __forceinline__ float exp2_polynomial(float x) {
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the lowest bits
   const float shifted = x + kRounder;
@@ -47,7 +48,8 @@ __device__ __forceinline__ void plain_coefficients(float (&tile)[kTiles][4], flo
                                                    const Position& position) {
   float row[2] = {0, 0};
   if constexpr (kAnchors) {
-    row[0] = strips.rows.number(kWeight, position.row), row[1] = strips.rows.number(kWeight, position.row + 8);
+    row[0] = strips.rows.number(kWeight, position.row),
+    row[1] = strips.rows.number(kWeight, position.row + 8);
   }
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
@@ -100,7 +102,8 @@ __device__ __forceinline__ Parts<kTiles> parts_of(const Rules& rules, const Stri
 
 template <int kTiles, int kRows, int kColumns>
 __device__ __forceinline__ void masked_terms(float (&tile)[kTiles][4], float (&sum)[2], const Rules& rules,
-                                             const Strips<kRows, kColumns>& strips, const Position& position) {
+                                             const Strips<kRows, kColumns>& strips,
+                                             const Position& position) {
   const Parts<kTiles> parts = parts_of<kTiles>(rules, strips, position, true);
   const auto inside = rules.negatives_only ? parts.negative : parts.negative | parts.positive;
 #pragma unroll
@@ -140,7 +143,8 @@ __device__ __forceinline__ void masked_coefficients(float (&tile)[kTiles][4], co
     for (int e = 0; e < 4; ++e) {
       const float logit = tile[n][e] * rules.scale2;
       float found = 0;
-      if constexpr (kAnchors) found = masked_coefficient<true>(as_anchor, logit, n, e, rules, strips, position);
+      if constexpr (kAnchors)
+        found = masked_coefficient<true>(as_anchor, logit, n, e, rules, strips, position);
       if constexpr (kKeys) found += masked_coefficient<false>(as_key, logit, n, e, rules, strips, position);
       tile[n][e] = found;
     }
