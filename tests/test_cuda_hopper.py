@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from secl_ops.backends import reference
 from secl_ops.spec import Flag, Pairs
-from tests.cases import surrounded
+from tests.budget import assert_within_budget
+from tests.cases import push_and_draw, surrounded
 from tests.test_cuda_contrast import (
     Problem,
     check,
@@ -32,6 +34,7 @@ from tests.test_cuda_contrast import (
 WIDTHS = [64, 128, 256]
 MODES = [Flag.UNIT, Flag.UNIT | Flag.NEGATIVES]
 BF16, FP16 = torch.bfloat16, torch.float16
+HALVES = [BF16, FP16]
 FAULTS = {
     "copy not waited for": "a product is wrong",
     "too few bytes expected": "deadlock in block .*: 128 threads wait at barrier_wait",
@@ -57,20 +60,24 @@ def hopper(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return emulated
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", MODES, ids=str)
 @pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule, prototypes])
-def test_anchors_and_keys(pairs: Callable[..., Pairs], flags: Flag, width: int, hopper: Any) -> None:
-    anchors, keys = unit(150, width, BF16, 1), unit(290, width, BF16, 2)
+def test_anchors_and_keys(
+    pairs: Callable[..., Pairs], flags: Flag, width: int, dtype: torch.dtype, hopper: Any
+) -> None:
+    anchors, keys = unit(150, width, dtype, 1), unit(290, width, dtype, 2)
     check(Problem(anchors, keys, pairs(150, 290), 10.0, flags), hopper)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", MODES, ids=str)
 @pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule])
-def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, width: int, hopper: Any) -> None:
-    rows = unit(270, width, BF16)
-    check(Problem(rows, rows, pairs(270, 270, shared=True), 10.0, flags | Flag.SELF), hopper)
+def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, width: int, dtype: torch.dtype, hopper: Any) -> None:
+    rows = unit(140, width, dtype)
+    check(Problem(rows, rows, pairs(140, 140, shared=True), 10.0, flags | Flag.SELF), hopper)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -89,7 +96,7 @@ def test_nothing_to_contrast(anchors: int, hopper: Any) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("pairs", [every_rule, sorted_classes])
 def test_sums_alone(pairs: Callable[..., Pairs], dtype: torch.dtype, width: int, hopper: Any) -> None:
     anchors, keys = unit(150, width, dtype, 1), unit(290, width, dtype, 2)
@@ -115,11 +122,35 @@ def test_frozen_keys(flags: Flag, width: int, hopper: Any) -> None:
     check(Problem(anchors, raw, pairs, 10.0, flags, key_inverse=inverse), hopper)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 39.0])
-def test_temperatures(scale: float, hopper: Any) -> None:
-    anchors = unit(20, 64, BF16, 1)
-    keys = torch.cat([-anchors, unit(300, 64, BF16, 2), anchors])  # similarities from -1 to 1
-    check(Problem(anchors, keys, mixed(20, 340), scale, Flag.UNIT), hopper)
+def test_temperatures(scale: float, dtype: torch.dtype, hopper: Any) -> None:
+    anchors = unit(20, 64, dtype, 1)
+    for near in (anchors, -anchors):  # similarities from -1 to 1, and back: fp16 weights rise by 2^112 on the way
+        keys = torch.cat([-near, unit(300, 64, dtype, 2), near])
+        check(Problem(anchors, keys, mixed(20, 340), scale, Flag.UNIT), hopper)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_weights_of_any_size(dtype: torch.dtype, hopper: Any) -> None:
+    anchors, keys = unit(300, 64, dtype, 1), unit(40, 64, dtype, 2)
+    pairs = mixed(300, 40)
+    state = reference.contrast_forward(anchors.double(), keys.double(), pairs, 10.0, Flag.UNIT)
+    push, share = push_and_draw(state)
+    for weights in (torch.logspace(-20, 20, 300), torch.logspace(25, -5, 300), torch.full((300,), 1e-30)):
+        wide = (weights.double(), push, share)
+        truth, plain = (
+            reference.contrast_backward(
+                tuple(factor.to(kind) for factor in wide), anchors.to(kind), keys.to(kind), pairs, state.lse.to(kind),
+                10.0, Flag.UNIT | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT,
+            )
+            for kind in (torch.float64, torch.float32)
+        )  # fmt: skip
+        given = (anchors, keys, *pairs, state.lse.float(), 10.0, int(Flag.UNIT | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT))
+        found = hopper.contrast_backward(weights, push.float(), share.float(), *given)
+        rounding = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        for name, *values in zip(("anchors", "keys"), found, truth, plain, strict=True):
+            assert_within_budget(name, *values, amplification=rounding)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -141,9 +172,9 @@ def test_splitting_the_columns(flags: Flag, width: int, hopper: Any) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", [*MODES, Flag.UNIT | Flag.SELF], ids=str)
 def test_the_same_bits_in_any_order(flags: Flag, width: int, hopper: Any) -> None:
-    anchors = unit(270, width, BF16, 1)
-    keys = anchors if Flag.SELF in flags else unit(390, width, BF16, 2)
-    problem = Problem(anchors, keys, mixed(270, len(keys), shared=Flag.SELF in flags), 10.0, flags)
+    anchors = unit(140, width, BF16, 1)
+    keys = anchors if Flag.SELF in flags else unit(290, width, BF16, 2)
+    problem = Problem(anchors, keys, mixed(140, len(keys), shared=Flag.SELF in flags), 10.0, flags)
     first = problem.found(hopper)
     assert same(problem.found(hopper), first)
     hopper.set_reversed(True)
@@ -192,11 +223,11 @@ def test_what_is_no_number_reaches_the_loss(width: int, hopper: Any) -> None:
 
 
 def test_only_who_asks_gets_these_kernels(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(width: int = 64, scale: float = 10.0, flags: Flag = Flag.UNIT, dtype: torch.dtype = BF16) -> list[Tensor]:
-        rows = unit(60, width, dtype, 1), unit(150, width, dtype, 2)
+    def found(width: int = 64, scale: float = 10.0, flags: Flag = Flag.UNIT) -> list[Tensor]:
+        rows = unit(60, width, BF16, 1), unit(150, width, BF16, 2)
         return Problem(*rows, sorted_classes(60, 150), scale, flags).found(emulated)
 
-    others: list[dict[str, Any]] = [{"width": 96}, {"scale": 41.0}, {"flags": Flag(0)}, {"dtype": FP16}]
+    others: list[dict[str, Any]] = [{"width": 96}, {"scale": 41.0}, {"flags": Flag(0)}]
     monkeypatch.delenv("SECL_CUDA_PATH", raising=False)
     emulated.set_capability(90)
     default, defaults = found(), [found(**other) for other in others]

@@ -79,7 +79,7 @@ void multiply_ones(const TensorMap map, Wrong wrong) {
   if (wrong == Wrong::kEarlyWrite) sum[7][3] = 1;
   if (wrong == Wrong::kEarlyReuse && threadIdx.x == 0) copy_box(&map, block.barrier, block.tile, 0, 0);
   product_wait<0>();
-  multiply_columns(output, weight, column_operand(at, kTileBytes));
+  multiply_columns<Element::kBfloat16>(output, weight, column_operand(at, kTileBytes));
   product_commit();
   if (wrong == Wrong::kEarlyWeights) weight[2] = 0;
   product_wait<0>();

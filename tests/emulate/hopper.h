@@ -232,9 +232,16 @@ void multiply_rows(float (&sum)[kTiles][4], uint64_t left, uint64_t right) {
   issue({&sum[0][0], 8 * kTiles, kAdd != 0, kElement == Element::kHalf, left, right, {}, nullptr});
 }
 
-template <int kTiles>
+template <Element kElement, int kTiles>
 void multiply_columns(float (&sum)[kTiles][4], const uint32_t (&left)[4], uint64_t right) {
-  issue({&sum[0][0], 8 * kTiles, true, false, 0, right, {left[0], left[1], left[2], left[3]}, left});
+  issue({&sum[0][0],
+         8 * kTiles,
+         true,
+         kElement == Element::kHalf,
+         0,
+         right,
+         {left[0], left[1], left[2], left[3]},
+         left});
 }
 
 // One product of a warp: 16 rows of the warpgroup's 64.
@@ -254,7 +261,8 @@ inline void multiply(InFlight::Product* const (&lanes)[32], std::vector<float>* 
     for (int k = 0; k < 16; ++k) {
       float a;
       if (first.from) {
-        a = unpack<bf16>(lanes[row % 8 * 4 + k % 8 / 2]->registers[row / 8 + k / 8 * 2], k % 2);
+        const uint32_t both = lanes[row % 8 * 4 + k % 8 / 2]->registers[row / 8 + k / 8 * 2];
+        a = number_of(static_cast<uint16_t>(both >> 16 * (k % 2)), first.half);
       } else {
         a = number_of(Operand(first.left).row_number(16 * (warp % 4) + row, k), first.half);
       }

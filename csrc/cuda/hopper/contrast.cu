@@ -10,8 +10,8 @@
 namespace secl::cuda::hopper {
 
 void run_scan(Number type, const Job& job, Stream stream);
-void run_value(const Job& job, Stream stream);
-void run_gradient(Purpose purpose, const Job& job, Stream stream);
+void run_value(Number type, const Job& job, Stream stream);
+void run_gradient(Purpose purpose, Number type, const Job& job, Stream stream);
 
 namespace {
 
@@ -36,8 +36,9 @@ const char* objection(Pass pass, Number type, const Job& job) {
   if (pass == Pass::kPositive) return "the positives' pass has no kernel of its own";
   if (!serves(job.width)) return "it serves rows of 64, 128 and 256 numbers";
   if (!job.rules.bounded) return "it needs unit rows and a temperature of 0.025 or more";
-  if (type == Number::kHalf && job.grad != nullptr) {
-    return "fp16 rows meet bf16 weights, which no product of Hopper multiplies";
+  if (type == Number::kHalf && job.grad != nullptr && pass == Pass::kDenominator &&
+      job.columns.field[kFactor] != nullptr) {
+    return "weights times the keys' factors may leave fp16";
   }
   if (!on_boundary(job.rows.rows) || !on_boundary(job.columns.rows)) return "rows must start on 16 bytes";
   return nullptr;
@@ -54,8 +55,8 @@ void run(Pass pass, Number type, const Job& job, Stream stream) {
 #if defined(SECL_SM90A) || defined(SECL_EMULATE)
   const Purpose purpose = purpose_of(pass, job);
   if (purpose == Purpose::kScan) return run_scan(type, job, stream);
-  if (purpose == Purpose::kValue) return run_value(job, stream);
-  run_gradient(purpose, job, stream);
+  if (purpose == Purpose::kValue) return run_value(type, job, stream);
+  run_gradient(purpose, type, job, stream);
 #endif
 }
 

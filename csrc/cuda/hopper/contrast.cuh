@@ -23,6 +23,7 @@ struct Shape {
   static constexpr int kBoxes = kWidth / kBoxColumns;
   static constexpr int kRowBytes = kRows * kWidth * 2, kTileBytes = kColumns * kWidth * 2;
   static constexpr bool kValue = kPurpose != Purpose::kScan, kGradient = is_gradient(kPurpose);
+  static constexpr bool kLevelled = kValue && kElement == Element::kHalf;
   static constexpr bool kAnchors = kPurpose != Purpose::kKeys;  // what the rows are
   static constexpr bool kKeys = kPurpose == Purpose::kKeys || kPurpose == Purpose::kBoth;
   static constexpr int kScoreTiles = kColumns / 8, kOutputTiles = kValue ? kWidth / 8 : 1;
@@ -151,8 +152,9 @@ __device__ __forceinline__ void start_scores(float (&score)[S::kScoreTiles][4], 
   for (int step = 1; step < 4; ++step) {
     multiply_rows<S::kElement, 1>(score, row_operand(rows + 32 * step), row_operand(columns + 32 * step));
   }
-  // Unrolled, the operands of four boxes and both roles' fields overflow the uniform registers.
-  constexpr bool kRolled = S::kBoxes > 2 && S::kPurpose == Purpose::kBoth;
+  // Unrolled, the operands of four boxes and both roles' fields, or the levels, overflow the uniform
+  // registers.
+  constexpr bool kRolled = S::kBoxes > 2 && S::kKeys && (S::kAnchors || S::kLevelled);
 #pragma unroll(kRolled ? 1 : S::kBoxes)
   for (int box = 1; box < S::kBoxes; ++box) {
     if (kRolled) product_fence();
@@ -165,14 +167,15 @@ __device__ __forceinline__ void start_scores(float (&score)[S::kScoreTiles][4], 
   product_commit();
 }
 
-// Starts output [64, D] += weight [64, columns] columns [columns, D], the weights rounded to bf16.
+// Starts output [64, D] += weight [64, columns] columns [columns, D].
 template <class S>
 __device__ __forceinline__ void start_output(float (&output)[S::kOutputTiles][4],
                                              uint32_t (&weight)[S::kColumns / 16][4], uint32_t columns) {
   product_fence();
 #pragma unroll
   for (int step = 0; step < S::kColumns / 16; ++step) {
-    multiply_columns(output, weight[step], column_operand(columns + step * 2048, S::kColumns * 128));
+    multiply_columns<S::kElement>(output, weight[step],
+                                  column_operand(columns + step * 2048, S::kColumns * 128));
   }
   product_commit();
 }
@@ -182,7 +185,8 @@ __device__ __forceinline__ void round_weights(uint32_t (&weight)[S::kColumns / 1
                                               const float (&tile)[S::kScoreTiles][4]) {
 #pragma unroll
   for (int i = 0; i < S::kColumns / 4; ++i) {
-    weight[i / 4][i % 4] = pack<bf16>(tile[i / 2][i % 2 * 2], tile[i / 2][i % 2 * 2 + 1]);
+    using Number = std::conditional_t<S::kElement == Element::kHalf, fp16, bf16>;
+    weight[i / 4][i % 4] = pack<Number>(tile[i / 2][i % 2 * 2], tile[i / 2][i % 2 * 2 + 1]);
   }
 }
 
@@ -210,22 +214,29 @@ struct Consumer {
   }
 
   // Scores become terms of the denominator or coefficients of the gradient.
-  __device__ __forceinline__ void weigh(float (&score)[S::kScoreTiles][4], float (&sum)[2], int tile,
-                                        int strip) const {
+  __device__ __forceinline__ void weigh(float (&score)[S::kScoreTiles][4], float (&sum)[2], Level& level,
+                                        int tile, int strip) const {
     constexpr int kPolynomial = S::kPlan.polynomial;
     State<S>& state = *memory.state;
     const int stage = tile % S::kStages, row = strip_row(strip) + warp * 16;
     const Extent rows{first_row + row, 16}, columns{run.first + tile * S::kColumns, S::kColumns};
     const Strips<S::kRows, S::kColumns> strips{job.rows, job.columns, state.rows, state.columns[stage]};
     const Position position = Position::of_lane(lane, row, first_row, columns.first);
-    const bool masked =
-        needs_masks<S::kPurpose>(job, state.row_span[row / 16], rows, state.column_span[stage], columns);
+    const Span &row_span = state.row_span[row / 16], &column_span = state.column_span[stage];
+    const bool masked = needs_masks<S::kPurpose>(job, row_span, rows, column_span, columns);
     if constexpr (S::kGradient) {
-      if (masked) {
-        masked_coefficients<S::kAnchors, S::kKeys>(score, job.rules, strips, position);
-      } else {
-        plain_coefficients<kPolynomial, S::kAnchors, S::kKeys>(score, job.rules.scale2, strips, position);
+      float lift = 1;
+      if constexpr (S::kLevelled) {
+        lift = raise(level, (S::kAnchors ? row_span.top : 0) + (S::kKeys ? column_span.top : 0));
       }
+      if (masked) {
+        masked_coefficients<S::kAnchors, S::kKeys>(score, job.rules, strips, position, lift);
+      } else {
+        plain_coefficients<kPolynomial, S::kAnchors, S::kKeys>(score, job.rules.scale2, strips, position,
+                                                               lift);
+      }
+    } else if constexpr (S::kLevelled) {
+      level_terms(score, sum, level, job.rules, strips, position, masked);
     } else {
       const bool factors = job.columns.field[kFactor] != nullptr;
       if (factors) secl::cuda::multiply_columns(score, strips.columns, position.column);
@@ -249,7 +260,8 @@ __device__ __forceinline__ void scan_step(const Consumer<S>& consumer, float (&n
                                           float (&then)[S::kScoreTiles][4], float (&sum)[2], int tile,
                                           int strip, int next_tile, int next_strip) {
   start_scores<S>(then, consumer.rows_at(next_strip), consumer.tile_at(next_tile));
-  consumer.weigh(now, sum, tile, strip);
+  Level unused;
+  consumer.weigh(now, sum, unused, tile, strip);
   product_wait<0>();
   pin(then);
 }
@@ -259,10 +271,17 @@ __device__ __forceinline__ void scan_step(const Consumer<S>& consumer, float (&n
 template <class S>
 __device__ __forceinline__ void value_step(const Consumer<S>& consumer, float (&score)[S::kScoreTiles][4],
                                            uint32_t (&weight)[S::kColumns / 16][4],
-                                           float (&output)[S::kOutputTiles][4], float (&sum)[2], int tile,
-                                           int strip, int next_tile, int next_strip, bool last) {
-  consumer.weigh(score, sum, tile, strip);
+                                           float (&output)[S::kOutputTiles][4], float (&sum)[2], Level& level,
+                                           int tile, int strip, int next_tile, int next_strip, bool last) {
+  consumer.weigh(score, sum, level, tile, strip);
   product_wait<0>();
+  if (S::kLevelled && ballot(level.rose()) != 0) {
+#pragma unroll
+    for (int n = 0; n < S::kOutputTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) output[n][e] *= level.shrink[e / 2];
+    }
+  }
   if (strip == 0 && tile > 0) consumer.release(tile - 1);
   round_weights<S>(weight, score);
   consumer.take_turn();
@@ -275,7 +294,8 @@ __device__ __forceinline__ void value_step(const Consumer<S>& consumer, float (&
 
 template <class S>
 __device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float (&output)[S::kOutputTiles][4],
-                                             const float (&sum)[2], bool seen, int strip, int split) {
+                                             const float (&sum)[2], const Level& level, bool seen, int strip,
+                                             int split) {
   const Job& job = consumer.job;
   const bool writes = consumer.lane % 4 == 0, parted = job.splits > 1;
 #pragma unroll
@@ -285,12 +305,14 @@ __device__ __forceinline__ void finish_strip(const Consumer<S>& consumer, float 
     const bool live = seen && consumer.memory.state->rows.integer(kLabel, local) >= 0;
     const float total = quad_sum(sum[r]);
     if (row >= job.rows.count) continue;
+    const float peak = S::kLevelled ? level.at[r] : 0.0f;
     Blend blend{live ? 1.0f : 0.0f, 0};
+    if (S::kGradient && S::kLevelled && live) blend.fresh = peak / kCoefficients;
     if constexpr (!S::kGradient) {
       if (!parted) {
-        blend = settle_denominator(job, row, {0, total}, live, writes);
+        blend = settle_denominator(job, row, {peak, total}, live, writes);
       } else if (writes) {
-        *reinterpret_cast<Numbers*>(job.part_numbers + 3 * part) = Numbers{0, live ? total : 0.0f, 0};
+        *reinterpret_cast<Numbers*>(job.part_numbers + 3 * part) = Numbers{peak, live ? total : 0.0f, 0};
       }
     }
     if constexpr (S::kValue) {
@@ -326,7 +348,8 @@ __device__ __forceinline__ void scan(const Consumer<S>& consumer, float (&sum)[S
 
 template <class S>
 __device__ __forceinline__ void accumulate(const Consumer<S>& consumer, float (&sum)[S::kStrips][2],
-                                           float (&output)[S::kStrips][S::kOutputTiles][4], bool& seen) {
+                                           float (&output)[S::kStrips][S::kOutputTiles][4],
+                                           Level (&level)[S::kStrips], bool& seen) {
   float score[S::kScoreTiles][4];
   uint32_t weight[S::kColumns / 16][4];
   const int tiles = consumer.run.tiles;
@@ -341,11 +364,11 @@ __device__ __forceinline__ void accumulate(const Consumer<S>& consumer, float (&
       seen = seen || consumer.memory.state->column_span[tile % S::kStages].counted > 0;
     }
     if constexpr (S::kStrips == 2) {
-      value_step(consumer, score, weight, output[0], sum[0], tile, 0, tile, 1, false);
+      value_step(consumer, score, weight, output[0], sum[0], level[0], tile, 0, tile, 1, false);
     }
     consumer.await(next);
-    value_step(consumer, score, weight, output[S::kStrips - 1], sum[S::kStrips - 1], tile, S::kStrips - 1,
-               next, 0, last);
+    constexpr int kLast = S::kStrips - 1;
+    value_step(consumer, score, weight, output[kLast], sum[kLast], level[kLast], tile, kLast, next, 0, last);
   }
   product_wait<0>();
 #pragma unroll
@@ -356,20 +379,23 @@ template <class S>
 __device__ __forceinline__ void consume(const Consumer<S>& consumer, int split) {
   float output[S::kStrips][S::kOutputTiles][4] = {};
   float sum[S::kStrips][2] = {};
-  bool seen = S::kPurpose !=
-              Purpose::kBoth;  // without an anchor that counts the gradient is 0, also where a row is NaN
+  Level level[S::kStrips];
+#pragma unroll
+  for (Level& each : level) each.at[0] = each.at[1] = S::kGradient ? 0.0f : -kLargest;
+  // Without an anchor that counts the gradient of both roles is 0, also where a row is NaN.
+  bool seen = S::kPurpose != Purpose::kBoth;
   barrier_wait(&consumer.memory.state->rows_ready, 0);
   if (consumer.run.tiles > 0) {
     consumer.await(0);
     if constexpr (S::kValue) {
-      accumulate(consumer, sum, output, seen);
+      accumulate(consumer, sum, output, level, seen);
     } else {
       scan(consumer, sum);
     }
   }
 #pragma unroll
   for (int strip = 0; strip < S::kStrips; ++strip)
-    finish_strip(consumer, output[strip], sum[strip], seen, strip, split);
+    finish_strip(consumer, output[strip], sum[strip], level[strip], seen, strip, split);
 }
 
 template <class S>

@@ -11,6 +11,7 @@ namespace secl::cuda::hopper {
 struct Span {
   int label_low, label_high, group_low, group_high, exclude_low, exclude_high;
   int ignored, counted;  // how many rows are ignored, and how many are anchors that count
+  float top;             // the largest |push| + |draw| of the latter
 };
 
 __device__ __forceinline__ int warp_least(int x) {
@@ -19,13 +20,18 @@ __device__ __forceinline__ int warp_least(int x) {
   return x;
 }
 __device__ __forceinline__ int warp_largest(int x) { return -warp_least(-x); }
+__device__ __forceinline__ float warp_largest(float x) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x = fmaxf(x, shuffle_xor(x, lanes));
+  return x;
+}
 
 // Of rows first .. first + count of a strip, by one warp.
 template <int kSize>
 __device__ __forceinline__ Span span_of(const Side& side, const Strip<kSize>& strip, int first, int count,
                                         int lane) {
   constexpr int kMost = 2147483647;
-  Span found{kMost, -kMost, kMost, -kMost, kMost, -kMost, 0, 0};
+  Span found{kMost, -kMost, kMost, -kMost, kMost, -kMost, 0, 0, 0};
 #pragma unroll 1
   for (int i = first + lane; i < first + count; i += kWarp) {
     const int label = strip.integer(kLabel, i);
@@ -33,7 +39,10 @@ __device__ __forceinline__ Span span_of(const Side& side, const Strip<kSize>& st
       ++found.ignored;
       continue;
     }
-    if (side.field[kLse] && strip.number(kLse, i) != kLargest) ++found.counted;
+    if (side.field[kPush] && strip.number(kLse, i) != kLargest) {
+      ++found.counted;
+      found.top = fmaxf(found.top, fabsf(strip.number(kPush, i)) + fabsf(strip.number(kDraw, i)));
+    }
     const int group = side.field[kGroup] ? strip.integer(kGroup, i) : 0;
     const int exclude = side.field[kExclude] ? strip.integer(kExclude, i) : -1;
     found.label_low = min(found.label_low, label), found.label_high = max(found.label_high, label);
@@ -43,7 +52,7 @@ __device__ __forceinline__ Span span_of(const Side& side, const Strip<kSize>& st
   }
   return {warp_least(found.label_low),    warp_largest(found.label_high), warp_least(found.group_low),
           warp_largest(found.group_high), warp_least(found.exclude_low),  warp_largest(found.exclude_high),
-          warp_sum(found.ignored),        warp_sum(found.counted)};
+          warp_sum(found.ignored),        warp_sum(found.counted),        warp_largest(found.top)};
 }
 
 struct Extent {

@@ -4,6 +4,9 @@
 
 namespace secl::cuda::hopper {
 
-void run_value(const Job& job, Stream stream) { run_width<Element::kBfloat16, Purpose::kValue>(job, stream); }
+void run_value(Number type, const Job& job, Stream stream) {
+  if (type == Number::kHalf) return run_width<Element::kHalf, Purpose::kValue>(job, stream);
+  run_width<Element::kBfloat16, Purpose::kValue>(job, stream);
+}
 
 }  // namespace secl::cuda::hopper

@@ -45,7 +45,7 @@ __device__ __forceinline__ void plain_terms(float (&tile)[kTiles][4], float (&su
 template <int kPolynomial, bool kAnchors, bool kKeys, int kTiles, int kRows, int kColumns>
 __device__ __forceinline__ void plain_coefficients(float (&tile)[kTiles][4], float scale2,
                                                    const Strips<kRows, kColumns>& strips,
-                                                   const Position& position) {
+                                                   const Position& position, float lift) {
   float row[2] = {0, 0};
   if constexpr (kAnchors) {
     row[0] = strips.rows.number(kWeight, position.row),
@@ -61,7 +61,7 @@ __device__ __forceinline__ void plain_coefficients(float (&tile)[kTiles][4], flo
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float logit = tile[n][e] * scale2;
-      tile[n][e] = (row[e / 2] + column[e % 2]) *
+      tile[n][e] = lift * (row[e / 2] + column[e % 2]) *
                    (on_multipliers(4 * n + e, kPolynomial) ? exp2_polynomial(logit) : exp2_approx(logit));
     }
   }
@@ -117,6 +117,75 @@ __device__ __forceinline__ void masked_terms(float (&tile)[kTiles][4], float (&s
   }
 }
 
+// What keeps the weights of two rows within fp16, whose smallest numbers are 2^-24: a power of two that they
+// are taken relative to, which rises with them. What was summed before is multiplied by `shrink`: exactly,
+// since both are powers of two.
+struct Level {
+  float at[2];  // of a denominator, the exponent; of a gradient, the power
+  float shrink[2] = {1, 1};
+
+  __device__ __forceinline__ bool rose() const { return shrink[0] != 1 || shrink[1] != 1; }
+};
+
+constexpr float kRoom = 14;  // a weight may reach 2^14; fp16 ends below 2^16
+constexpr float kFreshRoom =
+    8;  // where the largest weight lies after the level rose: it need not rise again soon
+constexpr float kCoefficients = 4096;
+
+// Terms of the denominator for an fp16 product; levels start at -kLargest.
+template <int kTiles, int kRows, int kColumns>
+__device__ __forceinline__ void level_terms(float (&tile)[kTiles][4], float (&sum)[2], Level& level,
+                                            const Rules& rules, const Strips<kRows, kColumns>& strips,
+                                            const Position& position, bool masked) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) tile[n][e] *= rules.scale2;
+  }
+  if (masked) {
+    const Parts<kTiles> parts = parts_of<kTiles>(rules, strips, position, true);
+    const auto inside = rules.negatives_only ? parts.negative : parts.negative | parts.positive;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if ((inside >> (4 * n + e) & 1) == 0) tile[n][e] = -HUGE_VALF;
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float top = -HUGE_VALF;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) top = fmaxf(top, fmaxf(tile[n][2 * r], tile[n][2 * r + 1]));
+    top = quad_largest(top);
+    const float before = level.at[r];
+    if (top - before > kRoom) level.at[r] = ceilf(top) - kFreshRoom;
+    level.shrink[r] = exp2_approx(before - level.at[r]);
+    sum[r] *= level.shrink[r];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& term = tile[n][2 * r + c];
+        term = exp2_approx(term - level.at[r]);
+        sum[r] += term;
+      }
+    }
+  }
+}
+
+// Raises the level of a gradient's coefficients, none of which is above `top`; levels start at 0. Returns
+// what brings coefficients to the level.
+__device__ __forceinline__ float raise(Level& level, float top) {
+  const float power =
+      std::bit_cast<float>((std::bit_cast<uint32_t>(fmaxf(top, 0x1p-90f)) & 0x7f800000u) + 0x800000u);
+  const float before = level.at[0];
+  if (top > 0 && power > before) level.at[0] = level.at[1] = power;
+  level.shrink[0] = level.shrink[1] = before == level.at[0] ? 1.0f : before / level.at[0];
+  return level.at[0] == 0 ? 0.0f : kCoefficients / level.at[0];
+}
+
 // Of one role of the row.
 template <bool kAnchors, int kTiles, int kRows, int kColumns>
 __device__ __forceinline__ float masked_coefficient(const Parts<kTiles>& parts, float logit, int n, int e,
@@ -133,7 +202,7 @@ __device__ __forceinline__ float masked_coefficient(const Parts<kTiles>& parts, 
 template <bool kAnchors, bool kKeys, int kTiles, int kRows, int kColumns>
 __device__ __forceinline__ void masked_coefficients(float (&tile)[kTiles][4], const Rules& rules,
                                                     const Strips<kRows, kColumns>& strips,
-                                                    const Position& position) {
+                                                    const Position& position, float lift) {
   Parts<kTiles> as_anchor, as_key;
   if constexpr (kAnchors) as_anchor = parts_of<kTiles>(rules, strips, position, true);
   if constexpr (kKeys) as_key = parts_of<kTiles>(rules, strips, position, false);
@@ -146,7 +215,7 @@ __device__ __forceinline__ void masked_coefficients(float (&tile)[kTiles][4], co
       if constexpr (kAnchors)
         found = masked_coefficient<true>(as_anchor, logit, n, e, rules, strips, position);
       if constexpr (kKeys) found += masked_coefficient<false>(as_key, logit, n, e, rules, strips, position);
-      tile[n][e] = found;
+      tile[n][e] = lift * found;
     }
   }
 }

@@ -92,9 +92,9 @@ __device__ __forceinline__ void pin(float (&values)[kTiles][4]) {
                "k16.f32." TYPE "." TYPE " {" LIST "}, %" #p ", %" #q ", add, 1, 1, 0, 0;\n}\n"          \
                : __VA_ARGS__                                                                            \
                : "l"(left), "l"(right), "n"(kAdd))
-#define SECL_REGISTERS(N, LIST, p, q, r, s, t, ...)                                                         \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST "}, {%" #p ",%" #q ",%" #r \
-               ",%" #s "}, %" #t ", 1, 1, 1, 1;\n"                                                          \
+#define SECL_REGISTERS(N, TYPE, LIST, p, q, r, s, t, ...)                                                   \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" LIST "}, {%" #p ",%" #q \
+               ",%" #r ",%" #s "}, %" #t ", 1, 1, 1, 1;\n"                                                  \
                : __VA_ARGS__                                                                                \
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right))
 
@@ -124,22 +124,30 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[kTiles][4], uint64_t 
   }
 }
 
-// sum [64, N] += left [64, 16] right [16, N] in bf16, the right side described by column_operand.
-template <int kTiles>
+#define SECL_COLUMNS(TYPE)                                                                                  \
+  if constexpr (kTiles == 8) SECL_REGISTERS(64, TYPE, SECL_SUM32, 32, 33, 34, 35, 36, SECL_BIND32("+", 0)); \
+  if constexpr (kTiles == 16)                                                                               \
+    SECL_REGISTERS(128, TYPE, SECL_SUM64, 64, 65, 66, 67, 68, SECL_BIND32("+", 0), SECL_BIND32("+", 8));    \
+  if constexpr (kTiles == 32)                                                                               \
+  SECL_REGISTERS(256, TYPE, SECL_SUM128, 128, 129, 130, 131, 132, SECL_BIND32("+", 0), SECL_BIND32("+", 8), \
+                 SECL_BIND32("+", 16), SECL_BIND32("+", 24))
+
+// sum [64, N] += left [64, 16] right [16, N], the right side described by column_operand.
+template <Element kElement, int kTiles>
 __device__ __forceinline__ void multiply_columns(float (&sum)[kTiles][4], const uint32_t (&left)[4],
                                                  uint64_t right) {
   static_assert(kTiles == 8 || kTiles == 16 || kTiles == 32, "no such product");
-  if constexpr (kTiles == 8) SECL_REGISTERS(64, SECL_SUM32, 32, 33, 34, 35, 36, SECL_BIND32("+", 0));
-  if constexpr (kTiles == 16)
-    SECL_REGISTERS(128, SECL_SUM64, 64, 65, 66, 67, 68, SECL_BIND32("+", 0), SECL_BIND32("+", 8));
-  if constexpr (kTiles == 32)
-    SECL_REGISTERS(256, SECL_SUM128, 128, 129, 130, 131, 132, SECL_BIND32("+", 0), SECL_BIND32("+", 8),
-                   SECL_BIND32("+", 16), SECL_BIND32("+", 24));
+  if constexpr (kElement == Element::kBfloat16) {
+    SECL_COLUMNS("bf16");
+  } else {
+    SECL_COLUMNS("f16");
+  }
 }
 
 }  // namespace secl::cuda::hopper
 
 #undef SECL_ROWS
+#undef SECL_COLUMNS
 #undef SECL_SHARED
 #undef SECL_REGISTERS
 #undef SECL_BIND4
