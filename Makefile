@@ -20,8 +20,9 @@ $(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "make: no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
-	@echo "setup: C++ extension"
+	@echo "setup: C++ and, where nvcc is found, CUDA extension"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/python -c 'import secl_ops as s; print("setup:", s.cuda_absence() or "CUDA kernels for " + ", ".join(s.cuda_archs()))'
 	@touch $@
 
 demo: setup      ## Make a phantom data set, train on two labelled cases, segment, report (minutes)

@@ -70,8 +70,8 @@ class Toolkit(NamedTuple):
     nvcc: str
     libraries: Path
 
-    def compile(self, source: Path, target: Path, archs: Sequence[str], flags: Sequence[str]) -> None:
-        """One source into one object with code for every architecture.
+    def compile(self, source: Path, target: Path, archs: Sequence[str], flags: Sequence[str]) -> str:
+        """One source into one object with code for every architecture; what nvcc says.
 
         Raises:
             RuntimeError: nvcc failed; the message holds what it said.
@@ -81,6 +81,7 @@ class Toolkit(NamedTuple):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}".rstrip())
+        return done.stdout + done.stderr
 
 
 def toolkit() -> Toolkit | str:
@@ -152,18 +153,15 @@ def cuda_jobs(archs: Sequence[str]) -> dict[Path, list[str]]:
     return {source: wanted for source, wanted in jobs.items() if wanted}
 
 
-def compile_cuda(tools: Toolkit, archs: Sequence[str], folder: Path, flags: Sequence[str]) -> list[Path]:
-    """All CUDA sources, as many at once as there are processors (or MAX_JOBS); the objects."""
+def compile_cuda(tools: Toolkit, archs: Sequence[str], folder: Path, flags: Sequence[str]) -> dict[Path, str]:
+    """All CUDA sources, as many at once as there are processors (or MAX_JOBS); the objects, and what nvcc said."""
     jobs = cuda_jobs(archs)
-    targets = [folder / f"{source}.o" for source in jobs]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        work = [
-            pool.submit(tools.compile, source, at, jobs[source], flags)
-            for source, at in zip(jobs, targets, strict=True)
-        ]
-        for done in work:
-            done.result()
-    return targets
+        work = {
+            folder / f"{source}.o": pool.submit(tools.compile, source, folder / f"{source}.o", wanted, flags)
+            for source, wanted in jobs.items()
+        }
+        return {target: done.result() for target, done in work.items()}
 
 
 def definitions(archs: Sequence[str]) -> list[str]:
@@ -180,6 +178,43 @@ def write_build_header(folder: Path, archs: Sequence[str], absence: str) -> None
     (folder / "secl_build.h").write_text("// SPDX-License-Identifier: Apache-2.0\n#pragma once\n" + "".join(lines))
 
 
+def add_cuda(module: Any, tools: Toolkit, archs: Sequence[str], folder: Path, includes: Sequence[str]) -> None:
+    """Compile the CUDA sources, and add them and what they need to the extension.
+
+    Raises:
+        RuntimeError: nvcc failed.
+    """
+    defined = ["-DUSE_CUDA", *definitions(archs)]
+    flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *defined, *(f"-isystem={path}" for path in includes)]
+    said = compile_cuda(tools, archs, folder, flags)
+    print("".join(said.values()), file=sys.stderr, end="")
+    module.extra_objects += map(str, said)
+    module.sources += sorted(map(str, CUDA_SOURCES.rglob("*.cpp")))
+    module.extra_compile_args += defined
+    # Static, so that the shared object loads where no CUDA is; hidden, so that torch's own copy is not replaced.
+    module.extra_link_args += ["-Wl,--exclude-libs,libcudart_static.a", f"-L{tools.libraries}"]
+    module.extra_link_args += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+
+
+def try_cuda(
+    module: Any, tools: Toolkit, folder: Path, includes: Sequence[str], required: bool
+) -> tuple[list[str], str]:
+    """The architectures of the CUDA half, or none and why: where it is not required, the CPU half is built without it.
+
+    Raises:
+        SystemExit: It is required, and nvcc failed.
+    """
+    archs = architectures()
+    try:
+        add_cuda(module, tools, archs, folder, includes)
+    except RuntimeError as error:
+        if required:
+            raise SystemExit(f"SECL_BUILD=cuda: {error}") from error
+        notice(f"building without the CUDA half of the extension: nvcc failed\n{error}")
+        return [], "nvcc failed when it was built"
+    return archs, ""
+
+
 def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, Any]:
     """Arguments of `setup` that build the extension over torch's stable ABI.
 
@@ -190,46 +225,25 @@ def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, A
     """
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
-    sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp") if CUDA_SOURCES not in path.parents)
-    headers = sorted(str(path) for ending in ("*.h", "*.cuh") for path in Path("csrc").rglob(ending))
-    checks = sanitizer()
-    quiet = [f"-isystem{path}" for path in include_paths()]  # no warnings about headers that are not ours
-    compile_args = [*FLAGS, *quiet, *(CHECKED if checks else []), *checks]
-
     class Build(BuildExtension):  # type: ignore[misc]  # torch's build helpers are untyped
-        """Compiles the CUDA half first, beside the C++ sources that torch's own class compiles."""
+        """Compiles the CUDA half first, then the C++ sources as torch's own class does."""
 
         def build_extension(self, module: Any) -> None:
             folder, archs, reason = Path(self.build_temp), [], absence
             if cuda is not None:
-                try:
-                    archs = architectures()
-                    add_cuda(module, cuda, archs, folder)
-                except RuntimeError as error:
-                    if required:
-                        raise SystemExit(f"SECL_BUILD=cuda: {error}") from error
-                    archs, reason = [], "nvcc failed when it was built"
-                    notice(f"building without the CUDA half of the extension: nvcc failed\n{error}")
+                archs, reason = try_cuda(module, cuda, folder, include_paths(), required)
             write_build_header(folder, archs, reason)
             module.include_dirs.append(str(folder.resolve()))
             super().build_extension(module)
 
-    def add_cuda(module: Any, tools: Toolkit, archs: Sequence[str], folder: Path) -> None:
-        defined = ["-DUSE_CUDA", *definitions(archs)]
-        flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *defined, *(f"-isystem={path}" for path in include_paths())]
-        module.extra_objects += [str(path) for path in compile_cuda(tools, archs, folder, flags)]
-        module.sources += sorted(map(str, CUDA_SOURCES.rglob("*.cpp")))
-        module.extra_compile_args += defined
-        # Static, so that the shared object loads where no CUDA is; hidden, so that torch's own copy is not replaced.
-        module.extra_link_args += ["-Wl,--exclude-libs,libcudart_static.a", f"-L{tools.libraries}"]
-        module.extra_link_args += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
-
+    checks = sanitizer()
+    quiet = [f"-isystem{path}" for path in include_paths()]  # no warnings about headers that are not ours
     module = CppExtension(  # type: ignore[no-untyped-call]  # torch's build helpers are untyped
         "secl_ops._C",
-        sources,
-        depends=headers,
+        sorted(str(path) for path in Path("csrc").rglob("*.cpp") if CUDA_SOURCES not in path.parents),
+        depends=sorted(str(path) for ending in ("*.h", "*.cuh") for path in Path("csrc").rglob(ending)),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-        extra_compile_args=compile_args,
+        extra_compile_args=[*FLAGS, *quiet, *(CHECKED if checks else []), *checks],
         extra_link_args=list(checks),
         py_limited_api=True,
     )
@@ -268,4 +282,5 @@ def build() -> dict[str, Any]:
     return extension(None, cuda, required=False)
 
 
-setup(**build())
+if __name__ == "__main__":  # tests import this file for its flags
+    setup(**build())

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.provenance import RESULTS
 from benchmarks.run import SWEEP_ROWS, run, sweep
 from benchmarks.static import report
+from benchmarks.verified import write as write_verified
 
 
 def _draw(_: argparse.Namespace) -> None:
@@ -40,6 +41,8 @@ def main() -> None:
     static.add_argument("--kernel", default="", help="only configurations whose name holds this, such as scan-bf16")
     static.add_argument("--out", type=Path, default=RESULTS / "static.csv", help="written anew")
     static.set_defaults(call=lambda options: report(options.out, full=options.full, only=options.kernel))
+    verifying = commands.add_parser("verified", help="write where `auto` may take the CUDA kernels, from cuda.csv")
+    verifying.set_defaults(call=lambda _: write_verified())
     options = parser.parse_args()
     options.call(options)
 

@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -73,6 +74,42 @@ inline void check_vector(const char* name, const Tensor& values /* [n] */, int64
 inline void check_vector(const char* name, const std::optional<Tensor>& values /* [n] */, int64_t length,
                          ScalarType type) {
   if (values.has_value()) check_vector(name, *values, length, type);
+}
+
+// Numbers [n] of any stride, so that one number may stand for all.
+inline void check_strided_vector(const char* name, const Tensor& values, int64_t length) {
+  STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == length, name, " must have ", length, " elements");
+  check_type(name, values, ScalarType::Float);
+}
+
+// What scales each row of a gradient: both or none.
+inline void check_factors(const std::optional<Tensor>& factor, const std::optional<Tensor>& upstream,
+                          int64_t length) {
+  STD_TORCH_CHECK(factor.has_value() == upstream.has_value(), "factor and upstream go together");
+  if (!factor.has_value()) return;
+  check_vector("factor", *factor, length, ScalarType::Float);
+  check_strided_vector("upstream", *upstream, length);
+}
+
+// The layout and the sizes of a draw; the dtype of the labels and scores is each device's own.
+inline void check_sample(const Tensor& labels, const std::optional<Tensor>& eligible,
+                         const std::optional<Tensor>& scores, const Tensor& seed, int64_t per_class,
+                         int64_t num_classes) {
+  constexpr int64_t kMostPlaces = (int64_t{1} << 31) - 1, kMostPixels = (int64_t{1} << 28) - 1;
+  check_dense("labels", labels, labels.dim());
+  STD_TORCH_CHECK(labels.dim() >= 2, "labels must have shape [B, *spatial]");
+  const int64_t images = labels.size(0), pixels = images ? labels.numel() / images : 0;
+  STD_TORCH_CHECK(pixels <= kMostPixels, "an image may have at most 2^28 - 1 pixels; got ", pixels);
+  check_vector("seed", seed, 1, ScalarType::Long);
+  STD_TORCH_CHECK(per_class >= 0 && num_classes >= 0 && per_class <= kMostPlaces && images <= kMostPlaces &&
+                      num_classes <= kMostPlaces / std::max<int64_t>(per_class * images, 1),
+                  "images * num_classes * per_class must lie in 0..2^31 - 1");
+  for (const auto* map : {&eligible, &scores}) {
+    if (!map->has_value()) continue;
+    check_dense("eligible and scores", **map, labels.dim());
+    STD_TORCH_CHECK((*map)->numel() == labels.numel(), "eligible and scores must have the shape of labels");
+  }
+  if (eligible.has_value()) check_type("eligible", *eligible, ScalarType::Bool);
 }
 
 }  // namespace secl

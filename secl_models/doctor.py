@@ -59,7 +59,7 @@ def examine() -> list[Finding]:
         >>> "backend reference" in [finding.name for finding in examine()]
         True
     """
-    return [*_versions(), *_processor(), *_devices(), *_backends(), *_packages(), *_build()]
+    return [*_versions(), *_processor(), *_devices(), *_backends(), *_cuda_half(), *_packages(), *_build()]
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
@@ -140,6 +140,15 @@ def _backends() -> list[Finding]:
         else Finding(f"backend {name}", MISSING, "; ".join(reasons), CURES.get(name, ""))
         for name, reasons in secl_ops.backends().items()
     ]
+
+
+def _cuda_half() -> list[Finding]:
+    """What the extension holds for GPUs, whatever this machine has."""
+    absence = secl_ops.cuda_absence()
+    if absence is None:
+        return [Finding("CUDA kernels", OK, f"built for {', '.join(f'sm_{arch}' for arch in secl_ops.cuda_archs())}")]
+    cure = "not needed on a CPU; install the CUDA toolkit and build again with SECL_BUILD=cuda"
+    return [Finding("CUDA kernels", MISSING, absence, cure)]
 
 
 def _packages() -> list[Finding]:

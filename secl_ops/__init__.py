@@ -3,6 +3,7 @@
 
 from secl_ops.backends.select import backends
 from secl_ops.functional import info_nce, info_nce_parts
+from secl_ops.library import cuda_absence, cuda_archs
 from secl_ops.pixel_contrast import PixelContrastLoss, pixel_contrast
 from secl_ops.pixels import PixelSample, class_means, gather_pixels, pool_regions, sample_pixels
 from secl_ops.queue import ClassQueue
@@ -17,6 +18,8 @@ __all__ = [
     "__version__",
     "backends",
     "class_means",
+    "cuda_absence",
+    "cuda_archs",
     "gather_pixels",
     "info_nce",
     "info_nce_parts",

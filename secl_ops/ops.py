@@ -99,7 +99,7 @@ def _demand_pairs(anchors: Tensor, keys: Tensor, pairs: Pairs) -> None:
 def _unit_rows(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     _demand("rows", rows, None, None)
     _demand("labels", labels, rows.shape[0])
-    return select(backend, rows.device, rows.dtype, "info_nce").unit_rows(rows, labels)
+    return select(backend, rows.device, rows.dtype, "info_nce", rows.shape[1]).unit_rows(rows, labels)
 
 
 @_fake("unit_rows")
@@ -112,7 +112,7 @@ def _unit_rows_fake(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor,
 def _row_inverse(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
     _demand("rows", rows, None, None)
     _demand("labels", labels, rows.shape[0])
-    return select(backend, rows.device, rows.dtype, "info_nce").row_inverse(rows, labels)
+    return select(backend, rows.device, rows.dtype, "info_nce", rows.shape[1]).row_inverse(rows, labels)
 
 
 @_fake("row_inverse")
@@ -133,7 +133,7 @@ def _unit_rows_backward(
     _demand("grad", grad, *unit.shape)
     _demand("inverse", inverse, unit.shape[0])
     _demand_factors(factor, upstream, unit.shape[0])
-    module = select(backend, unit.device, unit.dtype, "info_nce")
+    module = select(backend, unit.device, unit.dtype, "info_nce", unit.shape[1])
     return module.unit_rows_backward(grad, _together(factor, upstream), unit, inverse)
 
 
@@ -163,7 +163,7 @@ def _contrast(
     ):
         if value is not None:
             _demand(name, value, length)
-    module = select(backend, anchors.device, anchors.dtype, "info_nce")
+    module = select(backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         state = _contrast_outputs(anchors, flags)
         return ContrastState._make(tensor.zero_() for tensor in state)
@@ -198,7 +198,7 @@ def _contrast_backward(
     _demand_pairs(anchors, keys, pairs)
     for name, value in (("grad_loss", grad_loss), ("push", push), ("draw", draw), ("lse", lse)):
         _demand(name, value, anchors.shape[0])
-    module = select(backend, anchors.device, anchors.dtype, "info_nce")
+    module = select(backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         grad_anchors, grad_keys = _contrast_gradients(anchors, keys, flags)
         return grad_anchors.zero_(), grad_keys.zero_()
@@ -255,7 +255,7 @@ def _gather(
 ) -> tuple[Tensor, Tensor]:
     _demand_map("features", features, 3)
     _demand("index", index, None)
-    module = select(backend, features.device, _wider(features.dtype, dtype), "gather_pixels")
+    module = select(backend, features.device, _wider(features.dtype, dtype), "gather_pixels", features.shape[1])
     return module.gather(features, index, normalize, dtype)
 
 
@@ -282,7 +282,7 @@ def _gather_backward(
     if unit is not None and inverse is not None:
         _demand("unit", unit, *grad.shape)
         _demand("inverse", inverse, index.shape[0])
-    module = select(backend, grad.device, _wider(dtype, grad.dtype), "gather_pixels")
+    module = select(backend, grad.device, _wider(dtype, grad.dtype), "gather_pixels", grad.shape[1])
     like = MapLike(size, torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride(), dtype)
     return module.gather_backward(grad, _together(factor, upstream), index, _together(unit, inverse), unique, like)
 

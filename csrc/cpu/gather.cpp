@@ -88,11 +88,13 @@ void copy_rows(const PixelMap& map, const T* features, const int64_t* index, int
 // What a draw adds to the gradient of its pixel.
 struct DrawGradient {
   const RowReader grad;
+  const RowScale scale;
   const std::optional<RowReader> unit;
   const float* inverse;  // [n], goes with unit
 
   void read(int64_t draw, float* row /* [D] */, float* scratch /* [D] */) const {
     grad.read(draw, row);
+    scale.apply(draw, row, grad.depth());
     if (!unit.has_value()) return;
     unit->read(draw, scratch);
     through_norm(row, scratch, inverse[draw], grad.depth());
@@ -137,8 +139,8 @@ void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inve
   });
 }
 
-void gather_backward(const Tensor& grad, const Tensor& index, const Maybe& unit, const Maybe& inverse,
-                     bool unique, Tensor result) {
+void gather_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& index,
+                     const Maybe& unit, const Maybe& inverse, bool unique, Tensor result) {
   check_map("result", result, index);
   check_rows("grad", grad);
   const PixelMap map(result);
@@ -158,7 +160,8 @@ void gather_backward(const Tensor& grad, const Tensor& index, const Maybe& unit,
   }
   if (!unique)
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return pixel[a] < pixel[b]; });
-  const DrawGradient draws{RowReader(grad),
+  check_factors(factor, upstream, count);
+  const DrawGradient draws{RowReader(grad), RowScale(factor, upstream),
                            unit.has_value() ? std::optional<RowReader>(RowReader(*unit)) : std::nullopt,
                            inverse.has_value() ? inverse->const_data_ptr<float>() : nullptr};
   parallel_for(0, static_cast<int64_t>(order.size()), kGrain, [&](int64_t begin, int64_t end) {

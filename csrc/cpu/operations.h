@@ -44,6 +44,8 @@ Tensor row_inverse(const Tensor& rows,     // [n, D]
                    const Tensor& labels);  // [n] int32
 
 Tensor unit_rows_backward(const Tensor& grad,      // [n, D] float32
+                          const Maybe& factor,     // [n] float32
+                          const Maybe& upstream,   // [n] float32 of any stride, goes with factor
                           const Tensor& unit,      // [n, D]
                           const Tensor& inverse);  // [n] float32
 
@@ -53,19 +55,21 @@ void gather(const Tensor& features,  // [B, D, *spatial]
             Tensor rows,             // [n, D] of any floating type, written to
             Maybe inverse);          // [n] float32, 1 / norm, written to
 
-void gather_backward(const Tensor& grad,    // [n, D]
-                     const Tensor& index,   // [n] int64
-                     const Maybe& unit,     // [n, D] rows that the forward pass normalised
-                     const Maybe& inverse,  // [n] float32, goes with unit
-                     bool unique,           // no pixel stands twice in the index
-                     Tensor result);        // [B, D, *spatial] zeros, written to
+void gather_backward(const Tensor& grad,     // [n, D]
+                     const Maybe& factor,    // [n] float32
+                     const Maybe& upstream,  // [n] float32 of any stride, goes with factor
+                     const Tensor& index,    // [n] int64
+                     const Maybe& unit,      // [n, D] rows that the forward pass normalised
+                     const Maybe& inverse,   // [n] float32, goes with unit
+                     bool unique,            // no pixel stands twice in the index
+                     Tensor result);         // [B, D, *spatial] zeros, written to
 
 std::tuple<Tensor, Tensor> sample(const Tensor& labels,   // [B, *spatial] int64
                                   const Maybe& eligible,  // [B, *spatial] bool
                                   const Maybe& scores,    // [B, *spatial] float64
                                   const Tensor& seed,     // [1] int64
                                   int64_t per_class, int64_t num_classes, int64_t ignore_index,
-                                  std::string strategy);
+                                  std::string strategy, int64_t stream);
 
 Tensor probe(const Tensor& x /* [n] float32 */, std::string function);
 

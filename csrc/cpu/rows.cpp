@@ -47,13 +47,14 @@ void normalize(const RowReader& reader, const int32_t* labels, int64_t begin, in
 }
 
 template <class T>
-void normalize_backward(const RowReader& reader, const float* grad, const float* inverse, int64_t begin,
-                        int64_t end, T* result) {
+void normalize_backward(const RowReader& reader, const float* grad, const RowScale& scale,
+                        const float* inverse, int64_t begin, int64_t end, T* result) {
   const int64_t depth = reader.depth();
   std::vector<float> unit(depth), tangential(depth);
   for (int64_t row = begin; row < end; ++row) {
     reader.read(row, unit.data());
     std::copy(grad + row * depth, grad + (row + 1) * depth, tangential.data());
+    scale.apply(row, tangential.data(), depth);
     through_norm(tangential.data(), unit.data(), inverse[row], depth);
     for (int64_t d = 0; d < depth; ++d) result[row * depth + d] = static_cast<T>(tangential[d]);
   }
@@ -98,19 +99,22 @@ std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
 
 Tensor row_inverse(const Tensor& rows, const Tensor& labels) { return normalize_all(rows, labels, nullptr); }
 
-Tensor unit_rows_backward(const Tensor& grad, const Tensor& unit, const Tensor& inverse) {
+Tensor unit_rows_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& unit,
+                          const Tensor& inverse) {
   check_rows("unit", unit);
   check_rows("grad", grad);
   check_type("grad", grad, ScalarType::Float);
   STD_TORCH_CHECK(grad.size(0) == unit.size(0) && grad.size(1) == unit.size(1),
                   "grad and unit must have one shape");
   check_vector("inverse", inverse, unit.size(0), ScalarType::Float);
+  check_factors(factor, upstream, unit.size(0));
+  const RowScale scale(factor, upstream);
   Tensor result = torch::stable::empty_like(unit);
   const RowReader reader(unit);
   parallel_for(0, unit.size(0), kGrain, [&](int64_t begin, int64_t end) {
     with_row_type(unit.scalar_type(), [&](auto zero) {
-      normalize_backward(reader, grad.const_data_ptr<float>(), inverse.const_data_ptr<float>(), begin, end,
-                         static_cast<decltype(zero)*>(result.mutable_data_ptr()));
+      normalize_backward(reader, grad.const_data_ptr<float>(), scale, inverse.const_data_ptr<float>(), begin,
+                         end, static_cast<decltype(zero)*>(result.mutable_data_ptr()));
     });
   });
   return result;

@@ -5,24 +5,12 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../random.h"
 #include "operations.h"
 #include "parallel.h"
 
 namespace secl::cpu {
 namespace {
-
-constexpr int kIndexBits = 28;  // low bits of a priority: the pixel, so that no two tie
-constexpr int kRandomBits = 63 - kIndexBits;
-constexpr int64_t kCellsPerAxis = 4;
-constexpr int64_t kMostPlaces = (int64_t{1} << 31) - 1;
-constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
-
-// The splitmix64 finaliser: a counter becomes 64 random bits.
-uint64_t mix(uint64_t value) {
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
-  return value ^ (value >> 31);
-}
 
 struct Draw {
   int64_t images, pixels, per_class, num_classes, ignore_index;
@@ -35,8 +23,7 @@ struct Draw {
   int32_t* label;  // the same
 
   uint64_t random(int64_t image, int64_t pixel) const {
-    const uint64_t position = static_cast<uint64_t>(image * pixels + pixel);
-    return mix(mix(seed) + position * kGolden) >> (kIndexBits + 1);
+    return chance(mix(seed), static_cast<uint64_t>(image * pixels + pixel));
   }
 
   int64_t priority(int64_t image, int64_t pixel) const {
@@ -153,23 +140,11 @@ void draw_image(const Draw& draw, int64_t image, const std::string& strategy) {
 
 std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, const Maybe& scores,
                                   const Tensor& seed, int64_t per_class, int64_t num_classes,
-                                  int64_t ignore_index, std::string strategy) {
-  check_dense("labels", labels, labels.dim());
+                                  int64_t ignore_index, std::string strategy, int64_t stream) {
+  check_sample(labels, eligible, scores, seed, per_class, num_classes);
   check_type("labels", labels, ScalarType::Long);
-  STD_TORCH_CHECK(labels.dim() >= 2, "labels must have shape [B, *spatial]");
+  if (scores.has_value()) check_type("scores", *scores, ScalarType::Double);
   const int64_t images = labels.size(0), pixels = images ? labels.numel() / images : 0;
-  STD_TORCH_CHECK(pixels < int64_t{1} << kIndexBits, "an image may have at most 2^28 - 1 pixels; got ",
-                  pixels);
-  check_vector("seed", seed, 1, ScalarType::Long);
-  STD_TORCH_CHECK(per_class >= 0 && num_classes >= 0 && per_class <= kMostPlaces && images <= kMostPlaces &&
-                      num_classes <= kMostPlaces / std::max<int64_t>(per_class * images, 1),
-                  "images * num_classes * per_class must lie in 0..2^31 - 1");
-  for (const Maybe* map : {&eligible, &scores}) {
-    if (!map->has_value()) continue;
-    check_dense("eligible and scores", **map, labels.dim());
-    check_type("eligible or scores", **map, map == &eligible ? ScalarType::Bool : ScalarType::Double);
-    STD_TORCH_CHECK((*map)->numel() == labels.numel(), "eligible and scores must have the shape of labels");
-  }
   const int64_t size = images * num_classes * per_class;
   Tensor index = torch::stable::empty({size}, ScalarType::Long),
          label = torch::stable::empty({size}, ScalarType::Int);
@@ -182,7 +157,7 @@ std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, c
                   labels.const_data_ptr<int64_t>(),
                   eligible ? eligible->const_data_ptr<bool>() : nullptr,
                   scores ? scores->const_data_ptr<double>() : nullptr,
-                  static_cast<uint64_t>(*seed.const_data_ptr<int64_t>()),
+                  static_cast<uint64_t>(*seed.const_data_ptr<int64_t>() ^ stream),
                   index.mutable_data_ptr<int64_t>(),
                   label.mutable_data_ptr<int32_t>()};
   parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {

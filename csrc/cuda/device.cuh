@@ -104,6 +104,10 @@ __device__ __forceinline__ T shuffle_down(T value, int lanes) {
 }
 __device__ __forceinline__ unsigned ballot(bool value) { return __ballot_sync(kAllLanes, value); }
 
+__device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint(x); }
+
+__device__ __forceinline__ float float_from_bits(uint32_t bits) { return __uint_as_float(bits); }
+
 // Adds to a whole number that other threads add to as well; its value before.
 template <class T>
 __device__ __forceinline__ T atomic_add(T* sum, T value) {

@@ -22,7 +22,16 @@ using Maybe = std::optional<Tensor>;
 
 std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels);
 Tensor row_inverse(const Tensor& rows, const Tensor& labels);
-Tensor unit_rows_backward(const Tensor& grad, const Tensor& unit, const Tensor& inverse);
+Tensor unit_rows_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& unit,
+                          const Tensor& inverse);
+std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss, const Tensor& pull, const Tensor& count,
+                                                  const Maybe& weights, std::string reduction);
+void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inverse);
+void gather_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& index,
+                     const Maybe& unit, const Maybe& inverse, bool unique, Tensor result);
+std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, const Maybe& scores,
+                                  const Tensor& seed, int64_t per_class, int64_t num_classes,
+                                  int64_t ignore_index, std::string strategy, int64_t stream);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(const Tensor& anchors,        // [N, D]
                                                                     const Tensor& keys,           // [M, D]
@@ -67,6 +76,19 @@ inline Number number_of(ScalarType type) {
   }
 }
 
+// The numbers behind an optional tensor, or null.
+template <class T>
+const T* data_of(const Maybe& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+inline RowScale scale_of(const Maybe& factor, const Maybe& upstream, const Tensor& rows) {
+  check_factors(factor, upstream, rows.size(0));
+  check_device("factor", factor, rows);
+  check_device("upstream", upstream, rows);
+  return {data_of<float>(factor), data_of<float>(upstream), upstream.has_value() ? upstream->stride(0) : 0};
+}
+
 template <class Library>
 void implement_operations(Library& m) {
   m.impl("unit_rows", TORCH_BOX(&unit_rows));
@@ -74,6 +96,10 @@ void implement_operations(Library& m) {
   m.impl("contrast_forward", TORCH_BOX(&contrast_forward));
   m.impl("contrast_backward", TORCH_BOX(&contrast_backward));
   m.impl("unit_rows_backward", TORCH_BOX(&unit_rows_backward));
+  m.impl("reduce", TORCH_BOX(&reduce));
+  m.impl("gather", TORCH_BOX(&gather));
+  m.impl("gather_backward", TORCH_BOX(&gather_backward));
+  m.impl("sample", TORCH_BOX(&sample));
 }
 
 }  // namespace secl::cuda

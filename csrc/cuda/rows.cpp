@@ -26,7 +26,8 @@ std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
 
 Tensor row_inverse(const Tensor& rows, const Tensor& labels) { return normalize(rows, labels, nullptr); }
 
-Tensor unit_rows_backward(const Tensor& grad, const Tensor& unit, const Tensor& inverse) {
+Tensor unit_rows_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& unit,
+                          const Tensor& inverse) {
   check_rows("unit", unit);
   check_rows("grad", grad);
   check_type("grad", grad, ScalarType::Float);
@@ -37,8 +38,9 @@ Tensor unit_rows_backward(const Tensor& grad, const Tensor& unit, const Tensor& 
   Tensor result = torch::stable::empty_like(unit);
   const Place place(unit);
   launch_unit_rows_backward(UnitRowsBackward{number_of(unit.scalar_type()), grad.const_data_ptr<float>(),
-                                             unit.const_data_ptr(), inverse.const_data_ptr<float>(),
-                                             result.mutable_data_ptr(), unit.size(0), unit.size(1)},
+                                             scale_of(factor, upstream, unit), unit.const_data_ptr(),
+                                             inverse.const_data_ptr<float>(), result.mutable_data_ptr(),
+                                             unit.size(0), unit.size(1)},
                             place.stream);
   return result;
 }

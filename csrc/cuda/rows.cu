@@ -7,14 +7,15 @@
 namespace secl::cuda {
 namespace {
 
-constexpr int kWarps = 8;  // of a block, a row each
+constexpr int kWarps = 8;   // of a block, a row each
+constexpr int kBlocks = 3;  // of a multiprocessor: asked for more, the compiler keeps registers in memory
 
 __device__ __forceinline__ int64_t warp_row() {
   return static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
 }
 
 template <class T, int width>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks)
     unit_rows_kernel(const Vector<T, width>* __restrict__ rows,  // [n, D]
                      const int32_t* __restrict__ labels,         // [n]
                      Vector<T, width>* __restrict__ unit,        // [n, D] or null
@@ -25,7 +26,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int lane = threadIdx.x % kWarp;
   const bool reads = labels[row] >= 0;
   const Vector<T, width>* from = rows + row * parts;
-  const float factor = inverse_norm([&](const auto& body) {
+  const Norm norm = norm_of([&](const auto& body) {
     if (!reads) return;
     for (int64_t part = lane; part < parts; part += kWarp) {
       const Vector<T, width> values = from[part];
@@ -33,20 +34,21 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       for (int i = 0; i < width; ++i) body(to_float(values.at[i]));
     }
   });
-  if (lane == 0) inverse[row] = factor;
+  if (lane == 0) inverse[row] = norm.inverse();
   if (unit == nullptr) return;
   for (int64_t part = lane; part < parts; part += kWarp) {
     Vector<T, width> values = {};
     if (reads) values = from[part];
 #pragma unroll
-    for (int i = 0; i < width; ++i) values.at[i] = from_float<T>(to_float(values.at[i]) * factor);
+    for (int i = 0; i < width; ++i) values.at[i] = from_float<T>(norm.unit(to_float(values.at[i])));
     unit[row * parts + part] = values;
   }
 }
 
 template <class T, int width>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks)
     unit_rows_backward_kernel(const float* __restrict__ grad,             // [n, D]
+                              RowScale scale,                             // [n]
                               const Vector<T, width>* __restrict__ unit,  // [n, D]
                               const float* __restrict__ inverse,          // [n]
                               Vector<T, width>* __restrict__ result,      // [n, D]
@@ -56,19 +58,20 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int lane = threadIdx.x % kWarp;
   const float* from = grad + row * parts * width;
   const Vector<T, width>* along = unit + row * parts;
+  const float factor = scale.of(row);
   const Radial lost = radial([&](const auto& body) {
     for (int64_t part = lane; part < parts; part += kWarp) {
       const Vector<T, width> values = along[part];
 #pragma unroll
-      for (int i = 0; i < width; ++i) body(from[part * width + i], to_float(values.at[i]));
+      for (int i = 0; i < width; ++i) body(scaled(from[part * width + i], factor), to_float(values.at[i]));
     }
   });
   for (int64_t part = lane; part < parts; part += kWarp) {
     Vector<T, width> values = along[part];
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      values.at[i] =
-          from_float<T>(through_norm(from[part * width + i], to_float(values.at[i]), lost, inverse[row]));
+      values.at[i] = from_float<T>(
+          through_norm(scaled(from[part * width + i], factor), to_float(values.at[i]), lost, inverse[row]));
     }
     result[row * parts + part] = values;
   }
@@ -96,7 +99,7 @@ void launch_unit_rows_backward(const UnitRowsBackward& job, Stream stream) {
     using T = decltype(zero);
     with_vector<T>(aligned, job.depth, [&](auto width) {
       using Part = Vector<T, width.kValue>;
-      launch(unit_rows_backward_kernel<T, width.kValue>, grid, stream, job.grad,
+      launch(unit_rows_backward_kernel<T, width.kValue>, grid, stream, job.grad, job.scale,
              static_cast<const Part*>(job.unit), job.inverse, static_cast<Part*>(job.result), job.count,
              job.depth / width.kValue);
     });

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ backend: the operations of `reference` over the compiled extension, in O((N + M) D) memory, on the CPU."""
+"""The compiled backend: the operations of `reference` over the extension, in O((N + M) D) memory: C++ and CUDA.
+
+Nothing here may wait for a GPU: no value of a tensor is read.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,27 @@ from torch import Tensor
 
 from secl_ops import library
 from secl_ops.backends import reference
-from secl_ops.backends.reference import ContrastState, MapLike
+from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import Flag, Pairs
+
+_CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels read as it is
+
+
+_KERNELS = {
+    "info_nce": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "reduce"),
+    "gather_pixels": ("gather", "gather_backward"),
+    "sample_pixels": ("sample",),
+}
 
 
 def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
-    """Reasons against this backend: not built, not a CPU tensor, float64."""
-    reasons = [library.ABSENCE] if library.ABSENCE else []
-    if device != "cpu":
-        reasons.append("this build has no CUDA kernels")
+    """Reasons against this backend: not built, no code for this GPU, float64."""
+    if library.ABSENCE:
+        reasons = [library.ABSENCE]
+    elif device == "cuda":
+        reasons = library.cuda_objections(_KERNELS[operation])
+    else:
+        reasons = [] if device == "cpu" else [f"there are no kernels for {device}"]
     if dtype == torch.float64:
         reasons.append("fp64 is served by the reference backend")
     return reasons
@@ -28,12 +43,22 @@ def _operations() -> Any:
     return torch.ops.secl_native
 
 
+def _serves_cuda(tensor: Tensor) -> bool:
+    """Whether the CUDA kernels serve this tensor."""
+    return tensor.is_cuda
+
+
 def _dense(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 
 
 def _dense_pairs(pairs: Pairs) -> list[Tensor | int | None]:
     return [_dense(value) if isinstance(value, Tensor) else value for value in pairs]
+
+
+def _dense_factors(factors: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+    """Factor [n] and upstream [n]; the kernels read the latter at any stride, as one number for all rows has."""
+    return (None, None) if factors is None else (factors[0].float().contiguous(), factors[1].float())
 
 
 def contrast_forward(
@@ -100,8 +125,9 @@ def row_inverse(rows: Tensor, labels: Tensor) -> Tensor:
 
 def unit_rows_backward(grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor) -> Tensor:
     """(g - u <u, g>) / norm for each row g of the scaled gradient, in the dtype of `unit`; 0 where the gradient is."""
-    rows = reference.scaled(grad.float(), factors).contiguous()
-    found: Tensor = _operations().unit_rows_backward(rows, unit.contiguous(), inverse.contiguous())
+    found: Tensor = _operations().unit_rows_backward(
+        grad.float().contiguous(), *_dense_factors(factors), unit.contiguous(), inverse.contiguous()
+    )
     return found
 
 
@@ -127,12 +153,20 @@ def gather_backward(
     result = grad.new_empty_strided(like.size, like.stride, dtype=like.dtype).zero_()
     unit, inverse = (None, None) if norm is None else norm
     if result.numel():
-        rows = reference.scaled(grad if factors is None else grad.float(), factors).contiguous()
-        _operations().gather_backward(rows, index.contiguous(), _dense(unit), _dense(inverse), unique, result)
+        _operations().gather_backward(
+            grad.contiguous(), *_dense_factors(factors), index.contiguous(), _dense(unit), _dense(inverse), unique,
+            result,
+        )  # fmt: skip
     return result
 
 
-reduce = reference.reduce
+def reduce(loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Reduction:
+    """Value of the weighted losses [N] under a reduction, and what it makes of each anchor."""
+    if not _serves_cuda(loss):  # a few vectors; torch adds them up as fast as anyone
+        return reference.reduce(loss, pull, count, weights, reduction)
+    given = None if weights is None else weights.float().contiguous()
+    found = _operations().reduce(loss.contiguous(), pull.contiguous(), count.contiguous(), given, reduction)
+    return Reduction(*found)
 
 
 def sample(
@@ -147,8 +181,11 @@ def sample(
     stream: int,
 ) -> tuple[Tensor, Tensor]:
     """Index and label [B * num_classes * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
+    on_cuda = _serves_cuda(labels)
+    wide = labels if on_cuda and labels.dtype in _CUDA_LABELS else labels.long()
+    ranked = None if scores is None else scores.to(torch.float32 if on_cuda else torch.float64).contiguous()
     found: tuple[Tensor, Tensor] = _operations().sample(
-        labels.long().contiguous(), _dense(eligible), None if scores is None else scores.double().contiguous(),
-        seed.reshape(1) ^ stream, per_class, num_classes, ignore_index, strategy,
+        wide.contiguous(), _dense(eligible), ranked, seed.reshape(1), per_class, num_classes, ignore_index, strategy,
+        stream,
     )  # fmt: skip
     return found

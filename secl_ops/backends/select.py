@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from secl_ops.backends import native, reference, triton
 from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import BACKENDS, Flag, Pairs, check_choice
+from secl_ops.verified import VERIFIED
 
 _IN_ORDER = {"native": native, "triton": triton, "reference": reference}
 
@@ -50,8 +52,8 @@ MODULES = {name: cast(Backend, module) for name, module in _IN_ORDER.items()}
 """Every backend in the order in which `auto` asks them; one without an operation objects to it."""
 
 
-def select(backend: str, device: torch.device, dtype: torch.dtype, operation: str) -> Backend:
-    """The backend module that serves `operation` on this device and dtype.
+def select(backend: str, device: torch.device, dtype: torch.dtype, operation: str, width: int = 0) -> Backend:
+    """The backend module that serves `operation` on this device and dtype, on rows of this width where there are any.
 
     Raises:
         ValueError: No backend has this name.
@@ -68,14 +70,34 @@ def select(backend: str, device: torch.device, dtype: torch.dtype, operation: st
             )
         return MODULES[backend]
     for module in MODULES.values():
-        if not module.objections(device.type, dtype, operation) and not _test_only(module, device):
+        if _passed_over(module, device, dtype, operation, width):
+            continue
+        if not module.objections(device.type, dtype, operation):
             return module
     raise RuntimeError("no backend runs, not even 'reference'; this is a defect")
 
 
-def _test_only(module: Backend, device: torch.device) -> bool:
-    """Triton's interpreter serves CPU tensors for tests: right, and thousands of times too slow."""
-    return module is MODULES["triton"] and device.type == "cpu"
+def _passed_over(module: Backend, device: torch.device, dtype: torch.dtype, operation: str, width: int) -> bool:
+    """What `auto` leaves to those who name it.
+
+    Triton's interpreter serves CPU tensors for tests: right, and thousands of times too slow. The CUDA kernels are
+    taken where they were seen right and faster than Triton's on such a GPU, and nowhere else.
+    """
+    if module is MODULES["triton"]:
+        return device.type == "cpu"
+    if module is not MODULES["native"] or device.type == "cpu":
+        return False
+    return (
+        not VERIFIED
+        or (_architecture(device.index), str(dtype).removeprefix("torch."), width, operation) not in VERIFIED
+    )
+
+
+@functools.cache
+def _architecture(index: int | None) -> str:
+    """The compute capability of a CUDA device, such as "90"."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{major}{minor}"
 
 
 def backends() -> dict[str, list[str] | None]:

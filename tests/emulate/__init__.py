@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,23 +43,33 @@ def _include_flags() -> list[str]:
     return ours + [f"-isystem{path}" for path in include_paths()]
 
 
-def _fingerprint(*files: Path) -> str:
-    digest = hashlib.sha256(repr((FLAGS, torch.__version__, compiler())).encode())
-    for file in files:
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _compile(source: Path, folder: Path, headers: list[Path]) -> Path:
-    """The object of one source, made again where it or any header has changed."""
-    target = folder / f"{source.parent.name}.{source.name}.{_fingerprint(source, *headers)}.o"
-    if not target.exists():
-        partial = target.with_suffix(f".{os.getpid()}")
-        command = [compiler() or "g++", *FLAGS, *_include_flags(), "-x", "c++", "-c", str(source), "-o", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or done.stderr:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        partial.replace(target)
+def _state(files: Iterable[str]) -> dict[str, str]:
+    """What the files hold, as far as telling them apart goes; nothing of one that is gone."""
+    return {file: _digest(Path(file).read_bytes()) for file in files if Path(file).is_file()}
+
+
+def _compile(source: Path, folder: Path) -> Path:
+    """The object of one source, made again where it, a header that it read, or the command has changed."""
+    target = folder / f"{source.parent.name}.{source.name}.o"
+    record = target.with_suffix(".json")
+    command = [compiler() or "g++", *FLAGS, *_include_flags(), "-x", "c++", "-c", str(source)]
+    known = json.loads(record.read_text()) if record.exists() and target.exists() else {}
+    if known.get("command") == [*command, torch.__version__] and known["files"] == _state(known["files"]):
+        return target
+    partial, read = target.with_suffix(f".{os.getpid()}.o"), target.with_suffix(f".{os.getpid()}.d")
+    done = subprocess.run(
+        [*command, "-MMD", "-MF", str(read), "-o", str(partial)], capture_output=True, text=True, check=False
+    )
+    if done.returncode or done.stderr:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    files = read.read_text().replace("\\\n", " ").partition(":")[2].split()
+    read.unlink()
+    partial.replace(target)
+    record.write_text(json.dumps({"command": [*command, torch.__version__], "files": _state(files)}))
     return target
 
 
@@ -70,12 +82,9 @@ def load() -> None:
     """
     folder = REPOSITORY / "build" / "emulate"
     folder.mkdir(parents=True, exist_ok=True)
-    headers = sorted(
-        path for root in (REPOSITORY / "csrc", FOLDER) for end in ("*.h", "*.cuh") for path in root.rglob(end)
-    )
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(pool.map(lambda source: _compile(source, folder, headers), sources()))
-    library = folder / f"secl_emulated.{_fingerprint(*objects)}.so"
+        objects = list(pool.map(lambda source: _compile(source, folder), sources()))
+    library = folder / f"secl_emulated.{_digest(b''.join(each.read_bytes() for each in objects))}.so"
     if not library.exists():
         partial = library.with_suffix(f".{os.getpid()}")
         libraries = Path(torch.__file__).parent / "lib"

@@ -94,6 +94,10 @@ inline unsigned ballot(bool value) {
   });
   return mine;
 }
+inline uint32_t float_bits(float x) { return std::bit_cast<uint32_t>(x); }
+
+inline float float_from_bits(uint32_t bits) { return std::bit_cast<float>(bits); }
+
 template <class T>
 T atomic_add(T* sum, T value) {
   const T before = *sum;
