@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from secl_ops.backends import reference
+from secl_ops.backends import native, ordering, reference
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw, surrounded
@@ -19,6 +20,14 @@ HALVES = [torch.bfloat16, torch.float16]
 MODES = [Flag(0), Flag.NEGATIVES, Flag.UNIT, Flag.UNIT | Flag.NEGATIVES]
 NAMES = ("loss", "lse", "pull", "count", "forward anchor gradient", "anchor gradient", "key gradient")
 ANCHORS, KEYS = Flag.ANCHOR_GRADIENT, Flag.KEY_GRADIENT
+
+
+@pytest.fixture(autouse=True)
+def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Serves the native backend by the emulated CUDA kernels."""
+    monkeypatch.setattr(native, "_operations", lambda: emulated)
+    monkeypatch.setattr(native, "_serves_cuda", lambda tensor: True)
+    return emulated
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -74,47 +83,34 @@ class Problem(NamedTuple):
     known_lse: Tensor | None = None  # [N]
     key_inverse: Tensor | None = None  # [M]
 
-    def truth(self, wide: bool) -> list[Tensor]:
+    def run(self, backend: Any, *, wide: bool = False) -> list[Tensor]:
+        """Every output of the forward pass and, where it has one, of the backward pass."""
         rows = (self.anchors.double(), self.keys.double()) if wide else (self.anchors, self.keys)
-        state = reference.contrast_forward(
+        state = backend.contrast_forward(
             *rows, self.pairs, self.scale, self.flags | ANCHORS, self.known_lse, self.key_inverse
         )
-        return [*state, *self.gradients(lambda *given: reference.contrast_backward(*given), rows, state)]
-
-    def forward(self, operations: Any) -> reference.ContrastState:
-        found = operations.contrast_forward(
-            self.anchors, self.keys, *self.pairs, self.key_inverse, self.known_lse, self.scale,
-            int(self.flags | ANCHORS),
-        )  # fmt: skip
-        return reference.ContrastState(*found)
-
-    def found(self, operations: Any) -> list[Tensor]:
-        state = self.forward(operations)
-
-        def backward(
-            factors: tuple[Tensor, ...], a: Tensor, k: Tensor, pairs: Pairs, lse: Tensor, scale: float, flags: Flag
-        ) -> Any:
-            return operations.contrast_backward(*factors, a, k, *pairs, lse, scale, int(flags))
-
-        return [*state, *self.gradients(backward, (self.anchors, self.keys), state)]
-
-    def gradients(self, backward: Callable[..., Any], rows: Any, state: reference.ContrastState) -> list[Tensor]:
-        if self.key_inverse is not None or Flag.SCAN in self.flags:  # frozen keys, and sums that have no backward pass
-            return []
+        if self.key_inverse is not None or Flag.SCAN in self.flags:  # frozen keys, and sums without a backward pass
+            return [*state]
         factors = (weight_of_anchors(self).to(state.loss.dtype), *push_and_draw(state))
-        return list(backward(factors, *rows, self.pairs, state.lse, self.scale, self.flags | ANCHORS | KEYS))
+        both = self.flags | ANCHORS | KEYS
+        return [*state, *backend.contrast_backward(factors, *rows, self.pairs, state.lse, self.scale, both)]
+
+
+def forward(problem: Problem) -> reference.ContrastState:
+    given = problem.anchors, problem.keys, problem.pairs, problem.scale, problem.flags | ANCHORS
+    return native.contrast_forward(*given, problem.known_lse, problem.key_inverse)
 
 
 def weight_of_anchors(problem: Problem) -> Tensor:
     return draw(problem.anchors.shape[0], seed=6)
 
 
-def check(problem: Problem, operations: Any, *, cancels: bool = False) -> list[Tensor]:
+def check(problem: Problem, *, cancels: bool = False) -> list[Tensor]:
     """Hold every output against fp64, beside plain torch on the same rows.
 
     Where gradients cancel, what the value product rounds is far larger than what is left of it.
     """
-    found, plain, truth = problem.found(operations), problem.truth(wide=False), problem.truth(wide=True)
+    found, plain, truth = problem.run(native), problem.run(reference), problem.run(reference, wide=True)
     lengths = [float(rows.float().norm(dim=1).nan_to_num(0.0).max()) for rows in problem[:2]]
     peak = problem.scale * lengths[0] * (lengths[1] if problem.key_inverse is None else 1.0)
     # The weights of the value product take the rows' dtype.
@@ -143,83 +139,83 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("flags", MODES, ids=str)
 @pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule, prototypes])
-def test_anchors_and_keys(pairs: Callable[..., Pairs], flags: Flag, dtype: torch.dtype, emulated: Any) -> None:
+def test_anchors_and_keys(pairs: Callable[..., Pairs], flags: Flag, dtype: torch.dtype) -> None:
     anchors, keys = unit(290, 40, dtype, 1), unit(420, 40, dtype, 2)
-    check(Problem(anchors, keys, pairs(290, 420), 10.0, flags), emulated)
+    check(Problem(anchors, keys, pairs(290, 420), 10.0, flags))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("flags", MODES, ids=str)
 @pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule])
-def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, dtype: torch.dtype, emulated: Any) -> None:
+def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, dtype: torch.dtype) -> None:
     rows = unit(400, 40, dtype)
-    check(Problem(rows, rows, pairs(400, 400, shared=True), 10.0, flags | Flag.SELF), emulated)
+    check(Problem(rows, rows, pairs(400, 400, shared=True), 10.0, flags | Flag.SELF))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", [1, 3, 16, 24, 32, 64, 65, 96, 128, 130, 192, 256, 300, 512])
-def test_widths(width: int, dtype: torch.dtype, emulated: Any) -> None:
+def test_widths(width: int, dtype: torch.dtype) -> None:
     anchors, keys = unit(21, width, dtype, 1), unit(77, width, dtype, 2)
-    check(Problem(anchors, keys, every_rule(21, 77), 10.0, Flag.NEGATIVES | Flag.UNIT), emulated)
+    check(Problem(anchors, keys, every_rule(21, 77), 10.0, Flag.NEGATIVES | Flag.UNIT))
     rows = unit(70, width, dtype, 3)
-    check(Problem(rows, rows, mixed(70, 70, shared=True), 10.0, Flag.SELF | Flag.UNIT), emulated)
+    check(Problem(rows, rows, mixed(70, 70, shared=True), 10.0, Flag.SELF | Flag.UNIT))
 
 
 @pytest.mark.parametrize(("anchors", "keys"), [(1, 1), (1, 200), (15, 31), (16, 32), (17, 33), (129, 65), (300, 1)])
-def test_ragged_sizes(anchors: int, keys: int, emulated: Any) -> None:
+def test_ragged_sizes(anchors: int, keys: int) -> None:
     rows = unit(anchors, 20, torch.bfloat16, 1), unit(keys, 20, torch.bfloat16, 2)
     for flags in (Flag(0), Flag.NEGATIVES):
-        check(Problem(*rows, mixed(anchors, keys), 10.0, flags), emulated)
+        check(Problem(*rows, mixed(anchors, keys), 10.0, flags))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("flags", MODES, ids=str)
-def test_scan_known_and_frozen_keys(flags: Flag, dtype: torch.dtype, emulated: Any) -> None:
+def test_scan_known_and_frozen_keys(flags: Flag, dtype: torch.dtype) -> None:
     anchors, keys = unit(150, 72, dtype, 1), unit(300, 72, dtype, 2)
     raw = (3 * draw(300, 72, seed=2)).to(dtype)
     inverse = 1 / raw.float().norm(dim=1)
     for pairs in (every_rule(150, 300), sorted_classes(150, 300)):
-        check(Problem(anchors, keys, pairs, 10.0, flags | Flag.SCAN), emulated)
-        check(Problem(anchors, keys, pairs, 10.0, flags, known_lse=draw(150, seed=8)), emulated)
-        check(Problem(anchors, raw, pairs, 10.0, flags, key_inverse=inverse), emulated)
-        check(Problem(anchors, raw, pairs, 10.0, flags | Flag.SCAN, key_inverse=inverse), emulated)
+        check(Problem(anchors, keys, pairs, 10.0, flags | Flag.SCAN))
+        check(Problem(anchors, keys, pairs, 10.0, flags, known_lse=draw(150, seed=8)))
+        check(Problem(anchors, raw, pairs, 10.0, flags, key_inverse=inverse))
+        check(Problem(anchors, raw, pairs, 10.0, flags | Flag.SCAN, key_inverse=inverse))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
-def test_rows_of_any_length(flags: Flag, dtype: torch.dtype, emulated: Any) -> None:
+def test_rows_of_any_length(flags: Flag, dtype: torch.dtype) -> None:
     anchors, keys = (4 * draw(70, 33, seed=1)).to(dtype), (4 * draw(160, 33, seed=2)).to(dtype)
-    check(Problem(anchors, keys, mixed(70, 160), 0.5, flags), emulated)
-    check(Problem(anchors, anchors, mixed(70, 70, shared=True), 0.5, flags | Flag.SELF), emulated)
+    check(Problem(anchors, keys, mixed(70, 160), 0.5, flags))
+    check(Problem(anchors, anchors, mixed(70, 70, shared=True), 0.5, flags | Flag.SELF))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_far_keys_keep_their_weight_at_a_low_temperature(dtype: torch.dtype, emulated: Any) -> None:
+def test_far_keys_keep_their_weight_at_a_low_temperature(dtype: torch.dtype) -> None:
     near, far = (torch.nn.functional.normalize(1 + 0.1 * draw(rows, 8, seed=rows), dim=1) for rows in (20, 150))
     # exp(-2 * 100) is no fp32 number: the maximum must run.
-    check(Problem(near.to(dtype), -far.to(dtype), every_rule(20, 150), 100.0, Flag.UNIT), emulated, cancels=True)
+    check(Problem(near.to(dtype), -far.to(dtype), every_rule(20, 150), 100.0, Flag.UNIT), cancels=True)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_flat_probabilities_do_not_underflow(dtype: torch.dtype, emulated: Any) -> None:
+def test_flat_probabilities_do_not_underflow(dtype: torch.dtype) -> None:
     anchors, keys = unit(20, 130, dtype, 1), -unit(20, 130, dtype, 1).repeat(8, 1)
-    check(Problem(anchors, keys, every_rule(20, 160), 35.0, Flag.UNIT), emulated)  # some terms are exp(-70) of others
+    check(Problem(anchors, keys, every_rule(20, 160), 35.0, Flag.UNIT))  # some terms are exp(-70) of others
 
 
 @pytest.mark.parametrize("flags", [*MODES, Flag.SELF | Flag.UNIT], ids=str)
-def test_each_gradient_alone(flags: Flag, emulated: Any) -> None:
-    anchors = unit(90, 40, torch.bfloat16, 1)
+def test_each_gradient_alone(flags: Flag) -> None:
+    anchors = unit(40, 90, torch.bfloat16, 1).T  # read at any stride
     keys = anchors if Flag.SELF in flags else unit(170, 40, torch.bfloat16, 2)
     pairs = mixed(90, keys.shape[0], shared=Flag.SELF in flags)
-    state = reference.ContrastState(*emulated.contrast_forward(anchors, keys, *pairs, None, None, 10.0, int(flags)))
+    state = native.contrast_forward(anchors, keys, pairs, 10.0, flags)
     assert state.grad_anchors.shape == (0, 40)
     both = Problem(anchors, keys, pairs, 10.0, flags)
-    assert same(both.found(emulated)[:4], list(state[:4]))
-    push, share = push_and_draw(state)
-    given = (torch.ones(1).expand(90), push, share, anchors, keys, *pairs, state.lse, 10.0)  # one number for all rows
-    together = emulated.contrast_backward(*given, int(flags | ANCHORS | KEYS))
-    contiguous = emulated.contrast_backward(torch.ones(90), *given[1:], int(flags | ANCHORS | KEYS))
-    alone = [emulated.contrast_backward(*given, int(flags | side)) for side in (ANCHORS, KEYS)]
+    assert same(both.run(native)[:4], list(state[:4]))
+    factors, given = push_and_draw(state), (anchors, keys, pairs, state.lse, 10.0)
+    upstream = torch.ones(1).expand(90)  # one number for all rows
+    together = native.contrast_backward((upstream, *factors), *given, flags | ANCHORS | KEYS)
+    contiguous = native.contrast_backward((torch.ones(90), *factors), *given, flags | ANCHORS | KEYS)
+    alone = [native.contrast_backward((upstream, *factors), *given, flags | side) for side in (ANCHORS, KEYS)]
     assert same(list(together), list(contiguous))
     assert torch.equal(together[0], alone[0][0])
     if Flag.SELF not in flags:
@@ -228,26 +224,26 @@ def test_each_gradient_alone(flags: Flag, emulated: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [24, 33], ids=["whole units", "ragged"])
-def test_nothing_is_read_outside_the_rows(width: int, emulated: Any) -> None:
+def test_nothing_is_read_outside_the_rows(width: int) -> None:
     rows = [unit(count, width, torch.bfloat16, count) for count in (70, 135)]
     pairs = every_rule(70, 135)
     for side, labels in zip(rows, pairs[:2], strict=True):
         side[labels < 0] = torch.nan
-    alone = Problem(rows[0], rows[1], pairs, 10.0, Flag.UNIT).found(emulated)
+    alone = Problem(rows[0], rows[1], pairs, 10.0, Flag.UNIT).run(native)
     views, buffers = zip(*map(surrounded, rows), strict=True)
     fields = [surrounded(value)[0] if isinstance(value, Tensor) else value for value in pairs]
-    inside = Problem(*views, Pairs(*fields), 10.0, Flag.UNIT).found(emulated)
+    inside = Problem(*views, Pairs(*fields), 10.0, Flag.UNIT).run(native)
     assert same(alone, inside)
     assert all(values.isfinite().all() for values in alone if values.ndim == 2)
     assert all(buffer[:80].isnan().all() and buffer[-80:].isnan().all() for buffer in buffers)
 
 
-def test_rows_off_every_boundary(emulated: Any) -> None:
+def test_rows_off_every_boundary() -> None:
     rows = [unit(count, 24, torch.float16, count) for count in (40, 90)]
-    expected = Problem(rows[0], rows[1], mixed(40, 90), 10.0, Flag(0)).found(emulated)
+    expected = Problem(rows[0], rows[1], mixed(40, 90), 10.0, Flag(0)).run(native)
     moved = [torch.cat([torch.zeros(1, dtype=side.dtype), side.flatten()])[1:].view_as(side) for side in rows]
     assert moved[0].data_ptr() % 16 == 2
-    assert same(Problem(moved[0], moved[1], mixed(40, 90), 10.0, Flag(0)).found(emulated), expected)
+    assert same(Problem(moved[0], moved[1], mixed(40, 90), 10.0, Flag(0)).run(native), expected)
 
 
 @pytest.mark.parametrize("flags", [Flag.UNIT, Flag.NEGATIVES, Flag.SELF | Flag.NEGATIVES], ids=str)
@@ -255,13 +251,13 @@ def test_the_same_bits_in_any_order_and_with_any_ring(flags: Flag, emulated: Any
     anchors = unit(200, 64, torch.bfloat16, 1)
     keys = anchors if Flag.SELF in flags else unit(400, 64, torch.bfloat16, 2)
     problem = Problem(anchors, keys, mixed(200, keys.shape[0], shared=Flag.SELF in flags), 10.0, flags)
-    first = problem.found(emulated)
-    assert same(problem.found(emulated), first)
+    first = problem.run(native)
+    assert same(problem.run(native), first)
     emulated.set_reversed(True)
-    assert same(problem.found(emulated), first)
+    assert same(problem.run(native), first)
     for limit in (31 << 10, 41 << 10, 227 << 10):  # one, two and three tiles in flight
         emulated.set_shared_memory_limit(limit)
-        assert same(problem.found(emulated), first)
+        assert same(problem.run(native), first)
 
 
 @pytest.mark.parametrize("flags", [*MODES, Flag.SCAN, Flag.NEGATIVES | Flag.SCAN], ids=str)
@@ -270,86 +266,116 @@ def test_splitting_the_columns(flags: Flag, emulated: Any) -> None:
     problem = Problem(anchors, keys, every_rule(130, 600), 10.0, flags)
     emulated.set_multiprocessors(1)
     launches = emulated.launches()
-    whole, one = problem.found(emulated), emulated.launches() - launches
+    whole, one = problem.run(native), emulated.launches() - launches
     emulated.set_multiprocessors(100)
     launches = emulated.launches()
-    check(problem, emulated)
+    check(problem)
     assert emulated.launches() - launches > one
-    assert torch.equal(problem.found(emulated)[3], whole[3])
+    assert torch.equal(problem.run(native)[3], whole[3])
 
 
-def test_tiles_without_a_positive_are_not_multiplied(emulated: Any) -> None:
+@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES | Flag.UNIT], ids=str)
+def test_sorting_changes_no_pair(flags: Flag, monkeypatch: pytest.MonkeyPatch) -> None:
+    visited = []
+
+    def sorts(anchors: Tensor, keys: Tensor) -> bool:
+        visited.append(anchors)
+        return True
+
+    monkeypatch.setattr(ordering, "pays", sorts)
+    anchors, keys = unit(150, 40, torch.bfloat16, 1), unit(230, 40, torch.bfloat16, 2)
+    for pairs in (mixed, every_rule, prototypes):
+        check(Problem(anchors, keys, pairs(150, 230), 10.0, flags))
+    for pairs in (mixed, every_rule):
+        check(Problem(keys, keys, pairs(230, 230, shared=True), 10.0, flags | Flag.SELF))
+    check(Problem(anchors, keys, every_rule(150, 230), 10.0, flags, draw(150, seed=8), draw(230, seed=9).abs()))
+    assert len(visited) == 11
+
+
+def test_sorting_lays_classes_together() -> None:
+    pairs = every_rule(90, 120)
+    order = ordering.by_class(pairs, Flag(0))
+    assert pairs.key_groups is not None
+    edges = [0, pairs.positive_start, pairs.negative_stop, 120]
+    for first, last in pairwise(edges):
+        keys = order.keys[first:last]
+        assert torch.equal(keys.sort().values, torch.arange(first, last))
+        rank = pairs.key_groups[keys].long() * 100 + pairs.key_labels[keys]
+        assert torch.equal(rank, rank.sort().values)
+
+
+def test_tiles_without_a_positive_are_not_multiplied() -> None:
     anchors, keys = unit(128, 64, torch.bfloat16, 1), unit(192, 64, torch.bfloat16, 2)
     pairs = Pairs(torch.zeros(128).int(), (torch.arange(192) >= 64).int(), None, None, None, 0, 192)
     keys[100] = torch.nan  # its weight is 0: only a product would show it
     known = Problem(anchors, keys, pairs, 10.0, Flag.NEGATIVES, known_lse=torch.zeros(128))
-    assert known.forward(emulated).grad_anchors.isfinite().all()
+    assert forward(known).grad_anchors.isfinite().all()
     keys[10] = torch.nan
-    assert known.forward(emulated).grad_anchors.isnan().all()
+    assert forward(known).grad_anchors.isnan().all()
 
 
-def test_tiles_without_a_negative_are_not_multiplied(emulated: Any) -> None:
+def test_tiles_without_a_negative_are_not_multiplied() -> None:
     anchors, keys = unit(128, 64, torch.bfloat16, 1), unit(192, 64, torch.bfloat16, 2)
     pairs = Pairs(torch.zeros(128).int(), (torch.arange(192) >= 64).int(), None, None, None, 0, 192)
     keys[10] = torch.nan  # a positive
     scan = Problem(anchors, keys, pairs, 10.0, Flag.NEGATIVES | Flag.SCAN)
-    assert scan.forward(emulated).grad_anchors.isfinite().all()
-    assert scan._replace(flags=Flag.SCAN).forward(emulated).grad_anchors.isnan().all()
+    assert forward(scan).grad_anchors.isfinite().all()
+    assert forward(scan._replace(flags=Flag.SCAN)).grad_anchors.isnan().all()
 
 
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
-def test_classes_that_share_a_bit(flags: Flag, emulated: Any) -> None:
+def test_classes_that_share_a_bit(flags: Flag) -> None:
     anchors, keys = unit(130, 32, torch.bfloat16, 1), unit(200, 32, torch.bfloat16, 2)
     labels = torch.tensor([0, 64, 2**31 - 1, 63])
     pairs = Pairs(
         labels[torch.arange(130) // 40].int(), labels[torch.arange(200) // 50].int(), None, None, None, 0, 200
     )
-    check(Problem(anchors, keys, pairs, 10.0, flags), emulated)
+    check(Problem(anchors, keys, pairs, 10.0, flags))
     groups = torch.tensor([-(2**31), 7, 2**31 - 1])
     grouped = pairs._replace(
         anchor_groups=groups[torch.arange(130) % 3].int(), key_groups=groups[torch.arange(200) % 3].int()
     )
-    check(Problem(anchors, keys, grouped, 10.0, flags), emulated)
+    check(Problem(anchors, keys, grouped, 10.0, flags))
 
 
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
-def test_an_anchor_without_a_positive_passes_no_nan_to_the_keys(flags: Flag, emulated: Any) -> None:
+def test_an_anchor_without_a_positive_passes_no_nan_to_the_keys(flags: Flag) -> None:
     anchors, keys = unit(90, 32, torch.bfloat16, 1), unit(120, 32, torch.bfloat16, 2)
     anchors[5] = torch.nan
     labels = torch.zeros(90).int()
     labels[5] = 7
     pairs = Pairs(labels, (torch.arange(120) % 2).int(), None, None, None, 0, 120)
-    found = check(Problem(anchors, keys, pairs, 10.0, flags), emulated)
+    found = check(Problem(anchors, keys, pairs, 10.0, flags))
     assert found[6].isfinite().all()
     assert torch.equal(found[5][5], torch.zeros(32))
 
 
 @pytest.mark.parametrize("flags", [Flag.SELF, Flag.SELF | Flag.UNIT | Flag.NEGATIVES], ids=str)
-def test_without_an_anchor_that_counts_the_gradient_is_zero(flags: Flag, emulated: Any) -> None:
+def test_without_an_anchor_that_counts_the_gradient_is_zero(flags: Flag) -> None:
     rows = unit(80, 32, torch.bfloat16)
     rows[3] = torch.nan
     labels = torch.arange(80).int()
-    found = Problem(rows, rows, Pairs(labels, labels, None, None, None, 0, 80), 10.0, flags).found(emulated)
+    found = Problem(rows, rows, Pairs(labels, labels, None, None, None, 0, 80), 10.0, flags).run(native)
     assert torch.equal(found[0], torch.zeros(80))
     assert torch.equal(found[5], torch.zeros(80, 32))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
-def test_what_is_no_number_reaches_the_loss(flags: Flag, value: float, emulated: Any) -> None:
+def test_what_is_no_number_reaches_the_loss(flags: Flag, value: float) -> None:
     anchors, keys = unit(40, 32, torch.bfloat16, 1), unit(90, 32, torch.bfloat16, 2)
     keys[7, 3] = value
     problem = Problem(anchors, keys, mixed(40, 90), 10.0, flags)
-    state, truth = problem.forward(emulated), problem.truth(wide=True)
+    state, truth = forward(problem), problem.run(reference, wide=True)
     for name, actual, exact in zip(NAMES[:3], state[:3], truth[:3], strict=True):
         assert torch.equal(actual.isnan(), exact.isnan()), name
         assert torch.equal(actual.isposinf(), exact.isposinf()), name
 
 
-def test_a_tiny_loss_keeps_its_digits(emulated: Any) -> None:
+def test_a_tiny_loss_keeps_its_digits() -> None:
     anchors, keys = torch.tensor([[1.0]]).bfloat16(), torch.tensor([[1.0], [-1.0]]).bfloat16()
     pairs = Pairs(torch.tensor([3]).int(), torch.tensor([3, 4]).int(), None, None, None, 0, 2)
-    loss = Problem(anchors, keys, pairs, 15.0, Flag.NEGATIVES | Flag.UNIT).forward(emulated).loss
+    loss = forward(Problem(anchors, keys, pairs, 15.0, Flag.NEGATIVES | Flag.UNIT)).loss
     truth = torch.tensor([-30.0], dtype=torch.float64).exp().log1p()
     assert_within_budget("loss", loss, truth, truth.float(), amplification=30.0)
 
@@ -362,14 +388,15 @@ def test_a_scaled_upstream_overflows_nothing(emulated: Any) -> None:
         rows.double(), rows.double(), pairs, 40.0, Flag.SELF | Flag.UNIT | Flag.NEGATIVES
     )
     push, share = push_and_draw(state)
-    given = (torch.full((150,), 2.0**24), push.float(), share.float(), rows, rows, *pairs, state.lse.float(), 40.0)
-    found = emulated.contrast_backward(*given, int(Flag.SELF | Flag.UNIT | Flag.NEGATIVES))[0]
+    narrow = (torch.full((150,), 2.0**24), push.float(), share.float())
+    flags = Flag.SELF | Flag.UNIT | Flag.NEGATIVES
+    found, _ = native.contrast_backward(narrow, rows, rows, pairs, state.lse.float(), 40.0, flags)
     wide = (torch.full((150,), 2.0**24, dtype=torch.float64), push, share)
     truth, plain = (
         reference.contrast_backward(
             factors, rows.to(dtype), rows.to(dtype), pairs, state.lse.to(dtype), 40.0, Flag.SELF | Flag.NEGATIVES
         )[0]
-        for dtype, factors in ((torch.float64, wide), (torch.float32, given[:3]))
+        for dtype, factors in ((torch.float64, wide), (torch.float32, narrow))
     )
     assert_within_budget("gradient", found, truth, plain, amplification=2.0**16)
 
@@ -399,8 +426,8 @@ REFUSED: dict[str, tuple[str, Callable[[Problem], Problem]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusals(name: str, emulated: Any) -> None:
+def test_refusals(name: str) -> None:
     message, change = REFUSED[name]
     given = Problem(unit(6, 8, torch.float16), unit(9, 8, torch.float16), mixed(6, 9), 10.0, Flag(0))
     with pytest.raises(RuntimeError, match=message):
-        change(given).forward(emulated)
+        forward(change(given))

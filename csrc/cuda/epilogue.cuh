@@ -40,21 +40,15 @@ struct Position {
   }
 };
 
+// A row or a column in one pair.
 struct Member {
   int index, label, group, exclude;
 };
 
-template <int kSize>
-__device__ __forceinline__ Member member(const Side& side, const Strip<kSize>& strip, int first, int i,
-                                         bool counted = true) {
-  return {first + i, counted ? strip.integer(kLabel, i) : -1,
-          side.field[kGroup] ? strip.integer(kGroup, i) : 0,
-          side.field[kExclude] ? strip.integer(kExclude, i) : -1};
-}
-
+// Every condition is taken: a branch would cost more than all of them.
 __device__ __forceinline__ PairMask<int> meet(const Rules& rules, const Member& anchor, const Member& key) {
-  const bool comparable = anchor.label >= 0 && key.label >= 0 && anchor.group == key.group &&
-                          anchor.exclude != key.index && !(rules.self && anchor.index == key.index);
+  const int comparable = (anchor.label >= 0) & (key.label >= 0) & (anchor.group == key.group) &
+                         (anchor.exclude != key.index) & !(rules.self & (anchor.index == key.index));
   return pair_mask<int>(-comparable, -(anchor.label == key.label), -(key.index >= rules.positive_start),
                         -(key.index < rules.negative_stop));
 }
@@ -86,12 +80,19 @@ struct Strips {
   const Strip<kRows>& rows;
   const Strip<kColumns>& columns;
 
-  // The pairs of a row, which is the anchor, with a column.
-  __device__ __forceinline__ Member row(const Position& position, int i, bool counted = true) const {
-    return member(row_side, rows, position.first_row, position.row + i, counted);
+  __device__ __forceinline__ Member row(const Position& position, int i) const {
+    return member(row_side, rows, position.first_row, position.row + i);
   }
-  __device__ __forceinline__ Member column(const Position& position, int i, bool counted = true) const {
-    return member(column_side, columns, position.first_column, position.column + i, counted);
+  __device__ __forceinline__ Member column(const Position& position, int i) const {
+    return member(column_side, columns, position.first_column, position.column + i);
+  }
+
+ private:
+  template <int kSize>
+  static __device__ __forceinline__ Member member(const Side& side, const Strip<kSize>& strip, int first,
+                                                  int i) {
+    return {first + i, strip.integer(kLabel, i), side.field[kGroup] ? strip.integer(kGroup, i) : 0,
+            side.field[kExclude] ? strip.integer(kExclude, i) : -1};
   }
 };
 
@@ -164,52 +165,63 @@ __device__ __forceinline__ void positive_tile(float (&tile)[kTiles][4], Attracte
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float& element = tile[n][2 * r + c];
+        const bool positive = meet(rules, anchor, strips.column(position, 8 * n + c)).positive != 0;
         const float gap2 = lse2 - element * rules.scale2, gap = gap2 * kLn2;
         element = 0;
-        if (!meet(rules, anchor, strips.column(position, 8 * n + c)).positive) continue;
-        Attraction<float> found{gap, 1};
-        if (rules.negatives_only) found = attraction<float>(gap, exp2_approx(-fabsf(gap2)));
-        element = found.sigmoid;
-        sums[r].loss += found.softplus;
-        sums[r].pull += found.sigmoid;
-        sums[r].count += 1;
+        if (positive) {  // a branch, or all attractions at once would need more registers than there are
+          Attraction<float> found{gap, 1};
+          if (rules.negatives_only) found = attraction<float>(gap, exp2_approx(-fabsf(gap2)));
+          element = found.sigmoid;
+          sums[r].loss += found.softplus;
+          sums[r].pull += found.sigmoid;
+          sums[r].count += 1;
+        }
       }
     }
   }
   if (factors) multiply_columns(tile, strips.columns, position.column);
 }
 
-// One element of a gradient where masks are needed, in one role of its row.
-template <int kRows, int kColumns>
-__device__ __forceinline__ float masked_coefficient(float logit, const Rules& rules,
-                                                    const Strips<kRows, kColumns>& strips,
-                                                    const Position& position, int i, int j,
-                                                    bool row_is_anchor) {
-  const int a = row_is_anchor ? position.row + i : position.column + j;
-  const float lse2 = row_is_anchor ? strips.rows.number(kLse, a) : strips.columns.number(kLse, a);
-  const float push = row_is_anchor ? strips.rows.number(kPush, a) : strips.columns.number(kPush, a);
-  const float draw = row_is_anchor ? strips.rows.number(kDraw, a) : strips.columns.number(kDraw, a);
-  const bool counted = lse2 != kLargest;
-  const Member row = strips.row(position, i, counted || !row_is_anchor);
-  const Member column = strips.column(position, j, counted || row_is_anchor);
-  const PairMask<int> pair = row_is_anchor ? meet(rules, row, column) : meet(rules, column, row);
-  return coefficient<float>(pair, exp2_approx(logit - lse2), push, draw, rules.negatives_only);
-}
+// What is known of an anchor in a gradient; nothing of one that does not count.
+struct AnchorState {
+  Member member;
+  float lse2, push, draw;
+
+  template <int kSize>
+  __device__ __forceinline__ AnchorState(const Member& member, const Strip<kSize>& strip, int i)
+      : member(member),
+        lse2(strip.number(kLse, i)),
+        push(strip.number(kPush, i)),
+        draw(strip.number(kDraw, i)) {
+    if (lse2 == kLargest) this->member.label = -1;
+  }
+  __device__ __forceinline__ float with_key(const Rules& rules, const Member& key, float logit) const {
+    return coefficient<float>(meet(rules, member, key), exp2_approx(logit - lse2), push, draw,
+                              rules.negatives_only);
+  }
+};
 
 template <int kTiles, int kRows, int kColumns>
 __device__ __forceinline__ void masked_gradient_tile(float (&tile)[kTiles][4], const Job& job,
                                                      const Strips<kRows, kColumns>& strips,
                                                      const Position& position) {
+  const Rules& rules = job.rules;
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int r = 0; r < 2; ++r) {
+    const Member row = strips.row(position, 8 * r);
+    const AnchorState anchor(row, strips.rows, position.row + 8 * r);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int i = 8 * (e / 2), j = 8 * n + e % 2;
-      const float logit = tile[n][e] * job.rules.scale2;
-      float found = 0;
-      if (job.rows_are_anchors) found = masked_coefficient(logit, job.rules, strips, position, i, j, true);
-      if (job.rows_are_keys) found += masked_coefficient(logit, job.rules, strips, position, i, j, false);
-      tile[n][e] = found;
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& element = tile[n][2 * r + c];
+        const Member column = strips.column(position, 8 * n + c);
+        const float logit = element * rules.scale2;
+        element = job.rows_are_anchors ? anchor.with_key(rules, column, logit) : 0.0f;
+        if (job.rows_are_keys)
+          element +=
+              AnchorState(column, strips.columns, position.column + 8 * n + c).with_key(rules, row, logit);
+      }
     }
   }
 }

@@ -41,16 +41,15 @@ template <int kRows, int kThreads, class T, class Valid>
 __device__ __forceinline__ void load_rows(unsigned char* slab, const T* rows /* [n, width] */, int64_t first,
                                           int width, const Valid& valid) {
   const bool whole = width % kUnit == 0 && reinterpret_cast<uintptr_t>(rows) % 16 == 0;
-  const int unit = threadIdx.x % kUnits, units = units_of(width);
+  const int unit = threadIdx.x % kUnits, padded = units_of(width) * kUnit;
   for (int row = threadIdx.x / kUnits; row < kRows; row += kThreads / kUnits) {
     const bool reads = valid(row);
     const T* from = rows + (reads ? (first + row) * width : 0);
-    for (int chunk = 0; chunk * kUnits + unit < units; ++chunk) {
-      const int at = chunk * kChunk + unit * kUnit;
-      unsigned char* to = unit_at<kRows>(slab, chunk, row, unit);
+    unsigned char* to = unit_at<kRows>(slab, 0, row, unit);
+    for (int at = unit * kUnit; at < padded; at += kChunk, to += kRows * kRowBytes) {
       if (whole) {
-        const bool inside = at < width;
-        copy_async(to, from + (inside ? at : 0), reads && inside);
+        const bool inside = reads && at < width;
+        copy_async(to, from + (inside ? at : 0), inside);
       } else {
         copy_unit(to, from, at, width, reads);
       }

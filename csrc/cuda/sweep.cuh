@@ -18,6 +18,7 @@ struct Layout {
   };
   struct Books {
     Strip<kTile.rows()> rows;
+    RowClasses classes;
     typename Walker::Shared walk;
     Stage stage[1];  // as many as there are
   };
@@ -166,7 +167,8 @@ __global__ void __launch_bounds__(kTile.threads()) sweep_kernel(const __grid_con
   const int first_row = static_cast<int>(blockIdx.x) * kTile.rows(),
             first_out = static_cast<int>(blockIdx.y) * kTile.out;
   const int tiles = (job.columns.count + kTile.columns - 1) / kTile.columns;
-  const auto bound = [&](int64_t split) { return static_cast<int>(tiles * split / job.splits); };
+  const int run = (tiles + job.splits - 1) / job.splits,
+            first_tile = min(tiles, run * static_cast<int>(blockIdx.z));
   load_strip<kTile.rows(), kTile.threads()>(books.rows, job.rows, first_row);
   commit_copies();
   wait_copies<0>();
@@ -174,11 +176,14 @@ __global__ void __launch_bounds__(kTile.threads()) sweep_kernel(const __grid_con
   load_rows<kTile.rows(), kTile.threads()>(layout.rows(), static_cast<const T*>(job.rows.rows), first_row,
                                            job.width,
                                            [&](int row) { return books.rows.integer(kLabel, row) >= 0; });
-  const RowClasses classes = row_classes(job.rows, books.rows, first_row);
-  typename Layout<kTile>::Walker walk(books.walk, bound(blockIdx.z), bound(blockIdx.z + 1));
+  if (threadIdx.x < kWarp) {
+    const RowClasses classes = row_classes(job.rows, books.rows, first_row);
+    if (threadIdx.x == 0) books.classes = classes;
+  }
+  typename Layout<kTile>::Walker walk(books.walk, first_tile, min(tiles, first_tile + run));
   const auto fetch = [&](int stage) {
     bool masked = false;
-    const int tile = walk.next(kPass, job, classes, masked);
+    const int tile = walk.next(kPass, job, books.classes, masked);
     auto& to = books.stage[stage];
     if (threadIdx.x == 0) {
       to.first = tile < 0 ? -1 : tile * kTile.columns;

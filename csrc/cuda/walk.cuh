@@ -22,7 +22,7 @@ __device__ __forceinline__ uint64_t class_bit(int label, int group) {
   return uint64_t{1} << ((static_cast<unsigned>(label) + 29u * static_cast<unsigned>(group)) % 64);
 }
 
-// The same for all warps.
+// By one warp.
 template <int kRows>
 __device__ __forceinline__ RowClasses row_classes(const Side& side, const Strip<kRows>& rows, int first) {
   RowClasses found;
@@ -88,9 +88,10 @@ class Walk {
  public:
   static constexpr int kTiles = 32;
   static constexpr int kWords = kTiles * kColumns / 32;
+  static constexpr uint32_t kWanted = 1, kMasked = 2;
   struct Shared {
     uint32_t valid[kWords];  // one bit a column
-    uint32_t state[kWords];  // bit 0: wanted, bit 1: masked
+    uint32_t state[kWords];
   };
 
   __device__ __forceinline__ Walk(Shared& shared, int tile, int stop)
@@ -105,7 +106,7 @@ class Walk {
     }
     const int bit = std::countr_zero(wanted_);
     wanted_ &= wanted_ - 1;
-    masked = (masked_ >> bit & 1) != 0;
+    masked = (state(bit) & kMasked) != 0;
     return base_ + bit;
   }
 
@@ -131,19 +132,24 @@ class Walk {
       const uint32_t valid = ballot(label >= 0), wanted = ballot(found.wanted), masked = ballot(found.masked);
       if (lane == 0) {
         shared_.valid[word] = valid;
-        shared_.state[word] = (wanted != 0 ? 1 : 0) | (masked != 0 ? 2 : 0);
+        shared_.state[word] = (wanted != 0 ? kWanted : 0) | (masked != 0 ? kMasked : 0);
       }
     }
     sync_block();
-    uint32_t state = 0;
-    for (int word = 0; word < kColumns / 32; ++word) state |= shared_.state[lane * (kColumns / 32) + word];
-    wanted_ = ballot((state & 1) != 0 && base_ + lane < stop_);
-    masked_ = ballot((state & 2) != 0);
+    wanted_ = ballot((state(lane) & kWanted) != 0 && base_ + lane < stop_);
+  }
+
+  // Of a tile looked at, what its columns want together.
+  __device__ __forceinline__ uint32_t state(int tile) const {
+    uint32_t found = 0;
+#pragma unroll
+    for (int word = 0; word < kColumns / 32; ++word) found |= shared_.state[tile * (kColumns / 32) + word];
+    return found;
   }
 
   Shared& shared_;
   int base_, stop_;
-  uint32_t wanted_ = 0, masked_ = 0;
+  uint32_t wanted_ = 0;  // of the tiles from base_ on, those still to come
 };
 
 }  // namespace secl::cuda

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secl_ops import library
-from secl_ops.backends import reference
+from secl_ops.backends import ordering, reference
 from secl_ops.backends.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import Flag, Pairs
 
@@ -71,17 +71,26 @@ def contrast_forward(
     key_inverse: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference for the other arguments."""
+    if _serves_cuda(anchors) and ordering.pays(anchors, keys):
+        order = ordering.by_class(pairs, flags)
+        found = _contrast_forward(
+            anchors[order.anchors], keys[order.keys], order.pairs(pairs), scale, flags,
+            ordering.taken(known_lse, order.anchors), ordering.taken(key_inverse, order.keys),
+        )  # fmt: skip
+        return order.state(found)
+    return _contrast_forward(anchors, keys, pairs, scale, flags, known_lse, key_inverse)
+
+
+def _contrast_forward(
+    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag,
+    known_lse: Tensor | None, key_inverse: Tensor | None,
+) -> ContrastState:  # fmt: skip
     found = _operations().contrast_forward(
-        anchors.contiguous(),
-        keys.contiguous(),
-        *_dense_pairs(pairs),
-        _dense(key_inverse),
-        _dense(known_lse),
-        scale,
+        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), _dense(key_inverse), _dense(known_lse), scale,
         int(flags),
-    )
+    )  # fmt: skip
     state = ContrastState(*found)
-    if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags:
+    if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags and not _serves_cuda(anchors):
         state.grad_anchors.masked_fill_((state.count == 0)[:, None], 0.0)
     return state
 
@@ -99,6 +108,8 @@ def contrast_backward(
 
     The factors are grad_loss, push and draw, [N] each; an anchor whose push and draw are 0 does not count.
     """
+    if _serves_cuda(anchors):
+        return _cuda_backward(factors, anchors, keys, pairs, lse, scale, flags)
     counted = (factors[1] != 0) | (factors[2] != 0)
     if Flag.SELF not in flags:  # a row that the kernels do not read can carry no NaN into the keys
         pairs = pairs._replace(anchor_labels=torch.where(counted, pairs.anchor_labels, -1))
@@ -108,6 +119,26 @@ def contrast_backward(
     )  # fmt: skip
     if Flag.SELF in flags:
         grad_anchors.masked_fill_(~counted.any(), 0.0)
+    return grad_anchors, grad_keys
+
+
+def _cuda_backward(
+    factors: tuple[Tensor, Tensor, Tensor], anchors: Tensor, keys: Tensor, pairs: Pairs, lse: Tensor,
+    scale: float, flags: Flag,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The kernels see for themselves which anchors count, and read grad_loss at any stride."""
+    grad_loss, push, draw = factors
+    order = ordering.by_class(pairs, flags) if ordering.pays(anchors, keys) else None
+    if order is not None:
+        grad_loss, push, draw, lse, anchors = (value[order.anchors] for value in (grad_loss, push, draw, lse, anchors))
+        keys, pairs = keys[order.keys], order.pairs(pairs)
+    grad_anchors, grad_keys = _operations().contrast_backward(
+        grad_loss.float(), push.float().contiguous(), draw.float().contiguous(), anchors.contiguous(),
+        keys.contiguous(), *_dense_pairs(pairs), lse.contiguous(), scale, int(flags),
+    )  # fmt: skip
+    if order is not None:
+        grad_anchors = ordering.restored(grad_anchors, order.anchors)
+        grad_keys = ordering.restored(grad_keys, order.keys)
     return grad_anchors, grad_keys
 
 
