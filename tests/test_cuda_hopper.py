@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hopper's contrast kernels, executed on the emulated GPU against fp64 truth.
 
-Executed are the main loop, its barriers' phases, the ring, the descriptors and the swizzle, with everything asynchronous
-as late as it may be. Not shown here: that the PTX says the same (its encodings, and what fences order between the copy
-engine, the tensor cores and ordinary stores), and any speed. That takes a GPU.
+Executed are the main loop, its barriers' phases, the ring, the descriptors and the swizzle, with everything
+asynchronous as late as it may be. Not shown here: that the PTX says the same (its encodings, and what fences order
+between the copy engine, the tensor cores and ordinary stores), and any speed. That takes a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secl_ops.backends import reference
+from secl_ops.backends import native, reference
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw, surrounded
@@ -24,6 +24,7 @@ from tests.test_cuda_contrast import (
     check,
     draw,
     every_rule,
+    forward,
     mixed,
     prototypes,
     same,
@@ -52,12 +53,21 @@ FAULTS = {
 
 
 @pytest.fixture
-def hopper(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The operations on an emulated Hopper whose owner has asked for its kernels."""
-    monkeypatch.setenv("SECL_CUDA_PATH", "hopper")
+def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Serves the native backend by the kernels on an emulated Hopper."""
+    monkeypatch.setattr(native, "_operations", lambda: emulated)
+    monkeypatch.setattr(native, "_serves_cuda", lambda tensor: True)
+    monkeypatch.delenv("SECL_CUDA_PATH", raising=False)
     emulated.set_capability(90)
     emulated.set_multiprocessors(1)
     return emulated
+
+
+@pytest.fixture
+def hopper(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same for an owner who has asked for Hopper's kernels."""
+    monkeypatch.setenv("SECL_CUDA_PATH", "hopper")
+    return gpu
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -68,7 +78,7 @@ def test_anchors_and_keys(
     pairs: Callable[..., Pairs], flags: Flag, width: int, dtype: torch.dtype, hopper: Any
 ) -> None:
     anchors, keys = unit(150, width, dtype, 1), unit(290, width, dtype, 2)
-    check(Problem(anchors, keys, pairs(150, 290), 10.0, flags), hopper)
+    check(Problem(anchors, keys, pairs(150, 290), 10.0, flags))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -77,20 +87,30 @@ def test_anchors_and_keys(
 @pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule])
 def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, width: int, dtype: torch.dtype, hopper: Any) -> None:
     rows = unit(140, width, dtype)
-    check(Problem(rows, rows, pairs(140, 140, shared=True), 10.0, flags | Flag.SELF), hopper)
+    check(Problem(rows, rows, pairs(140, 140, shared=True), 10.0, flags | Flag.SELF))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("anchors", "keys"), [(1, 1), (1, 300), (300, 1), (255, 127), (256, 128), (257, 129)])
 def test_ragged_sizes(anchors: int, keys: int, width: int, hopper: Any) -> None:
     rows = unit(anchors, width, BF16, 1), unit(keys, width, BF16, 2)
-    check(Problem(*rows, mixed(anchors, keys), 10.0, Flag.UNIT | Flag.NEGATIVES), hopper)
+    check(Problem(*rows, mixed(anchors, keys), 10.0, Flag.UNIT | Flag.NEGATIVES))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_ring_goes_round(width: int, hopper: Any) -> None:
+    anchors, keys = unit(20, width, BF16, 1), unit(900, width, BF16, 2)
+    pairs = sorted_classes(20, 900)
+    check(Problem(anchors, keys, pairs, 10.0, Flag.UNIT))
+    check(Problem(keys, anchors, sorted_classes(900, 20), 10.0, Flag.UNIT))
+    scan = hopper.contrast_forward(anchors, keys, *pairs, None, None, 10.0, int(Flag.UNIT))[1]
+    assert (scan - Problem(anchors, keys, pairs, 10.0, Flag.UNIT).run(reference, wide=True)[1]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("anchors", [0, 5])
 def test_nothing_to_contrast(anchors: int, hopper: Any) -> None:
     rows = unit(anchors, 64, BF16), unit(0, 64, BF16)
-    state = Problem(*rows, mixed(anchors, 0), 10.0, Flag.UNIT).forward(hopper)
+    state = forward(Problem(*rows, mixed(anchors, 0), 10.0, Flag.UNIT))
     assert torch.equal(state.lse, torch.full((anchors,), -torch.inf))
     assert torch.equal(state.grad_anchors, torch.zeros(anchors, 64))
 
@@ -104,7 +124,7 @@ def test_sums_alone(pairs: Callable[..., Pairs], dtype: torch.dtype, width: int,
         problem = Problem(anchors, keys, pairs(150, 290), 10.0, flags)
         given = (anchors, keys, *problem.pairs, None, None, 10.0, int(flags))
         lse = hopper.contrast_forward(*given)[1]
-        truth, plain = (problem.truth(wide)[1] for wide in (True, False))
+        truth, plain = (problem.run(reference, wide=wide)[1] for wide in (True, False))
         finite = truth.isfinite()
         assert torch.equal(finite, lse.isfinite())
         # Sums in fp32 of exponentials that err by 3e-6 where fused multiply-adds compute them.
@@ -119,7 +139,7 @@ def test_frozen_keys(flags: Flag, width: int, hopper: Any) -> None:
     pairs = every_rule(150, 290)
     assert pairs.key_labels is not None
     raw[pairs.key_labels < 0] = torch.nan  # ignored: never read
-    check(Problem(anchors, raw, pairs, 10.0, flags, key_inverse=inverse), hopper)
+    check(Problem(anchors, raw, pairs, 10.0, flags, key_inverse=inverse))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -128,7 +148,7 @@ def test_temperatures(scale: float, dtype: torch.dtype, hopper: Any) -> None:
     anchors = unit(20, 64, dtype, 1)
     for near in (anchors, -anchors):  # similarities from -1 to 1, and back: fp16 weights rise by 2^112 on the way
         keys = torch.cat([-near, unit(300, 64, dtype, 2), near])
-        check(Problem(anchors, keys, mixed(20, 340), scale, Flag.UNIT), hopper)
+        check(Problem(anchors, keys, mixed(20, 340), scale, Flag.UNIT))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -146,7 +166,14 @@ def test_weights_of_any_size(dtype: torch.dtype, hopper: Any) -> None:
             )
             for kind in (torch.float64, torch.float32)
         )  # fmt: skip
-        given = (anchors, keys, *pairs, state.lse.float(), 10.0, int(Flag.UNIT | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT))
+        given = (
+            anchors,
+            keys,
+            *pairs,
+            state.lse.float(),
+            10.0,
+            int(Flag.UNIT | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT),
+        )
         found = hopper.contrast_backward(weights, push.float(), share.float(), *given)
         rounding = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
         for name, *values in zip(("anchors", "keys"), found, truth, plain, strict=True):
@@ -160,11 +187,11 @@ def test_splitting_the_columns(flags: Flag, width: int, hopper: Any) -> None:
     keys = anchors if Flag.SELF in flags else unit(1300, width, BF16, 2)
     problem = Problem(anchors, keys, every_rule(40, len(keys), shared=Flag.SELF in flags), 10.0, flags)
     launches = hopper.launches()
-    whole = problem.found(hopper)
+    whole = problem.run(native)
     one = hopper.launches() - launches
     hopper.set_multiprocessors(100)
     launches = hopper.launches()
-    parted = check(problem, hopper)
+    parted = check(problem)
     assert (hopper.launches() - launches > one) == (Flag.SELF not in flags)
     assert same(parted, whole) == (Flag.SELF in flags)
 
@@ -175,10 +202,10 @@ def test_the_same_bits_in_any_order(flags: Flag, width: int, hopper: Any) -> Non
     anchors = unit(140, width, BF16, 1)
     keys = anchors if Flag.SELF in flags else unit(290, width, BF16, 2)
     problem = Problem(anchors, keys, mixed(140, len(keys), shared=Flag.SELF in flags), 10.0, flags)
-    first = problem.found(hopper)
-    assert same(problem.found(hopper), first)
+    first = problem.run(native)
+    assert same(problem.run(native), first)
     hopper.set_reversed(True)
-    assert same(problem.found(hopper), first)
+    assert same(problem.run(native), first)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -187,10 +214,10 @@ def test_nothing_is_read_outside_the_rows(width: int, hopper: Any) -> None:
     pairs = every_rule(70, 135)
     for side, labels in zip(rows, pairs[:2], strict=True):
         side[labels < 0] = torch.nan
-    alone = Problem(rows[0], rows[1], pairs, 10.0, Flag.UNIT).found(hopper)
+    alone = Problem(rows[0], rows[1], pairs, 10.0, Flag.UNIT).run(native)
     views, buffers = zip(*map(surrounded, rows), strict=True)
     fields = [surrounded(value)[0] if isinstance(value, Tensor) else value for value in pairs]
-    assert same(Problem(*views, Pairs(*fields), 10.0, Flag.UNIT).found(hopper), alone)
+    assert same(Problem(*views, Pairs(*fields), 10.0, Flag.UNIT).run(native), alone)
     assert all(values.isfinite().all() for values in alone if values.ndim == 2)
     assert all(buffer[:80].isnan().all() and buffer[-80:].isnan().all() for buffer in buffers)
 
@@ -202,12 +229,12 @@ def test_what_does_not_count_passes_no_nan_on(flags: Flag, hopper: Any) -> None:
     labels = torch.zeros(90).int()
     labels[5] = 7  # without a positive
     pairs = Pairs(labels, (torch.arange(120) % 2).int(), None, None, None, 0, 120)
-    found = check(Problem(anchors, keys, pairs, 10.0, flags), hopper)
+    found = check(Problem(anchors, keys, pairs, 10.0, flags))
     assert found[6].isfinite().all()
     assert torch.equal(found[5][5], torch.zeros(64))
     labels = torch.arange(90).int()
-    found = Problem(anchors, anchors, Pairs(labels, labels, None, None, None, 0, 90), 10.0, flags | Flag.SELF).found(
-        hopper
+    found = Problem(anchors, anchors, Pairs(labels, labels, None, None, None, 0, 90), 10.0, flags | Flag.SELF).run(
+        native
     )
     assert torch.equal(found[5], torch.zeros(90, 64))
 
@@ -218,24 +245,22 @@ def test_what_is_no_number_reaches_the_loss(width: int, hopper: Any) -> None:
     for key in range(0, 320, 41):
         keys[key] = torch.nan
         problem = Problem(anchors, keys, sorted_classes(40, 320), 10.0, Flag.UNIT)
-        assert torch.equal(problem.forward(hopper).lse.isnan(), problem.truth(wide=True)[1].isnan())
+        assert torch.equal(forward(problem).lse.isnan(), problem.run(reference, wide=True)[1].isnan())
         keys[key] = 0
 
 
-def test_only_who_asks_gets_these_kernels(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_who_asks_gets_these_kernels(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(width: int = 64, scale: float = 10.0, flags: Flag = Flag.UNIT) -> list[Tensor]:
         rows = unit(60, width, BF16, 1), unit(150, width, BF16, 2)
-        return Problem(*rows, sorted_classes(60, 150), scale, flags).found(emulated)
+        return Problem(*rows, sorted_classes(60, 150), scale, flags).run(native)
 
     others: list[dict[str, Any]] = [{"width": 96}, {"scale": 41.0}, {"flags": Flag(0)}]
-    monkeypatch.delenv("SECL_CUDA_PATH", raising=False)
-    emulated.set_capability(90)
     default, defaults = found(), [found(**other) for other in others]
     for path, capability in (("portable", 90), ("hopper", 80), ("hopper", 100)):
         monkeypatch.setenv("SECL_CUDA_PATH", path)
-        emulated.set_capability(capability)
+        gpu.set_capability(capability)
         assert same(found(), default)
-    emulated.set_capability(90)
+    gpu.set_capability(90)
     assert not same(found(), default)  # other tiles, other roundings
     for other, expected in zip(others, defaults, strict=True):
         assert same(found(**other), expected), other

@@ -57,6 +57,9 @@ inline void barrier_arrive(uint64_t* barrier) {
   if (word.pending == 0) emulate::fail("more arrivals at a barrier than its phase has");
   --word.pending;
   barrier_settle(word);
+  // The others go first: what this thread should have done before it arrived is then too late.
+  bool let = false;
+  emulate::wait_until("barrier_arrive", [&let] { return std::exchange(let, true); });
 }
 
 inline void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
