@@ -99,10 +99,10 @@ def test_ragged_sizes(anchors: int, keys: int, width: int, hopper: Any) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_ring_goes_round(width: int, hopper: Any) -> None:
-    anchors, keys = unit(20, width, BF16, 1), unit(900, width, BF16, 2)
-    pairs = sorted_classes(20, 900)
+    anchors, keys = unit(150, width, BF16, 1), unit(900, width, BF16, 2)
+    pairs = sorted_classes(150, 900)
     check(Problem(anchors, keys, pairs, 10.0, Flag.UNIT))
-    check(Problem(keys, anchors, sorted_classes(900, 20), 10.0, Flag.UNIT))
+    check(Problem(keys, anchors, sorted_classes(900, 150), 10.0, Flag.UNIT))
     scan = hopper.contrast_forward(anchors, keys, *pairs, None, None, 10.0, int(Flag.UNIT))[1]
     assert (scan - Problem(anchors, keys, pairs, 10.0, Flag.UNIT).run(reference, wide=True)[1]).abs().max() < 1e-5
 

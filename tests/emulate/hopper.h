@@ -57,9 +57,12 @@ inline void barrier_arrive(uint64_t* barrier) {
   if (word.pending == 0) emulate::fail("more arrivals at a barrier than its phase has");
   --word.pending;
   barrier_settle(word);
-  // The others go first: what this thread should have done before it arrived is then too late.
-  bool let = false;
-  emulate::wait_until("barrier_arrive", [&let] { return std::exchange(let, true); });
+  // All others go first, as far as they can: what this thread should have done before it arrived is then too
+  // late.
+  uint64_t turns = ~uint64_t{0};
+  emulate::wait_until("barrier_arrive", [&turns] {
+    return std::exchange(turns, emulate::machine().turns) == emulate::machine().turns;
+  });
 }
 
 inline void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {

@@ -228,6 +228,7 @@ void Launch::wait(const char* what, const std::function<bool()>& ready) {
 
 void Launch::resume(Thread& thread) {
   running_ = &thread;
+  ++machine().turns;
   thread.waits_for = nullptr;
   threadIdx = thread.index;
   blockIdx = thread.block->index;
@@ -247,12 +248,12 @@ std::string Launch::waiting() const {
 
 void Launch::schedule() {
   if (sigsetjmp(escape_, 1) != 0) return;
-  for (bool progress = true; progress && fault_.empty();) {
-    progress = false;
+  // A thread that lets all others go first sees in the second idle round that they have stopped.
+  for (int idle = 0; idle < 2 && fault_.empty(); ++idle) {
     for (size_t i = 0; i < threads_.size() && fault_.empty(); ++i) {
       Thread& thread = threads_[machine().reversed ? threads_.size() - 1 - i : i];
       if (thread.returned || (thread.waits_for != nullptr && !(*thread.ready)())) continue;
-      progress = true;
+      idle = -1;
       resume(thread);
     }
   }

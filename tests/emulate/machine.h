@@ -93,6 +93,7 @@ struct Machine {
   int32_t capability = 80;
   int32_t shared_memory_limit = 99 << 10;  // of the smallest GPU served
   uint64_t launches = 0;
+  uint64_t turns = 0;  // how often a thread was let run
 };
 Machine& machine();
 
