@@ -94,7 +94,7 @@ def emulated() -> Iterator[Any]:
     torch.ops.secl_emulated.set_reversed(False)
     torch.ops.secl_emulated.set_multiprocessors(4)
     torch.ops.secl_emulated.set_capability(80)
-    torch.ops.secl_emulated.set_shared_memory_limit(99 << 10)
+    torch.ops.secl_emulated.set_shared_memory_limit(227 << 10)
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])

@@ -111,14 +111,16 @@ def check(problem: Problem, *, cancels: bool = False) -> list[Tensor]:
     Where gradients cancel, what the value product rounds is far larger than what is left of it.
     """
     found, plain, truth = problem.run(native), problem.run(reference), problem.run(reference, wide=True)
-    lengths = [float(rows.float().norm(dim=1).nan_to_num(0.0).max()) for rows in problem[:2]]
+    lengths = [float(rows.float().norm(dim=1).nan_to_num(0.0).max()) if len(rows) else 0.0 for rows in problem[:2]]
     peak = problem.scale * lengths[0] * (lengths[1] if problem.key_inverse is None else 1.0)
     # The weights of the value product take the rows' dtype.
     rounding = torch.finfo(problem.anchors.dtype).eps / torch.finfo(torch.float32).eps
     for name, actual, rough, exact in zip(NAMES, found, plain, truth, strict=False):
         assert torch.equal(actual.isneginf(), exact.isneginf()), name
         # A pair's exponential errs by the rounding of its logit, and may meet an attraction that cancels it.
-        largest = problem.scale * float(weight_of_anchors(problem).abs().max()) if exact.ndim == 2 else 1.0
+        largest = (
+            problem.scale * float(weight_of_anchors(problem).abs().amax()) if exact.numel() and exact.ndim == 2 else 1.0
+        )
         magnitude = max(peak, largest * (rounding if cancels else peak))
         amplification = max(4 * peak, rounding if exact.ndim == 2 else 1.0)
         values = (
@@ -154,11 +156,25 @@ def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", [1, 3, 16, 24, 32, 64, 65, 96, 128, 130, 192, 256, 300, 512])
-def test_widths(width: int, dtype: torch.dtype) -> None:
+def test_widths(width: int, dtype: torch.dtype, emulated: Any) -> None:
+    emulated.set_shared_memory_limit(99 << 10)  # of the smallest GPUs served
     anchors, keys = unit(21, width, dtype, 1), unit(77, width, dtype, 2)
     check(Problem(anchors, keys, every_rule(21, 77), 10.0, Flag.NEGATIVES | Flag.UNIT))
     rows = unit(70, width, dtype, 3)
     check(Problem(rows, rows, mixed(70, 70, shared=True), 10.0, Flag.SELF | Flag.UNIT))
+
+
+@pytest.mark.parametrize("width", [96, 200, 256, 500])
+def test_a_scan_without_a_gradient(width: int, emulated: Any) -> None:
+    anchors, keys = unit(140, width, torch.bfloat16, 1), unit(230, width, torch.bfloat16, 2)
+    problem = Problem(anchors, keys, every_rule(140, 230), 10.0, Flag.NEGATIVES | Flag.UNIT)
+    truth, plain = problem.run(reference, wide=True), problem.run(reference)
+    for limit in (99 << 10, 227 << 10):
+        emulated.set_shared_memory_limit(limit)
+        found = native.contrast_forward(*problem[:5])
+        for name, actual, exact, rough in zip(NAMES[:4], found[:4], truth, plain, strict=False):
+            values = (shown.double().nan_to_num(neginf=0.0) for shown in (actual, exact))
+            assert_within_budget(name, *values, rough.float().nan_to_num(neginf=0.0), amplification=40.0)
 
 
 @pytest.mark.parametrize(("anchors", "keys"), [(1, 1), (1, 200), (15, 31), (16, 32), (17, 33), (129, 65), (300, 1)])
@@ -370,6 +386,14 @@ def test_what_is_no_number_reaches_the_loss(flags: Flag, value: float) -> None:
     for name, actual, exact in zip(NAMES[:3], state[:3], truth[:3], strict=True):
         assert torch.equal(actual.isnan(), exact.isnan()), name
         assert torch.equal(actual.isposinf(), exact.isposinf()), name
+
+
+@pytest.mark.parametrize(("anchors", "keys"), [(0, 5), (5, 0), (0, 0)])
+def test_without_a_pair_nothing_is_launched(anchors: int, keys: int, emulated: Any) -> None:
+    before = emulated.launches()
+    rows = torch.ones(anchors, 8).bfloat16(), torch.ones(keys, 8).bfloat16()
+    check(Problem(*rows, mixed(anchors, keys), 10.0, Flag.NEGATIVES))
+    assert emulated.launches() == before
 
 
 def test_a_tiny_loss_keeps_its_digits() -> None:

@@ -3,6 +3,7 @@
 #include "contrast.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "../params.h"
 #include "operations.h"
@@ -156,6 +157,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
   Tensor counts = fresh(anchors, {count}, ScalarType::Int),
          grad = fresh(anchors, {wanted ? count : 0, call.width()});
   Tensor lse = known_lse.has_value() ? torch::stable::clone(*known_lse) : fresh(anchors, {count});
+  if (count == 0 || keys.size(0) == 0) {  // no pair, so no launch
+    for (Tensor* output : {&loss, &pull, &counts, &grad}) torch::stable::zero_(*output);
+    if (!known_lse.has_value()) torch::stable::fill_(lse, -HUGE_VAL);
+    return {loss, lse, pull, counts, grad};
+  }
   Tensor barred = fresh(anchors, {exclude.has_value() ? count : 0}, ScalarType::Int);
   Job job = call.job(call.anchor_side(), call.key_side());
   job.columns.field[kFactor] = words(key_inverse);
@@ -200,11 +206,15 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
   for (const Tensor* other : {&grad_loss, &push, &draw, &lse}) check_device("every tensor", *other, anchors);
   const Place place(anchors);
   Side anchor_side = call.anchor_side(), key_side = call.key_side();
-  const Tensor terms = make_terms(call, grad_loss, push, draw, lse, anchor_side, place.stream);
   const bool self = call.rules.self, for_anchors = self || (flags & kAnchorGradient) != 0;
   const bool for_keys = !self && (flags & kKeyGradient) != 0;
   Tensor grad_anchors = fresh(anchors, {for_anchors ? anchors.size(0) : 0, call.width()});
   Tensor grad_keys = fresh(anchors, {for_keys ? keys.size(0) : 0, call.width()});
+  if (anchors.size(0) == 0 || keys.size(0) == 0) {
+    for (Tensor* output : {&grad_anchors, &grad_keys}) torch::stable::zero_(*output);
+    return {grad_anchors, grad_keys};
+  }
+  const Tensor terms = make_terms(call, grad_loss, push, draw, lse, anchor_side, place.stream);
   if (for_anchors) {
     Job job = call.job(anchor_side, self ? anchor_side : key_side);
     job.rows_are_keys = self;

@@ -8,6 +8,11 @@
 
 namespace secl::cuda {
 
+template <Tile kTile>
+constexpr int bytes_of(int width) {
+  return Layout<kTile>(width).bytes(1);
+}
+
 template <class T, Pass kPass, Tile kTile>
 void run_tile(Job job, Stream stream) {
   const Layout<kTile> layout(job.width);
@@ -19,12 +24,19 @@ void run_tile(Job job, Stream stream) {
   launch(sweep_kernel<T, kTile, kPass>, grid, stream, job);
 }
 
+// Every other tile fits everywhere.
+static_assert(bytes_of<pick(64, false)>(64) <= kLeastShared && bytes_of<pick(64, true)>(64) <= kLeastShared);
+static_assert(bytes_of<pick(128, true)>(128) <= kLeastShared);
+static_assert(bytes_of<pick(kWidest, false)>(kWidest) <= kLeastShared);
+static_assert(bytes_of<pick(kWidest, true)>(kWidest) <= kLeastShared);
+
 template <class T, Pass kPass>
 void run_type(const Job& job, Stream stream) {
   if (job.grad == nullptr) {
     if constexpr (kPass != Pass::kGradient) {
       if (job.width <= 64) return run_tile<T, kPass, pick(64, false)>(job, stream);
-      if (job.width <= 256) return run_tile<T, kPass, pick(256, false)>(job, stream);
+      const bool fits = bytes_of<pick(256, false)>(job.width) <= shared_memory_limit();
+      if (job.width <= 256 && fits) return run_tile<T, kPass, pick(256, false)>(job, stream);
       return run_tile<T, kPass, pick(kWidest, false)>(job, stream);
     }
   }

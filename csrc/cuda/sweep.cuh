@@ -24,10 +24,10 @@ struct Layout {
   };
 
   int row_bytes, tile_bytes;
-  __host__ __device__ explicit Layout(int width)
+  __host__ __device__ constexpr explicit Layout(int width)
       : row_bytes(chunks_of(width) * kTile.rows() * kRowBytes),
         tile_bytes(chunks_of(width) * kTile.columns * kRowBytes) {}
-  __host__ __device__ int bytes(int stages) const {
+  __host__ __device__ constexpr int bytes(int stages) const {
     return row_bytes + stages * (tile_bytes + static_cast<int>(sizeof(Stage))) +
            static_cast<int>(sizeof(Books) - sizeof(Stage));
   }
@@ -161,7 +161,7 @@ __device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass>& s
 }
 
 template <class T, Tile kTile, Pass kPass>
-__global__ void __launch_bounds__(kTile.threads()) sweep_kernel(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(kTile.threads(), 2) sweep_kernel(const __grid_constant__ Job job) {
   const Layout<kTile> layout(job.width);
   auto& books = layout.books(job.stages);
   const int first_row = static_cast<int>(blockIdx.x) * kTile.rows(),

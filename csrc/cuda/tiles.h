@@ -8,7 +8,8 @@ namespace secl::cuda {
 
 constexpr int kWidest = 512;  // a block's rows lie in shared memory: 64 of them take 64 KiB
 constexpr int kChunk = 64;    // numbers of a row that lie together in shared memory: 128 bytes, one swizzle
-constexpr int kMostStages = 3;
+constexpr int kLeastShared =
+    99 << 10;  // bytes of shared memory that a block may have on the smallest GPUs served
 
 // The shape of one block's work.
 struct Tile {
@@ -25,9 +26,10 @@ struct Tile {
 constexpr Tile pick(int width, bool value) {
   if (!value) {
     if (width <= 64) return {2, 64, 0, 4, 3};  // 50 KiB: three blocks a multiprocessor of sm_80
-    if (width <= 256)
-      return {2, 64, 0, 4, 2};  // a third stage would leave room for one block of 128 instead of two
-    return {1, 32, 0, 4, 2};    // 64 rows of 512 take 64 KiB, and 64 columns would as well
+    // A third stage would leave room for one block instead of two. The smallest GPUs have too little for a
+    // width above 192, and take the next row there.
+    if (width <= 256) return {2, 64, 0, 4, 2};
+    return {1, 32, 0, 4, 2};  // 64 rows of 512 take 64 KiB, and 64 columns would as well
   }
   if (width <= 64) return {2, 64, 64, 4, 3};    // 64 registers of output and 64 of similarities a thread
   if (width <= 128) return {2, 32, 128, 4, 2};  // 128 registers of output leave 32 for the similarities

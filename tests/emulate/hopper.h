@@ -59,10 +59,7 @@ inline void barrier_arrive(uint64_t* barrier) {
   barrier_settle(word);
   // All others go first, as far as they can: what this thread should have done before it arrived is then too
   // late.
-  uint64_t turns = ~uint64_t{0};
-  emulate::wait_until("barrier_arrive", [&turns] {
-    return std::exchange(turns, emulate::machine().turns) == emulate::machine().turns;
-  });
+  emulate::wait_until("barrier_arrive", [] { return emulate::machine().idle; });
 }
 
 inline void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {

@@ -112,7 +112,8 @@ class Launch {
     if (grid.blocks.x % grid.cluster.x || grid.blocks.y % grid.cluster.y || grid.blocks.z % grid.cluster.z) {
       throw Fault("a grid must be whole clusters");
     }
-    if (grid.shared > 227 << 10) throw Fault("a block can have at most 227 KiB of shared memory");
+    if (const size_t limit = machine().shared_memory_limit; grid.shared > limit)
+      throw Fault("a block can have at most " + std::to_string(limit >> 10) + " KiB of shared memory");
     threads_.resize(threads * blocks);
     blocks_.resize(blocks);
     for (unsigned i = 0; i < threads_.size(); ++i) stacks_.push_back(std::make_unique<Guarded>(kStack));
@@ -228,7 +229,7 @@ void Launch::wait(const char* what, const std::function<bool()>& ready) {
 
 void Launch::resume(Thread& thread) {
   running_ = &thread;
-  ++machine().turns;
+  machine().idle = false;
   thread.waits_for = nullptr;
   threadIdx = thread.index;
   blockIdx = thread.block->index;
@@ -248,13 +249,21 @@ std::string Launch::waiting() const {
 
 void Launch::schedule() {
   if (sigsetjmp(escape_, 1) != 0) return;
-  // A thread that lets all others go first sees in the second idle round that they have stopped.
+  // A thread that lets all others go first goes on in a second idle round.
   for (int idle = 0; idle < 2 && fault_.empty(); ++idle) {
-    for (size_t i = 0; i < threads_.size() && fault_.empty(); ++i) {
-      Thread& thread = threads_[machine().reversed ? threads_.size() - 1 - i : i];
-      if (thread.returned || (thread.waits_for != nullptr && !(*thread.ready)())) continue;
-      idle = -1;
-      resume(thread);
+    machine().idle = idle > 0;
+    // One warp as far as it comes before the next: what a barrier is missing for is then found most often.
+    for (size_t first = 0; first < threads_.size(); first += kLanes) {
+      for (bool moved = true; moved && fault_.empty();) {
+        moved = false;
+        for (size_t i = first; i < std::min(threads_.size(), first + kLanes) && fault_.empty(); ++i) {
+          Thread& thread = threads_[machine().reversed ? threads_.size() - 1 - i : i];
+          if (thread.returned || (thread.waits_for != nullptr && !(*thread.ready)())) continue;
+          moved = true;
+          idle = -1;
+          resume(thread);
+        }
+      }
     }
   }
   const bool done =

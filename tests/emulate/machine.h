@@ -91,9 +91,9 @@ struct Machine {
   bool reversed = false;  // last block first, last thread first
   int32_t multiprocessors = 4;
   int32_t capability = 80;
-  int32_t shared_memory_limit = 99 << 10;  // of the smallest GPU served
+  int32_t shared_memory_limit = 227 << 10;
   uint64_t launches = 0;
-  uint64_t turns = 0;  // how often a thread was let run
+  bool idle = false;  // no thread could run in the round before
 };
 Machine& machine();
 
