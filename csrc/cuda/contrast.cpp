@@ -100,7 +100,7 @@ struct Call {
 
   // Runs a pass, with memory for the parts of a split one.
   void run(Pass pass, Job job, Stream stream) const {
-    job.splits = splits_of(job.rows.count, job.columns.count, job.width, job.grad != nullptr);
+    job.splits = splits_of(pass, type(), job);
     if (job.splits == 1) return run_pass(pass, type(), job, stream);
     const int64_t parts = int64_t{job.splits} * job.rows.count;
     Tensor part_numbers = fresh(anchors, {pass == Pass::kGradient ? 0 : parts, 3});

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What surrounds the passes of the contrast: the anchors' terms before a gradient, and the sum of the parts
 // where several blocks shared the columns of a row.
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
 #include "contrast.h"
+#include "hopper/contrast.h"
 #include "numbers.cuh"
 #include "settle.cuh"
 
@@ -83,26 +90,48 @@ template <Pass kPass>
 void merge_parts(const Job& job, Stream stream) {
   launch(merge_kernel<kPass>, Grid{dim3(blocks_for(job.rows.count, kRows)), dim3(kThreads)}, stream, job);
 }
-template void merge_parts<Pass::kDenominator>(const Job& job, Stream stream);
-template void merge_parts<Pass::kPositive>(const Job& job, Stream stream);
-template void merge_parts<Pass::kGradient>(const Job& job, Stream stream);
 
-int32_t splits_of(int32_t rows, int32_t columns, int32_t width, bool grad) {
-  const Tile tile = pick(width, grad);
-  const int64_t blocks = int64_t{blocks_for(rows, tile.rows())} * (grad ? blocks_for(width, tile.out) : 1);
-  const int64_t wanted = 2 * multiprocessors() / blocks;  // two blocks of a tile share a multiprocessor
-  const int64_t most = blocks_for(columns, kLeastTiles * tile.columns);
+// Hopper's kernels have not run on a device yet, so that only who asks for them gets them: where they serve a
+// job.
+bool is_for_hopper(Pass pass, Number type, const Job& job) {
+  const char* path = std::getenv("SECL_CUDA_PATH");
+  const std::string_view asked = path == nullptr ? "" : path;
+  if (asked.empty() || asked == "portable") return false;
+  if (asked == "hopper") return hopper::objection(pass, type, job) == nullptr;
+  throw std::runtime_error("SECL_CUDA_PATH must be portable or hopper; got " + std::string(asked) +
+                           ": set one of them, or unset it");
+}
+
+int32_t splits_of(Pass pass, Number type, const Job& job) {
+  if (is_for_hopper(pass, type, job)) return hopper::splits_of(pass, job);
+  const bool grad = job.grad != nullptr;
+  const Tile tile = pick(job.width, grad);
+  const int64_t blocks =
+      int64_t{blocks_for(job.rows.count, tile.rows())} * (grad ? blocks_for(job.width, tile.out) : 1);
+  const int64_t wanted =
+      2 * multiprocessors() / std::max<int64_t>(blocks, 1);  // two blocks of a tile share a multiprocessor
+  const int64_t most = blocks_for(job.columns.count, kLeastTiles * tile.columns);
   return static_cast<int32_t>(wanted < 1 ? 1 : wanted < most ? wanted : most);
+}
+
+template <Pass kPass>
+void run_and_merge(Number type, const Job& job, Stream stream) {
+  if (is_for_hopper(kPass, type, job)) {
+    hopper::run(kPass, type, job, stream);
+  } else {
+    run<kPass>(type, job, stream);
+  }
+  if (job.splits > 1) merge_parts<kPass>(job, stream);
 }
 
 void run_pass(Pass pass, Number type, const Job& job, Stream stream) {
   switch (pass) {
     case Pass::kDenominator:
-      return run<Pass::kDenominator>(type, job, stream);
+      return run_and_merge<Pass::kDenominator>(type, job, stream);
     case Pass::kPositive:
-      return run<Pass::kPositive>(type, job, stream);
+      return run_and_merge<Pass::kPositive>(type, job, stream);
     case Pass::kGradient:
-      return run<Pass::kGradient>(type, job, stream);
+      return run_and_merge<Pass::kGradient>(type, job, stream);
   }
 }
 

@@ -8,8 +8,8 @@
 namespace secl::cuda {
 
 // Into how many runs a pass cuts its columns, so that few rows still fill the device; a job with several
-// needs memory for their parts. `grad` says whether there is a value product.
-int32_t splits_of(int32_t rows, int32_t columns, int32_t width, bool grad);
+// needs memory for their parts.
+int32_t splits_of(Pass pass, Number type, const Job& job);
 
 // Runs a pass of bf16 or fp16 rows, not wider than kWidest.
 void run_pass(Pass pass, Number type, const Job& job, Stream stream);

@@ -8,10 +8,6 @@
 
 namespace secl::cuda {
 
-// Adds up the parts of a job whose columns were split.
-template <Pass kPass>
-void merge_parts(const Job& job, Stream stream);
-
 template <Tile kTile>
 constexpr int bytes_of(int width) {
   return Layout<kTile>(width).bytes(1);
@@ -56,7 +52,6 @@ void run(Number type, const Job& job, Stream stream) {
   } else {
     run_type<bf16, kPass>(job, stream);
   }
-  if (job.splits > 1) merge_parts<kPass>(job, stream);
 }
 
 }  // namespace secl::cuda

@@ -229,6 +229,7 @@ void Launch::wait(const char* what, const std::function<bool()>& ready) {
 
 void Launch::resume(Thread& thread) {
   running_ = &thread;
+  machine().idle = false;
   thread.waits_for = nullptr;
   threadIdx = thread.index;
   blockIdx = thread.block->index;
@@ -248,8 +249,9 @@ std::string Launch::waiting() const {
 
 void Launch::schedule() {
   if (sigsetjmp(escape_, 1) != 0) return;
-  for (bool progress = true; progress && fault_.empty();) {
-    progress = false;
+  // A thread that lets all others go first goes on in a second idle round.
+  for (int idle = 0; idle < 2 && fault_.empty(); ++idle) {
+    machine().idle = idle > 0;
     // One warp as far as it comes before the next: what a barrier is missing for is then found most often.
     for (size_t first = 0; first < threads_.size(); first += kLanes) {
       for (bool moved = true; moved && fault_.empty();) {
@@ -257,7 +259,8 @@ void Launch::schedule() {
         for (size_t i = first; i < std::min(threads_.size(), first + kLanes) && fault_.empty(); ++i) {
           Thread& thread = threads_[machine().reversed ? threads_.size() - 1 - i : i];
           if (thread.returned || (thread.waits_for != nullptr && !(*thread.ready)())) continue;
-          progress = moved = true;
+          moved = true;
+          idle = -1;
           resume(thread);
         }
       }

@@ -93,6 +93,7 @@ struct Machine {
   int32_t capability = 80;
   int32_t shared_memory_limit = 227 << 10;
   uint64_t launches = 0;
+  bool idle = false;  // no thread could run in the round before
 };
 Machine& machine();
 
