@@ -21,7 +21,7 @@ void run_tile(Job job, Stream stream) {
   const unsigned outs = job.grad != nullptr ? blocks_for(job.width, kTile.out) : 1;
   const Grid grid{dim3(blocks_for(job.rows.count, kTile.rows()), outs, static_cast<unsigned>(job.splits)),
                   dim3(kTile.threads()), static_cast<size_t>(layout.bytes(job.stages))};
-  launch(sweep_kernel<T, kTile, kPass>, grid, stream, job);
+  launch(sweep_kernel<T, Fixed<kTile>, kPass>, grid, stream, job);
 }
 
 // Every other tile fits everywhere.

@@ -160,8 +160,9 @@ __device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass>& s
   }
 }
 
-template <class T, Tile kTile, Pass kPass>
-__global__ void __launch_bounds__(kTile.threads(), 2) sweep_kernel(const __grid_constant__ Job job) {
+template <class T, class Shape /* Fixed<tile> */, Pass kPass>
+__global__ void __launch_bounds__(Shape::kTile.threads(), 2) sweep_kernel(const __grid_constant__ Job job) {
+  constexpr Tile kTile = Shape::kTile;
   const Layout<kTile> layout(job.width);
   auto& books = layout.books(job.stages);
   const int first_row = static_cast<int>(blockIdx.x) * kTile.rows(),

@@ -23,6 +23,12 @@ struct Tile {
   constexpr int threads() const { return 32 * warps; }
 };
 
+// A tile as a type: nvcc cannot name a kernel by a value of a class.
+template <Tile kValue>
+struct Fixed {
+  static constexpr Tile kTile = kValue;
+};
+
 constexpr Tile pick(int width, bool value) {
   if (!value) {
     if (width <= 64) return {2, 64, 0, 4, 3};  // 50 KiB: three blocks a multiprocessor of sm_80
