@@ -157,7 +157,7 @@ class TrainConfig:
 
     method: str = "secl"
     steps: int = 1000
-    batch: int = 8  # labelled images of a step
+    batch: int = 8  # labelled images of a step, over all processes
     unlabeled_batch: int = 8
     lr: float = 5e-3
     weight_decay: float = 1e-4

@@ -24,6 +24,8 @@ from secl_models.data.splits import Split, make_split
 from secl_models.device import choose_device
 from secl_models.errors import InputError
 from secl_models.learner import Learner
+from secl_models.objective import Objective
+from secl_models.processes import Processes, launched, start_fabric
 from tests.models.ranks import SECONDS, finish, start_ranks
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
 
@@ -94,6 +96,31 @@ def test_two_processes_are_one_with_the_joined_batch(
     for one, other in zip(ours, theirs, strict=True):
         for name in ("loss", "supervised", "region", "anatomical", "cells", "coverage", "precision"):
             assert float(one[name]) == pytest.approx(float(other[name]), rel=SAME), (name, other["step"])
+
+
+def test_the_mean_is_over_the_valid_anchors_of_all_processes(tmp_path: Path) -> None:
+    """The first process has one valid anchor, the second four."""
+    generator = torch.Generator().manual_seed(0)
+    anchors, keys = torch.randn(8, 8, generator=generator), torch.randn(6, 8, generator=generator)
+    labels, key_labels = torch.tensor([0, -1, -1, 2, 0, 1, 1, 0]), torch.tensor([0, 1, 1, 0, -1, 0])
+
+    def loss_of(processes: Processes, own: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = anchors[own].clone().requires_grad_()
+        loss = Objective(joined(), 1, processes)._info_nce(rows, [keys], labels[own], [key_labels])
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert rows.grad is not None
+        return loss.detach(), rows.grad
+
+    def task(rank: int) -> None:
+        start_fabric(torch.device("cpu"), "32-true", launched())
+        torch.save(loss_of(Processes(launched()), launched().of(8)), tmp_path / str(rank))
+
+    assert [finish(rank) for rank in start_ranks(2, task)] == [0, 0]
+    loss, gradient = loss_of(Processes(), slice(0, 8))
+    found = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2)]
+    assert torch.equal(found[0][0], found[1][0])
+    assert_near(found[0][0], loss)
+    assert_near(torch.cat([each[1] for each in found]), gradient)
 
 
 def test_two_processes_resume_bit_for_bit_and_only_the_first_writes(
