@@ -12,7 +12,7 @@ help:            ## What can be made
 
 setup: $(READY)  ## Virtual environment with pinned versions, and the compiled extension
 
-$(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+$(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.* csrc/cuda/hopper/*.*)
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python >= 3.11 or pass PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: Python >= 3.11 is needed; pass one with PYTHON=..." >&2; exit 2; }

@@ -207,8 +207,8 @@ inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], const uint3
   });
 }
 
-// The bytes are read now and arrive when they are waited for, as late as a GPU may let them; until then NaN is
-// there.
+// The bytes are read now and arrive when they are waited for, as late as a GPU may let them; until then NaN
+// is there.
 inline void start_copy(const char* name, void* shared, const void* global, size_t size, bool valid) {
   emulate::check_shared(name, shared, size, size);
   if (valid && reinterpret_cast<uintptr_t>(global) % size != 0) {
