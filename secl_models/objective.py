@@ -232,8 +232,8 @@ class Objective(nn.Module):
             anchors = student.heads[tap](rows)
             with torch.no_grad():
                 rows, fresh_labels = self._sample(theirs, small, context, "teacher pixels")
-                fresh = self._gather(teacher.heads[tap](rows).float(), context)
-                fresh_labels = self._gather(fresh_labels, context)
+                fresh = self._gather(teacher.heads[tap](rows).float(), context, self.classes)
+                fresh_labels = self._gather(fresh_labels, context, self.classes)
             # Under autocast the anchors are narrow; a queue is read where it lies where they are not.
             keys = [fresh.to(anchors.dtype)]
             if not self.queues:
@@ -258,9 +258,9 @@ class Objective(nn.Module):
         small = functional.interpolate(probability, tuple(label.shape[1:]), mode="nearest-exact")
         return small.gather(1, label.clamp_min(0).unsqueeze(1)).squeeze(1)
 
-    def _gather(self, rows: Tensor, context: StepContext) -> Tensor:
-        """Rows [B k, ...] of every process, in the order of the joined batch."""
-        return self._processes.gather(rows, context.labeled, context.weak.shape[0])
+    def _gather(self, rows: Tensor, context: StepContext, classes: int = 1) -> Tensor:
+        """Rows [classes B k, ...] of every process, in the order of the joined batch."""
+        return self._processes.gather(rows, context.labeled, context.weak.shape[0], classes)
 
     def _sample(
         self, features: Tensor, label: Tensor, context: StepContext, stream: str, scores: Tensor | None = None
@@ -302,9 +302,10 @@ class Objective(nn.Module):
         moved = (places[0].start, places[1].start - labeled)
         found = []
         for place, images_before in zip(places, moved, strict=True):
-            own = index.view(images, -1)[place].flatten()
+            own = index.view(self.classes, images, -1)[:, place]
             found.append(torch.where(own < 0, own, own - images_before * maps[0].numel()))
-        return torch.cat(found), torch.cat([labels.view(images, -1)[place].flatten() for place in places])
+        own_labels = [labels.view(self.classes, images, -1)[:, place] for place in places]
+        return torch.cat(found, 1).flatten(), torch.cat(own_labels, 1).flatten()
 
     def _info_nce(
         self,

@@ -64,24 +64,26 @@ class Processes:
         return summed
 
     @torch.no_grad()
-    def gather(self, rows: Tensor, leading: int, images: int) -> Tensor:
+    def gather(self, rows: Tensor, leading: int, images: int, classes: int = 1) -> Tensor:
         """Rows of all processes in the order of the joined batch, without a gradient.
 
         Args:
-            rows: [images * k, ...], image by image, the labelled ones first.
+            rows: [classes * images * k, ...], in each class image by image, the labelled ones first.
             leading: Labelled images of this process.
             images: Images of this process.
+            classes: Of a draw of pixels, which lies class by class.
 
         Returns:
-            [count * images * k, ...].
+            [classes * count * images * k, ...].
         """
         if not self.several:
             return rows
         found = rows.new_empty(self.share.count * rows.shape[0], *rows.shape[1:])
         with self._answering():
             dist.all_gather(list(found.chunk(self.share.count)), rows.contiguous())
-        per_image = found.view(self.share.count, images, rows.shape[0] // images, *rows.shape[1:])
-        return torch.cat([per_image[:, :leading].flatten(0, 2), per_image[:, leading:].flatten(0, 2)])
+        each = found.view(self.share.count, classes, images, rows.shape[0] // (classes * images), *rows.shape[1:])
+        parts = (each[:, :, :leading], each[:, :, leading:])
+        return torch.cat([part.transpose(0, 1).flatten(1, 2) for part in parts], 1).flatten(0, 2)
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter], wish: bool) -> Tensor | None:
