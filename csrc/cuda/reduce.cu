@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(Reduce job) {
   const float total = job.mean && all.weight > 0.0f ? all.weight : 1.0f;
   if (!job.none && blockIdx.x == 0 && threadIdx.x == 0) job.value[0] = all.loss / total;
   const int64_t end = min((int64_t{blockIdx.x} + 1) * kRows, job.count);
+#pragma unroll 1  // unrolled by four it spills on sm_90a
   for (int64_t row = blockIdx.x * kRows + threadIdx.x; row < end; row += kThreads) {
     const float weight = weight_of(job, row), factor = weight / total;
     const int32_t positives = job.positives[row];

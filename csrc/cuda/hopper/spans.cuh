@@ -79,8 +79,8 @@ __device__ __forceinline__ bool uniform(const Rules& rules, bool gradient, bool 
 // Whether a tile has pairs that differ in the part they play. Ignored rows, not columns, may be treated like
 // others: what they sum is dropped.
 template <Purpose kPurpose>
-SECL_INLINE bool needs_masks(const Job& job, const Span& row, Extent rows, const Span& column,
-                             Extent columns) {
+__device__ __forceinline__ bool needs_masks(const Job& job, const Span& row, Extent rows, const Span& column,
+                                            Extent columns) {
   if (column.ignored > 0) return true;
   if (job.rules.self && rows.meets(columns)) return true;
   if (row.group_low != row.group_high || column.group_low != column.group_high ||
