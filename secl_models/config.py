@@ -17,7 +17,7 @@ from secl_models.plain import dotted_names, from_plain, refuse_unknown, to_plain
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 
-METHODS = ("supervised", "mean-teacher", "secl-region", "secl-anatomical", "secl")
+METHODS = ("supervised", "mean-teacher", "secl-region", "secl-anatomical", "secl", "secl+")
 NORMALIZE = ("auto", "volume", "slice", "window")
 DENOMINATORS = ("negatives", "all")
 STRATEGIES = ("uniform", "stratified", "hard")
@@ -152,6 +152,20 @@ class ContrastConfig:
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """Copy-paste between labelled and unlabelled images (Bai et al. 2023 name the defaults)."""
+
+    weight: float = 0.5  # of the pseudo-labelled part; that of the labelled part is 1
+    side: float = 2 / 3  # share of each side of the patch that the box covers
+    confidence: float = 0.0  # teacher probability from which a pseudo-label counts
+
+    def __post_init__(self) -> None:
+        _require_range("mix.weight", self.weight, 0, math.inf)
+        _require_range("mix.side", self.side, 0, 1)
+        _require_range("mix.confidence", self.confidence, 0, 1)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Schedule, optimiser and bookkeeping."""
 
@@ -196,6 +210,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from secl_models.augment import Views, augment
 from secl_models.config import RunConfig
 from secl_models.data.resident import Batch, ResidentData
 from secl_models.data.volumes import Volume
+from secl_models.mixing import Mixture, draw_mixture
 from secl_models.networks import ContrastModel, build_network
 from secl_models.objective import TERMS, Objective, StepContext, stream_seed, supervised_loss
 from secl_models.processes import Processes
@@ -120,10 +121,10 @@ class Learner:
         with self.stages("augment"):
             labeled = self._views(first, "augment labeled")
             unlabeled = self._views(second, "augment unlabeled")
-            weak, strong = (
-                self._laid_out(torch.cat(pair))
-                for pair in ((labeled.weak, unlabeled.weak), (labeled.strong, unlabeled.strong))
-            )
+            weak = self._laid_out(torch.cat([labeled.weak, unlabeled.weak]))
+            mixture = self._mixture(labeled, unlabeled)
+            both = labeled.strong, unlabeled.strong
+            strong = self._laid_out(mixture.of(*both) if mixture else torch.cat(both))
         with self.fabric.autocast():
             with self.stages(TEACHER):
                 taught = self.teacher(weak)
@@ -132,10 +133,17 @@ class Learner:
             with self.stages("loss"):
                 position = torch.cat([first.position, second.position])
                 context = StepContext(
-                    student, taught, weak, labeled.label, position, labeled.label.shape[0], self.done
+                    student, taught, weak, labeled.label, position, labeled.label.shape[0], self.done, mixture
                 )  # fmt: skip
                 total, logged = self.objective(context, self.student, self.teacher.model, ramp)
         return total, logged
+
+    def _mixture(self, labeled: Views, unlabeled: Views) -> Mixture | None:
+        if "mixed" not in TERMS[self.config.train.method]:
+            return None
+        counts = len(labeled.label), len(unlabeled.label)
+        patch, generator = tuple(labeled.label.shape[1:]), self._generator("mixture")
+        return draw_mixture(*counts, patch, self.config.mix.side, generator, self.processes.share)
 
     def _batch(self, unlabeled: int) -> tuple[Batch, Batch]:
         with self.stages("batch"):

@@ -15,6 +15,7 @@ from torch.nn import functional
 import secl_ops
 from secl_models.config import ContrastConfig, RunConfig
 from secl_models.data.resident import IGNORED, partition
+from secl_models.mixing import Mixture
 from secl_models.networks import ContrastModel, Output
 from secl_models.processes import Processes
 
@@ -24,8 +25,9 @@ TERMS: dict[str, tuple[str, ...]] = {
     "secl-region": ("region",),
     "secl-anatomical": ("anatomical",),
     "secl": ("region", "anatomical"),
+    "secl+": ("mixed", "anatomical"),
 }
-STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network")
+STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network", "mixture")
 ALONE = Processes()
 
 
@@ -40,13 +42,14 @@ class TermValue(NamedTuple):
 class StepContext:
     """What the terms of one step see of this process's images; the first L rows of every tensor are the labelled."""
 
-    student: Output  # of the strong views, L + U images
+    student: Output  # of the strong views, L + U images, or of L mixtures of them
     teacher: Output  # of the weak views, L + U images
     weak: Tensor  # [L + U, C, *patch]
     label: Tensor  # [L, *patch] class index, -1 ignored
     position: Tensor  # [L + U] in [0, 1), relative position along the slice axis
     labeled: int  # L
     step: int
+    mixture: Mixture | None = None  # how the student's images were made, where they are not the views themselves
 
 
 def stream_seed(seed: int, step: int, stream: str) -> int:
@@ -160,11 +163,14 @@ class Objective(nn.Module):
             "consistency": config.train.consistency,
             "region": config.contrast.weight,
             "anatomical": config.contrast.weight,
+            "mixed": config.mix.weight,
         }
+        self.mix = config.mix
         self._terms: dict[str, Callable[[StepContext, ContrastModel, ContrastModel], TermValue]] = {
             "consistency": self._consistency,
             "region": self._region,
             "anatomical": self._anatomical,
+            "mixed": self._mixed,
         }
         queued = len(config.network.taps) if "anatomical" in self.names and config.contrast.queue > 0 else 0
         self.queues = nn.ModuleList(
@@ -185,7 +191,11 @@ class Objective(nn.Module):
         Returns:
             The scalar to minimise, and scalars without a graph.
         """
-        total = supervised_loss(context.student.logits[: context.labeled], context.label, self._processes)
+        truth = context.label
+        if context.mixture:
+            unknown = torch.full_like(context.weak[context.labeled :, 0], IGNORED, dtype=truth.dtype)
+            truth = context.mixture.of(truth, unknown)
+        total = supervised_loss(context.student.logits[: context.labeled], truth, self._processes)
         logged = {"supervised": total.detach()}
         for name in self.names:
             term = self._terms[name](context, student, teacher)
@@ -199,6 +209,13 @@ class Objective(nn.Module):
         theirs = context.teacher.logits.float().softmax(1)
         # Each process holds as many images.
         return TermValue(self._processes.total(functional.mse_loss(ours, theirs) / self._processes.share.count), {})
+
+    def _mixed(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
+        """The supervised loss against pseudo-labels where a mixture shows its unlabelled image (Bai et al., CVPR 2023)."""
+        assert context.mixture is not None
+        pseudo = pseudo_labels(context.teacher.logits[context.labeled :], self.mix.confidence)
+        label = context.mixture.of(torch.full_like(context.label, IGNORED), pseudo)
+        return TermValue(supervised_loss(context.student.logits, label, self._processes), {})
 
     def _region(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
         """Same cell, in the other view or at the same relative position: positive; other cells: negative."""
@@ -224,11 +241,15 @@ class Objective(nn.Module):
         """Pixels of one structure, by truth or confident pseudo-label: positive; others: negative."""
         pseudo = pseudo_labels(context.teacher.logits, self.contrast.confidence)
         label = torch.cat([context.label, pseudo[context.labeled :]])
+        seen, first = label, context.labeled  # what the student's images show, and how many come first in a joined batch
+        if context.mixture:
+            seen, first = context.mixture.of(context.label, pseudo[context.labeled :]), context.labeled
         losses = []
         counts = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
-            small = resize_labels(label, tuple(ours.shape[2:]))
+            small = resize_labels(seen, tuple(ours.shape[2:]))
             rows, row_labels = self._sample(ours, small, context, "student pixels", self._scores(small, context))
+            small = resize_labels(label, tuple(theirs.shape[2:]))
             anchors = student.heads[tap](rows)
             with torch.no_grad():
                 rows, fresh_labels = self._sample(theirs, small, context, "teacher pixels")

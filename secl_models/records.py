@@ -34,6 +34,7 @@ COLUMNS = (
     "consistency",
     "region",
     "anatomical",
+    "mixed",
     "cells",
     "coverage",
     "precision",

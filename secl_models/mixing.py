@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copy-paste between labelled and unlabelled images: half of the mixtures show a box of the one in the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secl_models.data.sampling import WHOLE, Share
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Which pixels of each mixture come from its labelled image, and which unlabelled image fills the rest."""
+
+    inside: Tensor  # [L, *patch] bool, True: from the labelled image
+    partner: Tensor  # [L] int64, place of the unlabelled image
+
+    def of(self, labeled: Tensor, unlabeled: Tensor) -> Tensor:
+        """Mix images [L, C, *patch] with [U, C, *patch], or label maps [L, *patch] with [U, *patch].
+
+        Args:
+            labeled: Of the labelled images.
+            unlabeled: Of the unlabelled images, of the same type.
+
+        Returns:
+            The mixtures, shaped like `labeled`.
+        """
+        inside = self.inside if labeled.ndim == self.inside.ndim else self.inside.unsqueeze(1)
+        return torch.where(inside, labeled, unlabeled[self.partner])
+
+
+def draw_mixture(
+    labeled: int,
+    unlabeled: int,
+    patch: tuple[int, ...],
+    side: float,
+    generator: torch.Generator,
+    share: Share = WHOLE,
+    device: torch.device | str | None = None,
+) -> Mixture:
+    """Draw a box for each labelled image: it shows the labelled image in every other mixture, else its partner.
+
+    Bai et al., Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023: a box of two
+    thirds of each side, labelled into unlabelled and the other way round.
+
+    Args:
+        labeled: Labelled images L of this process; as many mixtures are made.
+        unlabeled: Unlabelled images U of this process, at least 1; mixture i shows number floor(i U / L).
+        patch: Spatial shape in voxels.
+        side: Share of each side that the box covers, in (0, 1).
+        generator: Source of all randomness.
+        share: The part of a joined batch; every part draws for all.
+        device: Of the result; default: the generator's.
+
+    Returns:
+        The mixture.
+
+    Example:
+        >>> mixture = draw_mixture(2, 1, (6, 6), 2 / 3, torch.Generator().manual_seed(0))
+        >>> mixture.of(torch.ones(2, 6, 6), torch.zeros(1, 6, 6)).sum((1, 2)).tolist()
+        [16.0, 20.0]
+    """
+    device = generator.device if device is None else device
+    joined = labeled * share.count
+    drawn = torch.rand((joined, len(patch)), generator=generator, device=generator.device)
+    drawn = drawn[share.of(joined)].to(device)  # [L, dims]
+    box = torch.ones((), dtype=torch.bool, device=device)
+    for axis, length in enumerate(patch):
+        size = max(1, round(side * length))
+        first = (drawn[:, axis] * (length - size + 1)).floor()
+        place = torch.arange(length, device=device)
+        covered = (place >= first.unsqueeze(1)) & (place < first.unsqueeze(1) + size)  # [L, length]
+        view = [length if other == axis else 1 for other in range(len(patch))]
+        box = box & covered.view(labeled, *view)
+    number = torch.arange(labeled, device=device)
+    swapped = ((number + share.rank * labeled) % 2 == 1).view(-1, *[1] * len(patch))
+    return Mixture(box ^ swapped, number * unlabeled // labeled)
