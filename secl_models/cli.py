@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from secl_models.data.splits import Split
 
 SHOWN_FAULTS = 20
-
+STUDIED = "supervised,mean-teacher,copy-paste,secl,secl+"
 
 app = typer.Typer(
     cls=Group,
@@ -74,7 +74,7 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="supervised, mean-teacher, secl-region, secl-anatomical or secl; default: the preset's, secl."
+            help="supervised, mean-teacher, copy-paste, secl-region, secl-anatomical, secl or secl+; default: secl+."
         ),
     ] = None,
     preset: Annotated[
@@ -270,7 +270,7 @@ def study(
     data: Annotated[Path | None, typer.Option(help="Data set, as for `secl train`.")] = None,
     preset: Annotated[str | None, typer.Option(help="As for `secl train`.")] = None,
     labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used.")] = None,
-    methods: Annotated[str, typer.Option(help="The last is timed against.")] = "supervised,mean-teacher,secl",
+    methods: Annotated[str, typer.Option(help="The last is timed against.")] = STUDIED,
     seeds: Annotated[str, typer.Option(help="Numbers between commas.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("study"),
     csv: Annotated[Path | None, typer.Option(help="Results, appended to; default: study.csv in --out.")] = None,

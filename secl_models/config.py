@@ -17,7 +17,8 @@ from secl_models.plain import dotted_names, from_plain, refuse_unknown, to_plain
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 
-METHODS = ("supervised", "mean-teacher", "secl-region", "secl-anatomical", "secl", "secl+")
+METHODS = ("supervised", "mean-teacher", "secl-region", "secl-anatomical", "secl", "copy-paste", "secl+")
+MIXING = ("copy-paste", "secl+")  # methods whose student sees mixtures of labelled and unlabelled images
 NORMALIZE = ("auto", "volume", "slice", "window")
 DENOMINATORS = ("negatives", "all")
 STRATEGIES = ("uniform", "stratified", "hard")
@@ -104,7 +105,7 @@ class NetworkConfig:
 
     name: str = "unet"
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
-    taps: tuple[int, ...] = (1,)  # decoder levels, 0 = full resolution, 1 = stride 2, ...
+    taps: tuple[int, ...] = (2,)  # decoder levels, 0 = full resolution, 1 = stride 2, ...
     projection: int = 128  # D, width of a contrasted row
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class NetworkConfig:
 class ContrastConfig:
     """The contrastive term (Zhao et al. 2021 and Chaitanya et al. 2020 name the defaults)."""
 
-    weight: float = 0.1
+    weight: float = 0.02  # of the region-aware and of the anatomical-aware term
     temperature: float = 0.1
     denominator: str = "negatives"
     per_class: int = 32  # pixels per class and image
@@ -161,7 +162,8 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         _require_range("mix.weight", self.weight, 0, math.inf)
-        _require_range("mix.side", self.side, 0, 1)
+        if not 0 < self.side < 1:
+            _refuse("mix.side", "above 0 and below 1", self.side, "write 0.667")
         _require_range("mix.confidence", self.confidence, 0, 1)
 
 
@@ -169,14 +171,14 @@ class MixConfig:
 class TrainConfig:
     """Schedule, optimiser and bookkeeping."""
 
-    method: str = "secl"
+    method: str = "secl+"
     steps: int = 1000
     batch: int = 8  # labelled images of a step, over all processes
     unlabeled_batch: int = 8
     lr: float = 5e-3
     weight_decay: float = 1e-4
     decay: float = 0.99  # of the moving average
-    warm_start: float = 0.4  # share of the steps on labels only, before the teacher is listened to
+    warm_start: float = 0.15  # share of the steps on labels only, before the teacher is listened to
     ramp: float = 0.1  # share of the steps over which the unlabelled terms grow
     consistency: float = 5.0  # mean-teacher weight
     validate_every: int = 200
@@ -188,6 +190,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_choice("train.method", self.method, METHODS)
+        if self.method in MIXING:
+            _require_range(f"train.unlabeled_batch of {self.method}", self.unlabeled_batch, 1, math.inf)
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
             _require_range(f"train.{name}", getattr(self, name), 1, math.inf)
         for name in ("unlabeled_batch", "weight_decay", "consistency", "threads"):
@@ -273,6 +277,8 @@ def preset_names() -> list[str]:
 def load_preset(name_or_path: str | Path) -> RunConfig:
     """Read a preset by name, or any yaml file by path, such as the `config.yaml` of a finished run.
 
+    A preset may name another one that it `extends`, and then holds only what differs.
+
     Raises:
         InputError: No such preset, broken yaml, an unknown key, or a value of the wrong type or range.
 
@@ -297,7 +303,19 @@ def load_preset(name_or_path: str | Path) -> RunConfig:
         raise InputError(path, rule="readable yaml", got=reason, cure="correct the file there") from error
     if not isinstance(values, Mapping):
         _refuse(str(path), "a yaml mapping of options", type(values).__name__, "write lines such as `seed: 0`")
-    return from_dict({"preset": path.stem, **values})
+    return from_dict(_extended({"preset": path.stem, **values}))
+
+
+def _extended(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options over those of the preset that they extend, if they name one."""
+    own = {key: value for key, value in values.items() if key != "extends"}
+    if "extends" not in values:
+        return own
+    under = to_dict(load_preset(values["extends"]))
+    for key, value in own.items():
+        section = under.get(key)
+        under[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, Mapping) else value
+    return under
 
 
 def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
@@ -307,8 +325,8 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
         InputError: No `=`, an unknown key, or a value of the wrong type or range.
 
     Example:
-        >>> override(RunConfig(), ["train.steps=200", "network.channels=[8,16]"]).network.channels
-        (8, 16)
+        >>> override(RunConfig(), ["train.steps=200", "network.channels=[8,16,32]"]).network.channels
+        (8, 16, 32)
     """
     values = to_dict(config)
     known = dotted_names(RunConfig)

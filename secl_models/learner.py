@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from secl_models.augment import Views, augment
-from secl_models.config import RunConfig
+from secl_models.config import MIXING, RunConfig
 from secl_models.data.resident import Batch, ResidentData
 from secl_models.data.volumes import Volume
 from secl_models.mixing import Mixture, draw_mixture
@@ -139,7 +139,7 @@ class Learner:
         return total, logged
 
     def _mixture(self, labeled: Views, unlabeled: Views) -> Mixture | None:
-        if "mixed" not in TERMS[self.config.train.method]:
+        if self.config.train.method not in MIXING:
             return None
         counts = len(labeled.label), len(unlabeled.label)
         patch, generator = tuple(labeled.label.shape[1:]), self._generator("mixture")

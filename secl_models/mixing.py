@@ -39,7 +39,6 @@ def draw_mixture(
     side: float,
     generator: torch.Generator,
     share: Share = WHOLE,
-    device: torch.device | str | None = None,
 ) -> Mixture:
     """Draw a box for each labelled image: it shows the labelled image in every other mixture, else its partner.
 
@@ -52,21 +51,18 @@ def draw_mixture(
         patch: Spatial shape in voxels.
         side: Share of each side that the box covers, in (0, 1).
         generator: Source of all randomness.
-        share: The part of a joined batch; every part draws for all.
-        device: Of the result; default: the generator's.
+        share: The part of a joined batch that this one is; every part draws for all.
 
     Returns:
-        The mixture.
+        The mixture, on the generator's device.
 
     Example:
         >>> mixture = draw_mixture(2, 1, (6, 6), 2 / 3, torch.Generator().manual_seed(0))
         >>> mixture.of(torch.ones(2, 6, 6), torch.zeros(1, 6, 6)).sum((1, 2)).tolist()
         [16.0, 20.0]
     """
-    device = generator.device if device is None else device
-    joined = labeled * share.count
-    drawn = torch.rand((joined, len(patch)), generator=generator, device=generator.device)
-    drawn = drawn[share.of(joined)].to(device)  # [L, dims]
+    joined, device = labeled * share.count, generator.device
+    drawn = torch.rand((joined, len(patch)), generator=generator, device=device)[share.of(joined)]  # [L, dims]
     box = torch.ones((), dtype=torch.bool, device=device)
     for axis, length in enumerate(patch):
         size = max(1, round(side * length))
@@ -76,5 +72,5 @@ def draw_mixture(
         view = [length if other == axis else 1 for other in range(len(patch))]
         box = box & covered.view(labeled, *view)
     number = torch.arange(labeled, device=device)
-    swapped = ((number + share.rank * labeled) % 2 == 1).view(-1, *[1] * len(patch))
-    return Mixture(box ^ swapped, number * unlabeled // labeled)
+    outward = ((number + share.rank * labeled) % 2 == 1).view(-1, *[1] * len(patch))  # by place in the joined batch
+    return Mixture(box ^ outward, number * unlabeled // labeled)

@@ -25,6 +25,7 @@ TERMS: dict[str, tuple[str, ...]] = {
     "secl-region": ("region",),
     "secl-anatomical": ("anatomical",),
     "secl": ("region", "anatomical"),
+    "copy-paste": ("mixed",),
     "secl+": ("mixed", "anatomical"),
 }
 STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network", "mixture")
@@ -142,8 +143,8 @@ def resize_labels(label: Tensor, shape: tuple[int, ...]) -> Tensor:
 class Objective(nn.Module):
     """Supervised loss plus ramped terms; holds the queues of teacher rows as its buffers.
 
-    Total = supervised + ramp (w_consistency consistency + w_contrast (region + anatomical)); `TERMS` says
-    which method has which. Xiang et al., arXiv:2105.12924 (idea); hyper-parameters of Zhao et al., ICCV 2021,
+    Total = supervised + ramp (w_consistency consistency + w_contrast (region + anatomical) + w_mix mixed); `TERMS`
+    says which method has which. Xiang et al., arXiv:2105.12924 (idea); hyper-parameters of Zhao et al., ICCV 2021,
     and Chaitanya et al., NeurIPS 2020.
 
     Args:
@@ -193,8 +194,7 @@ class Objective(nn.Module):
         """
         truth = context.label
         if context.mixture:
-            unknown = torch.full_like(context.weak[context.labeled :, 0], IGNORED, dtype=truth.dtype)
-            truth = context.mixture.of(truth, unknown)
+            truth = torch.where(context.mixture.inside, truth, IGNORED)
         total = supervised_loss(context.student.logits[: context.labeled], truth, self._processes)
         logged = {"supervised": total.detach()}
         for name in self.names:
@@ -211,10 +211,14 @@ class Objective(nn.Module):
         return TermValue(self._processes.total(functional.mse_loss(ours, theirs) / self._processes.share.count), {})
 
     def _mixed(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
-        """The supervised loss against pseudo-labels where a mixture shows its unlabelled image (Bai et al., CVPR 2023)."""
-        assert context.mixture is not None
+        """The supervised loss against the teacher's classes where a mixture shows its unlabelled image.
+
+        Bai et al., Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023.
+        """
+        if context.mixture is None:
+            raise ValueError("the mixed term needs the mixture that the student saw")
         pseudo = pseudo_labels(context.teacher.logits[context.labeled :], self.mix.confidence)
-        label = context.mixture.of(torch.full_like(context.label, IGNORED), pseudo)
+        label = torch.where(context.mixture.inside, IGNORED, pseudo[context.mixture.partner])
         return TermValue(supervised_loss(context.student.logits, label, self._processes), {})
 
     def _region(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
@@ -241,9 +245,7 @@ class Objective(nn.Module):
         """Pixels of one structure, by truth or confident pseudo-label: positive; others: negative."""
         pseudo = pseudo_labels(context.teacher.logits, self.contrast.confidence)
         label = torch.cat([context.label, pseudo[context.labeled :]])
-        seen, first = label, context.labeled  # what the student's images show, and how many come first in a joined batch
-        if context.mixture:
-            seen, first = context.mixture.of(context.label, pseudo[context.labeled :]), context.labeled
+        seen = context.mixture.of(context.label, pseudo[context.labeled :]) if context.mixture else label
         losses = []
         counts = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):

@@ -27,6 +27,7 @@ RUN_FILES = (checkpoint.LAST, checkpoint.BEST, HISTORY, SUMMARY, CONFIG, SPLIT)
 COLUMNS = (
     "step",
     "seconds",
+    "processor_seconds",
     "lr",
     "ramp",
     "loss",

@@ -22,6 +22,7 @@ from secl_models.data.splits import make_split
 from secl_models.data.volumes import write_atomic
 from secl_models.errors import InputError
 from secl_models.metrics import MEAN
+from secl_models.study_curves import Point, RunKey, add_points, curves_file, read_curve
 
 BASELINE = "supervised"
 STEPS, TIME = "steps", "time"
@@ -77,15 +78,15 @@ class Row:
     options: str  # preset and overrides
 
 
-def job_key(job: Job) -> tuple[str, int, str, str, int, str]:
+def job_key(job: Job) -> RunKey:
     """What a finished row must share with a job to stand for it."""
     options = " ".join((job.preset, *job.overrides))
-    return job.data.resolve().name, job.labeled, job.method, job.budget, job.seed, options
+    return RunKey(job.data.resolve().name, job.labeled, job.method, job.budget, job.seed, options)
 
 
-def row_key(row: Row) -> tuple[str, int, str, str, int, str]:
+def row_key(row: Row) -> RunKey:
     """The counterpart of `job_key`."""
-    return row.data, row.labeled, row.method, row.budget, row.seed, row.options
+    return RunKey(row.data, row.labeled, row.method, row.budget, row.seed, row.options)
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -131,6 +132,14 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
     for row in rows:
         writer.writerow(asdict(row))
     write_atomic(file, text.getvalue().encode())
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one run leaves: a row per checkpoint, `last` first, and a point per validation."""
+
+    rows: list[Row]
+    points: list[Point]
 
 
 def run_study(
@@ -203,14 +212,16 @@ def _run_all(
     # A fresh process per run: its peak memory is its own, and nothing of one run leaks into the next.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        running: dict[Future[list[Row]], Job] = {
+        running: dict[Future[Finished], Job] = {
             pool.submit(run_job, job, run_folder(job, out), keep_runs): job for job in todo
         }
         try:
             for number, future in enumerate(as_completed(running), start=1):
-                rows = future.result()
-                write_rows(file, [*read_rows(file), *rows])
-                report(_line(number, len(todo), rows[0]))
+                finished_run = future.result()
+                # The curve first: a kill between the two repeats the run, and its points replace these.
+                add_points(curves_file(file), finished_run.points)
+                write_rows(file, [*read_rows(file), *finished_run.rows])
+                report(_line(number, len(todo), finished_run.rows[0]))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -226,7 +237,7 @@ def run_folder(job: Job, out: Path) -> Path:
     return out / f"{job.data.resolve().name}-{job.labeled}-{job.method}-{job.budget}-seed{job.seed}"
 
 
-def run_job(job: Job, out: Path, keep: bool) -> list[Row]:
+def run_job(job: Job, out: Path, keep: bool) -> Finished:
     """Train and evaluate on the test list.
 
     Args:
@@ -235,7 +246,7 @@ def run_job(job: Job, out: Path, keep: bool) -> list[Row]:
         keep: Leave the folder in place.
 
     Returns:
-        One row per checkpoint, `last` first.
+        Its rows and its curve.
 
     Raises:
         InputError: The data or an option is at fault.
@@ -273,12 +284,13 @@ def run_job(job: Job, out: Path, keep: bool) -> list[Row]:
                 machine=summary.machine,
                 commit=summary.commit or "",
                 structures=";".join(f"{name}={_round(100 * row.dice[0])}" for name, row in means.items()),
-                options=job_key(job)[5],
+                options=job_key(job).options,
             )
         )
+    points = read_curve(out, job_key(job))
     if not keep:
         shutil.rmtree(out)
-    return rows
+    return Finished(rows, points)
 
 
 def _round(value: float) -> float:

@@ -363,6 +363,7 @@ def _pace(run: _Run, ramp: float) -> dict[str, float]:
     run.looked = (done, run.seconds)
     return {
         "seconds": run.seconds,
+        "processor_seconds": run.processor_seconds,
         "memory_mib": peak_memory_mib(run.learner.device),
         "images_per_second": rate,
     }

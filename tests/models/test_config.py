@@ -55,8 +55,32 @@ def test_orientations_that_do_not_exist(axes: str) -> None:
         override(RunConfig(), [f"data.orientation={axes}"])
 
 
+def test_a_preset_extends_another_option_by_option(tmp_path: Path) -> None:
+    seven, one = load_preset("acdc-7"), load_preset("acdc-1")
+    assert (seven.preset, seven.labeled, one.labeled) == ("acdc-7", 7, 1)
+    assert replace(seven, preset="acdc-1", labeled=1) == one
+    assert (one.train.steps, one.train.batch, one.train.unlabeled_batch, one.data.size) == (30000, 12, 12, (256, 256))
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: acdc-3\ntrain: {steps: 5}\n")
+    mine = load_preset(file)
+    assert (mine.labeled, mine.train.steps, mine.train.batch) == (3, 5, 12)
+    file.write_text("extends: nothing\n")
+    with pytest.raises(InputError, match="preset nothing"):
+        load_preset(file)
+
+
 def test_the_presets_of_the_package_are_these() -> None:
-    assert preset_names() == ["acdc", "default", "demo", "hippocampus", "hippocampus-3d", "sarcoma_ct"]
+    assert preset_names() == [
+        "acdc",
+        "acdc-1",
+        "acdc-3",
+        "acdc-7",
+        "default",
+        "demo",
+        "hippocampus",
+        "hippocampus-3d",
+        "sarcoma_ct",
+    ]
 
 
 @pytest.mark.parametrize("name", ["acdc", "default", "demo", "hippocampus", "hippocampus-3d", "sarcoma_ct"])
@@ -208,7 +232,8 @@ def test_bad_values_are_refused_by_name(values: dict[str, Any], message: str) ->
 
 def test_an_unknown_preset_lists_the_presets() -> None:
     with pytest.raises(
-        InputError, match="preset hipocampus: one of acdc, default, demo, hippocampus, hippocampus-3d, sarcoma_ct"
+        InputError,
+        match="preset hipocampus: one of acdc, acdc-1, acdc-3, acdc-7, default, demo, hippocampus, hippocampus-3d, sarcoma_ct",
     ):
         load_preset("hipocampus")
 

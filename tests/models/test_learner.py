@@ -28,6 +28,7 @@ from secl_models.data.splits import Split, make_split
 from secl_models.data.volumes import load_volume
 from secl_models.learner import Learner, make_learner
 from secl_models.networks import TappedModule
+from secl_models.objective import TERMS
 from secl_models.processes import Processes, start_fabric
 from tests.device_step import HostWaitError, fake_cuda, watched
 from tests.models.test_train import CONFIG, rows, run, set_train, write_toy
@@ -93,10 +94,12 @@ def move_to_fake_device(ours: Learner) -> None:
     ours.optimizer = torch.optim.AdamW(ours.student.parameters(), fused=True)
 
 
-@pytest.fixture
-def on_fake_device(toy: tuple[DataSet, Split], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Learner, list[str]]]:
+@pytest.fixture(params=["secl", "secl+"])
+def on_fake_device(
+    request: pytest.FixtureRequest, toy: tuple[DataSet, Split], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Learner, list[str]]]:
     """A learner on fake CUDA tensors, and what its steps launch; an operation that waits raises."""
-    ours = learner(CONFIG, toy)
+    ours = learner(set_train(CONFIG, method=request.param), toy)
 
     def backward(loss: Tensor) -> None:
         assert loss.device.type == "cuda"
@@ -121,7 +124,7 @@ def on_fake_device(toy: tuple[DataSet, Split], monkeypatch: pytest.MonkeyPatch) 
 def test_no_step_waits_for_the_device(on_fake_device: tuple[Learner, list[str]]) -> None:
     ours, launches = on_fake_device
     logged = ours.step(1.0)
-    assert {"region", "anatomical", "precision"} <= logged.keys()
+    assert {*TERMS[ours.config.train.method], "precision"} <= logged.keys()
     for operation in ("sample_kernel", "positive_kernel", "index_copy_", "_fused_adamw_", "_foreach_lerp_"):
         assert operation in launches, operation
     launches.clear()

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from secl_models.config import METHODS, ContrastConfig, NetworkConfig, RunConfig, TrainConfig
+from secl_models.config import METHODS, MIXING, ContrastConfig, NetworkConfig, RunConfig, TrainConfig
+from secl_models.mixing import draw_mixture
 from secl_models.networks import ContrastModel, Output, build_network
 from secl_models.objective import (
     STREAMS,
@@ -50,6 +51,14 @@ def make_context(student: ContrastModel, teacher: ContrastModel, step: int = 0) 
         keys = Output(keys.logits * 20.0, keys.features)
     position = torch.tensor([0.1, 0.6, 0.1, 0.2, 0.7, 0.9])
     return StepContext(student(weak + 0.1), keys, weak, label, position, labeled=2, step=step)
+
+
+def mixed_context(student: ContrastModel, teacher: ContrastModel) -> StepContext:
+    """The same, with a student that saw mixtures."""
+    context = make_context(student, teacher)
+    mixture = draw_mixture(2, 4, (16, 16), 2 / 3, torch.Generator().manual_seed(2))
+    images = mixture.of(context.weak[:2], context.weak[2:])
+    return replace(context, student=student(images), mixture=mixture)
 
 
 def scalar_loss(logits: Tensor, label: Tensor) -> float:
@@ -110,10 +119,10 @@ def test_the_table_has_every_method() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_logs_and_trains_exactly_its_terms(method: str) -> None:
     objective, student, teacher = make(method)
-    context = make_context(student, teacher)
+    context = (mixed_context if method in MIXING else make_context)(student, teacher)
     total, logged = objective(context, student, teacher, 1.0)
     total.backward()
-    terms = {"consistency", "region", "anatomical"}
+    terms = {"consistency", "region", "anatomical", "mixed"}
     assert terms & logged.keys() == set(TERMS[method])
     expected = logged["supervised"]
     for name in TERMS[method]:
@@ -122,6 +131,53 @@ def test_a_method_logs_and_trains_exactly_its_terms(method: str) -> None:
     heads = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in student.heads.parameters()]
     assert all(heads) if "secl" in method else not any(heads)
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_mixtures_learn_truth_inside_and_the_teachers_classes_outside() -> None:
+    """Both parts recomputed pixel by pixel; a pixel serves exactly one of them."""
+    objective, student, teacher = make("secl+")
+    context = mixed_context(student, teacher)
+    assert context.mixture is not None
+    truth, guess = torch.full_like(context.label, -1), torch.full_like(context.label, -1)
+    claimed = context.teacher.logits.argmax(1)
+    for image, row, column in torch.cartesian_prod(torch.arange(2), torch.arange(16), torch.arange(16)).tolist():
+        if context.mixture.inside[image, row, column]:
+            truth[image, row, column] = context.label[image, row, column]
+        else:
+            guess[image, row, column] = claimed[2 + context.mixture.partner[image], row, column]
+    _, logged = objective(context, student, teacher, 1.0)
+    # float32 sums of five hundred numbers of order one
+    assert abs(logged["supervised"].item() - scalar_loss(context.student.logits.detach(), truth)) < 1e-5
+    assert abs(logged["mixed"].item() - scalar_loss(context.student.logits.detach(), guess)) < 1e-5
+    with pytest.raises(ValueError, match="mixture"):
+        objective(make_context(student, teacher), student, teacher, 1.0)
+
+
+def test_anchors_of_mixtures_carry_the_class_of_what_they_show() -> None:
+    """One pixel of each class: moving the labels with the mixture is the only way to find these positives."""
+    objective, student, teacher = make("secl+", per_class=256, queue=0, confidence=0.0)
+    context = mixed_context(student, teacher)
+    assert context.mixture is not None
+    pseudo = context.teacher.logits.argmax(1)[2:]
+    seen = context.mixture.of(context.label, pseudo)
+    label = torch.cat([context.label, pseudo])
+    losses = []
+    for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
+        rows, marks = [], []
+        for maps, of, model in ((ours, seen, student), (theirs, label, teacher)):
+            small = resize_labels(of, tuple(maps.shape[2:])).flatten()
+            known = small >= 0
+            projected = model.heads[tap](maps.movedim(1, -1).flatten(0, 2)[known])
+            rows.append(torch.nn.functional.normalize(projected.double(), dim=1))
+            marks.append(small[known])
+        score = rows[0] @ rows[1].T / CONTRAST.temperature
+        same = marks[0].unsqueeze(1) == marks[1]
+        negative = torch.logsumexp(score.masked_fill(same, -torch.inf), 1, keepdim=True)
+        each = torch.nn.functional.softplus(negative - score) * same
+        losses.append((each.sum(1) / same.sum(1)).mean())
+    _, logged = objective(context, student, teacher, 1.0)
+    # every known pixel is drawn, so the order of the draw does not matter; float32 against float64 at temperature 0.1
+    assert abs(logged["anatomical"].item() - torch.stack(losses).mean().item()) < 1e-3
 
 
 def test_ramp_zero_leaves_the_supervised_loss() -> None:

@@ -24,7 +24,7 @@ from secl_models.data.splits import Split, make_split
 from secl_models.device import choose_device
 from secl_models.errors import InputError
 from secl_models.learner import Learner
-from secl_models.objective import Objective
+from secl_models.objective import TERMS, Objective
 from secl_models.processes import Processes, launched, start_fabric
 from tests.models.ranks import SECONDS, finish, start_ranks
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
@@ -72,15 +72,24 @@ def assert_near(ours: Any, theirs: Any, where: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "contrast",
-    [{"queue": 20}, {"strategy": "stratified", "denominator": "all"}, {"strategy": "hard", "queue": 0}],
-    ids=["queue", "stratified", "hard"],
+    ("method", "contrast"),
+    [
+        ("secl", {"queue": 20}),
+        ("secl", {"strategy": "stratified", "denominator": "all"}),
+        ("secl", {"strategy": "hard", "queue": 0}),
+        ("secl+", {"queue": 20}),
+    ],
+    ids=["queue", "stratified", "hard", "mixtures"],
 )
 def test_two_processes_are_one_with_the_joined_batch(
-    contrast: dict[str, Any], toy: tuple[DataSet, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    contrast: dict[str, Any],
+    toy: tuple[DataSet, Split],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(train, "LOG_EVERY", 1)
-    config = joined(**contrast)
+    config = set_train(joined(**contrast), method=method)
     leaving_state(lambda: run(config, toy, tmp_path / "one", max_steps=3), tmp_path / "alone")
     ranks = start_ranks(
         2, lambda rank: leaving_state(lambda: run(config, toy, tmp_path / "two", max_steps=3), tmp_path / f"rank{rank}")
@@ -94,7 +103,7 @@ def test_two_processes_are_one_with_the_joined_batch(
     ours, theirs = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert [row["step"] for row in theirs] == ["1", "2", "3"]
     for one, other in zip(ours, theirs, strict=True):
-        for name in ("loss", "supervised", "region", "anatomical", "cells", "coverage", "precision"):
+        for name in ("loss", "supervised", *TERMS[method], "coverage", "precision"):
             assert float(one[name]) == pytest.approx(float(other[name]), rel=SAME), (name, other["step"])
 
 

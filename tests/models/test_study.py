@@ -22,6 +22,7 @@ from secl_models.study import (
     timed_jobs,
     write_rows,
 )
+from secl_models.study_curves import Point, RunKey, add_points, curves_file, read_points
 from secl_models.study_table import Spread, as_markdown, as_table, comparison, paired
 from tests.models.runs import TINY, TinyRun, tiny_run
 
@@ -111,13 +112,32 @@ def test_finished_rows_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_job_makes_one_row_per_checkpoint(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     run: TinyRun = tiny_run(tmp_path_factory)
     job = Job(run.data.root, "demo", 2, "secl", 3, overrides=TINY, single=True)
-    rows = run_job(job, run_folder(job, tmp_path), keep=False)
+    finished = run_job(job, run_folder(job, tmp_path), keep=False)
+    rows, points = finished.rows, finished.points
     assert [row.checkpoint for row in rows] == ["last", "best"]
     assert all(row_key(row) == job_key(job) for row in rows)
     assert rows[0].steps == 6
     assert 0 <= rows[0].dice <= 100
     assert [part.partition("=")[0] for part in rows[0].structures.split(";")] == list(run.data.classes.values())
+    assert [point.step for point in points] == [3, 6]
+    assert all(point.key == job_key(job) for point in points)
+    assert 0 < points[0].seconds < points[1].seconds
+    assert [part.partition("=")[0] for part in points[0].purity.split(";") if part] <= list(run.data.classes.values())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_survive_the_file_and_a_repeated_run_replaces_its_own(tmp_path: Path) -> None:
+    key = RunKey("x", 4, "secl", "steps", 0, "p a=1")
+    points = [Point(*key, step, 1.5 * step, 2.0 * step, 70.5, "RV=50.0", "") for step in (1, 2)]
+    other = replace(points[0], seed=1)
+    file = curves_file(tmp_path / "study.csv")
+    add_points(file, [*points, other])
+    add_points(file, [replace(points[0], dice=80.0)])
+    assert read_points(file) == [other, replace(points[0], dice=80.0)]
+    assert [path.name for path in tmp_path.iterdir()] == ["study_curves.csv"]
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"study_curves\.csv: curves with the columns data, labeled"):
+        read_points(file)
 
 
 def test_differences_are_paired_by_seed() -> None:

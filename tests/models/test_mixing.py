@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixtures: every pixel from the right image, boxes of the right size, parts equal to the joined batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from secl_models.config import RunConfig, override
+from secl_models.data.sampling import Share
+from secl_models.errors import InputError
+from secl_models.mixing import draw_mixture
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("patch", [(12, 9), (6, 12, 9)])
+def test_every_other_mixture_shows_a_box_of_the_labelled_image(patch: tuple[int, ...]) -> None:
+    mixture = draw_mixture(4, 4, patch, 2 / 3, generator())
+    for number, inside in enumerate(mixture.inside):
+        box = inside if number % 2 == 0 else ~inside
+        sides = [int(box.movedim(axis, 0).flatten(1).any(1).sum()) for axis in range(len(patch))]
+        assert sides == [round(2 / 3 * length) for length in patch]
+        assert int(box.sum()) == torch.tensor(sides).prod()  # a full box, no holes
+
+
+def test_boxes_reach_every_border() -> None:
+    covered = torch.stack(
+        [draw_mixture(1, 1, (6, 6), 0.5, generator(seed)).inside[0] for seed in range(200)]
+    )  # fmt: skip
+    starts = {tuple(box.nonzero()[0].tolist()) for box in covered}
+    assert starts == {(row, column) for row in range(4) for column in range(4)}
+
+
+def test_maps_and_images_are_mixed_alike_with_the_right_partner() -> None:
+    mixture = draw_mixture(4, 2, (8, 8), 0.5, generator())
+    assert mixture.partner.tolist() == [0, 0, 1, 1]
+    labeled, unlabeled = torch.arange(4).view(4, 1, 1).expand(4, 8, 8), torch.tensor([10, 11]).view(2, 1, 1)
+    maps = mixture.of(labeled, unlabeled.expand(2, 8, 8))
+    images = mixture.of(labeled.unsqueeze(1).expand(4, 3, 8, 8), unlabeled.unsqueeze(1).expand(2, 3, 8, 8))
+    assert torch.equal(images, maps.unsqueeze(1).expand_as(images))
+    for number in range(4):
+        assert torch.equal(maps[number] == number, mixture.inside[number])
+        assert set(maps[number].unique().tolist()) == {number, 10 + number // 2}
+
+
+def test_parts_are_the_joined_batch() -> None:
+    whole = draw_mixture(6, 4, (8, 8), 0.5, generator())
+    parts = [draw_mixture(3, 2, (8, 8), 0.5, generator(), Share(rank, 2)) for rank in range(2)]
+    assert torch.equal(torch.cat([part.inside for part in parts]), whole.inside)
+    assert torch.equal(torch.cat([parts[0].partner, parts[1].partner + 2]), whole.partner)
+
+
+@pytest.mark.parametrize("assignment", ["mix.side=1.0", "mix.side=0", "mix.weight=-1", "mix.confidence=2"])
+def test_values_out_of_range_are_refused(assignment: str) -> None:
+    with pytest.raises(InputError, match=assignment.split("=")[0]):
+        override(RunConfig(), [assignment])
+
+
+def test_a_mixing_method_needs_unlabelled_images_in_a_step() -> None:
+    with pytest.raises(InputError, match=r"train\.unlabeled_batch of secl\+"):
+        override(RunConfig(), ["train.method=secl+", "train.unlabeled_batch=0"])
