@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from secl_models.errors import InputError
+from secl_models.cli_study import study_app
+from secl_models.options import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    OverwriteOption,
+    SetOption,
+    configure,
+    data_and_split,
+)
 from secl_models.terminal import BAD_INPUT, Group, first_process, how_to_go_on, progress_bar, say, terminable
 
 if TYPE_CHECKING:
-    from secl_models.config import RunConfig
     from secl_models.data.cases import DataSet
     from secl_models.data.check import Fault
     from secl_models.data.splits import Split
 
 SHOWN_FAULTS = 20
-STUDIED = "supervised,mean-teacher,copy-paste,secl,secl+"
 
 app = typer.Typer(
     cls=Group,
@@ -36,17 +42,7 @@ app = typer.Typer(
     help="Segment medical images from few labels and many unlabelled images.",
     epilog="Try it at once: `secl demo --out demo_run`",
 )
-study_app = typer.Typer(help="Compare methods over seeds.", rich_markup_mode="markdown")
 app.add_typer(study_app, name="study")
-
-DataOption = Annotated[Path, typer.Option("--data", help="Folder in Decathlon, nnU-Net or SSL4MIS layout, or a CSV.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="An option of the preset; may be repeated."),
-]
-CheckpointOption = Annotated[Path, typer.Option(help="Run folder, or a checkpoint file in it.")]
 
 
 def main() -> None:
@@ -99,8 +95,8 @@ def train(
         "train.checkpoint_every": checkpoint_every,
     }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in given.items() if value is not None]
-    config = _configure(preset, data, [*(set_ or []), *chosen])
-    data_set, split = _data_and_split(data, config)
+    config = configure(preset, data, [*(set_ or []), *chosen])
+    data_set, split = data_and_split(data, config)
 
     from secl_models.records import refuse_held
     from secl_models.train import train as run
@@ -122,28 +118,6 @@ def train(
     typer.echo("Next:")
     typer.echo(f"  secl evaluate --checkpoint {place} --data {shlex.quote(str(data))}")
     typer.echo(f"  secl predict --checkpoint {place} --input scan.nii.gz --out seg.nii.gz")
-
-
-def _configure(preset: str | None, data: Path, assignments: Sequence[str]) -> RunConfig:
-    from secl_models.config import load_preset, override, preset_names
-    from secl_models.device import choose_device
-
-    if preset is None:
-        name = data.resolve().name
-        preset = name if name in preset_names() and name != "demo" else "default"
-        if first_process():
-            say(f"Preset: {preset} (choose another with --preset).")
-    config = override(load_preset(preset), assignments)
-    choose_device(config.train.device)
-    return config
-
-
-def _data_and_split(data: Path, config: RunConfig) -> tuple[DataSet, Split]:
-    from secl_models.data.layouts import read_data_set
-    from secl_models.data.splits import make_split
-
-    data_set = read_data_set(data)
-    return data_set, make_split(data_set, config.labeled, config.seed)
 
 
 def _refuse_faults(data_set: DataSet, split: Split) -> None:
@@ -259,80 +233,3 @@ def doctor() -> None:
     from secl_models.doctor import examine, findings_table
 
     Console().print(findings_table(examine()))
-
-
-@study_app.callback(
-    invoke_without_command=True,
-    epilog="Example: `secl study --data DIR --labeled 4 --methods supervised,secl --seeds 0,1,2 --out study`",
-)
-def study(
-    ctx: typer.Context,
-    data: Annotated[Path | None, typer.Option(help="Data set, as for `secl train`.")] = None,
-    preset: Annotated[str | None, typer.Option(help="As for `secl train`.")] = None,
-    labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used.")] = None,
-    methods: Annotated[str, typer.Option(help="The last is timed against.")] = STUDIED,
-    seeds: Annotated[str, typer.Option(help="Numbers between commas.")] = "0,1,2",
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("study"),
-    csv: Annotated[Path | None, typer.Option(help="Results, appended to; default: study.csv in --out.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each if several.")] = 1,
-    set_: SetOption = None,
-    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the run folders.")] = False,
-) -> None:
-    """Compare methods over seeds at equal steps and at equal wall time; finished rows are not repeated."""
-    if ctx.invoked_subcommand is not None:
-        return
-    if data is None:
-        raise InputError("--data", rule="a data set to study", got="nothing", cure="add --data DIR")
-    from secl_models.study import Job, run_study
-    from secl_models.study_table import as_table
-
-    config = _configure(preset, data, set_ or [])
-    config = replace(config, labeled=labeled if labeled is not None else config.labeled)
-    _data_and_split(data, config)
-    planned = [
-        Job(data, preset or config.preset, config.labeled, method, seed, overrides=tuple(set_ or ()))
-        for seed in _numbers(seeds)
-        for method in _methods(methods)
-    ]
-    file = csv or out / "study.csv"
-    rows = run_study(planned, out, file, workers=jobs, keep_runs=keep_runs, report=typer.echo)
-    Console().print(as_table(rows))
-    typer.echo(f"Rows: {file}")
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError("--seeds", rule="whole numbers between commas", got=text, cure="write 0,1,2") from error
-
-
-def _methods(text: str) -> list[str]:
-    from secl_models.config import METHODS
-
-    named = [part.strip() for part in text.split(",")]
-    unknown = [name for name in named if name not in METHODS]
-    if unknown:
-        cure = f"choose among {', '.join(METHODS)}"
-        raise InputError("--methods", rule="known methods between commas", got=", ".join(unknown), cure=cure)
-    return named
-
-
-@study_app.command("table", epilog="Example: `secl study table study/study.csv --markdown`")
-def table(
-    file: Annotated[Path, typer.Argument(help="CSV file of a study.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
-) -> None:
-    """Print the comparison table of a finished or running study."""
-    from secl_models.study import read_rows
-    from secl_models.study_table import as_markdown, as_table
-
-    rows = [row for row in read_rows(file) if row.checkpoint == checkpoint]
-    if not rows:
-        cure = "name the file that `secl study` wrote, and last or best"
-        raise InputError(file, rule=f"rows of a study, checkpoint {checkpoint}", got="none", cure=cure)
-    if markdown:
-        typer.echo(as_markdown(rows, checkpoint), nl=False)
-    else:
-        Console().print(as_table(rows, checkpoint))

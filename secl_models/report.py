@@ -30,7 +30,7 @@ from secl_models.report_features import principal_plane
 from secl_models.report_pictures import line_chart, overlay, patient_chart, plane_chart
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
-LOSSES = ("loss", "supervised", "consistency", "region", "anatomical")
+LOSSES = ("loss", "supervised", "consistency", "region", "anatomical", "mixed")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def write_report(
         "split": split,
     }
     if main.evaluation is not None:
-        volumes = _chosen_volumes(main.evaluation, data, main.folder, split)
+        volumes = chosen_volumes(main.evaluation, data, main.folder, split)
         context["overlays"] = [_overlay(model, *item) for item in volumes]
         context["charts"] += _plane(model, [volume for _, _, volume in volumes], names)
     write_atomic(out, _render(context).encode())
@@ -274,8 +274,15 @@ def _case_dice(case: CaseScores) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
-def _chosen_volumes(evaluation: Evaluation, data: DataSet, run: Path, split: str) -> list[tuple[str, float, Volume]]:
-    """Rank, mean Dice and volume of the best, the median and the worst case."""
+def chosen_volumes(evaluation: Evaluation, data: DataSet, run: Path, split: str) -> list[tuple[str, float, Volume]]:
+    """Rank, mean Dice and volume of the best, the median and the worst case of a run.
+
+    Args:
+        evaluation: Of the run.
+        data: The data set.
+        run: Run folder.
+        split: `test` or `val`.
+    """
     cases = {case.name: case for case in evaluated_cases(run, data, split)}
     scored = [case for case in evaluation.cases if case.case in cases and not math.isnan(_case_dice(case))]
     ranked = sorted(scored, key=_case_dice, reverse=True)

@@ -148,7 +148,7 @@ def overlay(
         image, truth, prediction = image[..., None], truth[..., None], prediction[..., None]
     shown = truth > 0 if (truth > 0).any() else prediction > 0
     slices = _spread(np.any(shown, axis=(0, 1)))
-    rows, columns = _window(np.any(shown, axis=2))
+    rows, columns = window(np.any(shown, axis=2))
     low, high = np.percentile(image[rows, columns], (1, 99.5))
     side = spacing[0] * (rows.stop - rows.start), spacing[1] * (columns.stop - columns.start)
     figure = Figure(figsize=(5.4, 3.6 * side[1] / side[0]), facecolor="black")
@@ -166,15 +166,22 @@ def overlay(
             aspect=spacing[1] / spacing[0],
             interpolation="bilinear",
         )
-        _contours(axes, truth[view].T, "dashed")
-        _contours(axes, prediction[view].T, "solid")
+        contours(axes, truth[view].T, "dashed")
+        contours(axes, prediction[view].T, "solid")
         axes.axis("off")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120, facecolor="black", metadata={"Software": None})
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _contours(axes: Axes, label: npt.NDArray[np.int64], style: str) -> None:
+def contours(axes: Axes, label: npt.NDArray[np.int64], style: str) -> None:
+    """Draw the border of every structure of a slice.
+
+    Args:
+        axes: Where the slice is shown.
+        label: Class index [rows, columns].
+        style: `solid` or `dashed`.
+    """
     for index in range(1, int(label.max()) + 1):
         if (label == index).any():
             mask = np.pad(label == index, 1).astype(float)  # a contour closes at the edge of the view
@@ -188,8 +195,14 @@ def _spread(shown: npt.NDArray[np.bool_]) -> list[int]:
     return [int(candidates[len(candidates) * quarter // 4]) for quarter in (1, 2, 3)]
 
 
-def _window(mask: npt.NDArray[np.bool_], margin: float = 0.45, least: int = 32) -> tuple[slice, slice]:
-    """The square around a mask that shows it with some of its surroundings, inside the image."""
+def window(mask: npt.NDArray[np.bool_], margin: float = 0.45, least: int = 32) -> tuple[slice, slice]:
+    """The square around a mask that shows it with some of its surroundings, inside the image.
+
+    Args:
+        mask: What is to be seen [rows, columns].
+        margin: Surroundings as a share of the longer side of the mask.
+        least: Smallest side of the square in pixels.
+    """
     found = np.argwhere(mask)
     if not len(found):
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])

@@ -15,7 +15,7 @@ from secl_models.study import BASELINE, STEPS, TIME, Row
 
 COLUMNS = (
     "data", "labelled", "method", "seeds", "structures, Dice %", "Dice %", "against labels-only, equal steps",
-    "against labels-only, equal time", "steps", "minutes", "peak MiB",
+    "against labels-only, equal time", "HD95", "ASSD", "steps", "minutes", "peak MiB",
 )  # fmt: skip
 
 
@@ -76,6 +76,8 @@ def _line(members: Sequence[Row], method: str, budget: str) -> tuple[str, ...]:
         _text(Spread.of([row.dice for row in own])),
         _text(paired(own, _of(members, STEPS)), sign=True) if compared else "",
         _text(paired(own, _of(members, TIME)), sign=True) if compared else "",
+        _text(Spread.of([row.hd95 for row in own])),
+        _text(Spread.of([row.assd for row in own])),
         str(round(statistics.fmean(row.steps for row in own))),
         f"{statistics.fmean(row.seconds for row in own) / 60:.1f}",
         f"{max(row.peak_mib for row in own):.0f}",
@@ -123,7 +125,7 @@ def as_markdown(rows: Sequence[Row], checkpoint: str = "last") -> str:
     Returns:
         Lines with a trailing newline.
     """
-    right = ("seeds", "Dice %", "steps", "minutes", "peak MiB")
+    right = ("seeds", "Dice %", "HD95", "ASSD", "steps", "minutes", "peak MiB")
     rule = ["---:" if name in right or name.startswith("against") else "---" for name in COLUMNS]
     lines = [COLUMNS, tuple(rule), *comparison(rows, checkpoint)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -141,14 +143,16 @@ def as_table(rows: Sequence[Row], checkpoint: str = "last") -> Table:
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = f"{checkpoint} checkpoint, mean ± SD over seeds; vs: Dice points to labels-only, paired by seed"
-    names = ("method", "seeds", "Dice %", "vs equal\nsteps", "vs equal\ntime", "steps", "min", "MiB")
+    names = ("method", "seeds", "Dice %", "vs equal\nsteps", "vs equal\ntime", "HD95", "ASSD", "min")
     for name in names:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
     shown = ""
-    for data, labeled, method, seeds, _, *cells in comparison(rows, checkpoint):
+    for data, labeled, method, seeds, _, dice, by_steps, by_time, *others, minutes, _ in comparison(rows, checkpoint):
+        # Without their spread, so that the table fits 80 columns; the Markdown has everything.
+        hd95, assd = (cell.partition(" ")[0] for cell in others[:2])
         title = f"{data}, {labeled} labelled"
         if title != shown:
             table.add_row(f"[bold]{escape(title)}[/]")
             shown = title
-        table.add_row(*map(escape, (method, seeds, *cells)))
+        table.add_row(*map(escape, (method, seeds, dice, by_steps, by_time, hd95, assd, minutes)))
     return table

@@ -83,7 +83,11 @@ FLOORS: dict[str, int] = {
     "secl_models.study": 32,
     "secl_models.demo": 32,
     "secl_models.study_table": 33,
-    "secl_models.terminal": 39,
+    "secl_models.study_pictures": 34,
+    "secl_models.study_cases": 34,
+    "secl_models.cli_study": 39,
+    "secl_models.terminal": 37,
+    "secl_models.options": 38,
     "secl_models.cli": 40,
     "secl_models.__main__": 41,
     # benchmarks: cases and machine code, who is timed, what is right, tables, figures

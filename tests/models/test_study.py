@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from secl_models import study
 from secl_models.errors import InputError
@@ -26,6 +28,7 @@ from secl_models.study_curves import Point, RunKey, add_points, curves_file, rea
 from secl_models.study_table import Spread, as_markdown, as_table, comparison, paired
 from tests.models.runs import TINY, TinyRun, tiny_run
 
+REPOSITORY = Path(__file__).parents[2]
 JOB = Job(Path("x/hippocampus"), "hippocampus", 4, "secl", 0)
 
 
@@ -165,13 +168,31 @@ def test_the_table_has_mean_spread_and_both_differences() -> None:
         "",
         "",
     )
-    assert secl[5:] == ("71.5 ± 0.7", "+1.0 ± 0.0", "-0.5 ± 0.0", "100", "2.5", "900")
+    assert secl[5:] == (
+        "71.5 ± 0.7", "+1.0 ± 0.0", "-0.5 ± 0.0", "2.0 ± 0.0", "1.0 ± 0.0", "100", "2.5", "900",
+    )  # fmt: skip
     assert timed[2] == "supervised, equal time"
-    assert timed[8] == "250"
+    assert timed[10] == "250"
     assert as_table(rows).row_count == 1 + 3  # a title for the data set, then the methods
     markdown = as_markdown(rows).splitlines()
     assert len(markdown) == 5
     assert len({line.count("|") for line in markdown}) == 1
+
+
+def test_the_terminal_shows_distances_and_fits_80_columns() -> None:
+    rows = [_row(method, seed, 71.0 + seed) for method in ("supervised", "mean-teacher") for seed in (0, 1)]
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(as_table(rows))
+    text = console.export_text()
+    assert "mean-teacher" in text
+    assert "+0.0 ± 0.0" in text
+    assert "2.0" in text  # HD95
+    assert "…" not in text
+
+
+def test_the_readme_shows_the_committed_rows() -> None:
+    rows = read_rows(REPOSITORY / "benchmarks" / "results" / "study.csv")
+    assert as_markdown(rows) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_no_job_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of a study show the numbers of its files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from secl_models.errors import InputError
+from secl_models.evaluate import evaluate
+from secl_models.study import Row
+from secl_models.study_cases import draw_cases
+from secl_models.study_curves import Point
+from secl_models.study_pictures import accuracy_figure, draw_study, gain_figure, pseudo_label_figure
+from tests.models.runs import tiny_run
+
+KEY = ("heart", 3)
+
+
+def make_row(method: str, seed: int, dice: float, budget: str = "steps") -> Row:
+    return Row(
+        *KEY, method, budget, seed, 100, 60.0, 60.0, "last", dice, 2.0, 1.0, 900.0, "cpu", "abc", f"RV={dice}", "p"
+    )
+
+
+def make_points(method: str, seed: int, dice: float, budget: str = "steps") -> list[Point]:
+    return [
+        Point(
+            *KEY, method, budget, seed, "p", step, 0.6 * step, 0.6 * step, dice - 5 + step / 20, "RV=90", f"RV={dice}"
+        )
+        for step in (50, 100)
+    ]
+
+
+ROWS = [
+    *(make_row("supervised", seed, 60.0 + seed) for seed in (0, 1)),
+    *(make_row("supervised", seed, 61.0 + seed, "time") for seed in (0, 1)),
+    *(make_row("secl+", seed, 64.0 + 2 * seed) for seed in (0, 1)),
+]
+
+
+def test_the_gain_is_a_dot_per_seed_and_a_bar_for_the_mean() -> None:
+    figure = gain_figure(ROWS)
+    assert figure is not None
+    steps, time = figure.axes
+    assert [bar.get_width() for bar in steps.patches] == [4.5]
+    assert [bar.get_width() for bar in time.patches] == [3.5]
+    assert np.asarray(steps.collections[0].get_offsets())[:, 0].tolist() == [4.0, 5.0]
+    assert np.asarray(time.collections[0].get_offsets())[:, 0].tolist() == [3.0, 4.0]
+    assert "+4.5" in [text.get_text() for text in steps.texts]
+    assert gain_figure([row for row in ROWS if row.method == "supervised"]) is None
+
+
+def test_accuracy_is_the_mean_over_seeds_against_minutes() -> None:
+    points = [
+        *make_points("supervised", 0, 60.0), *make_points("supervised", 1, 62.0),
+        *make_points("supervised", 0, 63.0, "time"), *make_points("secl+", 0, 65.0),
+    ]  # fmt: skip
+    (axes,) = accuracy_figure(points).axes
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
+    assert lines.keys() == {"labels only", "labels only, equal time", "secl+"}
+    assert lines["labels only"].tolist() == [[0.5, 58.5], [1.0, 61.0]]
+
+
+def test_pseudo_labels_have_purity_and_coverage_of_every_structure() -> None:
+    figure = pseudo_label_figure([*make_points("secl+", 0, 60.0), *make_points("secl+", 1, 70.0)])
+    assert figure is not None
+    shown = [axes for axes in figure.axes if axes.lines]
+    purity, coverage = (np.asarray(line.get_ydata()).tolist() for line in shown[0].lines)
+    assert (purity, coverage) == ([65.0, 65.0], [90.0, 90.0])
+
+
+def test_files_are_pictures_and_options_tell_two_studies_of_one_data_set_apart(tmp_path: Path) -> None:
+    others = [replace(row, options="q") for row in ROWS]
+    written = draw_study([*ROWS, *others], make_points("secl+", 0, 60.0), tmp_path / "new")
+    assert [file.name for file in written] == ["gain.png", "accuracy.png", "pseudo_labels.png"]
+    assert all(np.ptp(imread(file)) > 0 for file in written)
+    figure = gain_figure([*ROWS, *others])
+    assert figure is not None
+    assert {axes.get_title(loc="left") for axes in figure.axes} >= {
+        "heart, 3 labelled: equal steps", "heart, 3 labelled, q: equal steps",
+    }  # fmt: skip
+    assert [file.name for file in draw_study(ROWS, [], tmp_path)] == ["gain.png"]
+
+
+def test_cases_stand_side_by_side(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path_factory)
+    evaluate(run.folder, run.data, progress=False)
+    written = draw_cases([run.folder, run.folder], run.data, tmp_path)
+    assert [file.name for file in written] == ["overlays.png", "plane.png"]
+    assert all(np.ptp(imread(file)) > 0 for file in written)
+    with pytest.raises(InputError, match="a finished run that was evaluated on test"):
+        draw_cases([tmp_path / "none"], run.data, tmp_path)
