@@ -126,3 +126,25 @@ def cases(
 
     for picture in draw_cases(runs, read_data_set(data), out):
         typer.echo(f"Wrote {picture}")
+
+
+@study_app.command("cost", epilog="Example: `secl study cost --data DIR --methods supervised,copy-paste,secl+`")
+def cost(
+    data: DataOption,
+    preset: Annotated[str | None, typer.Option(help="As for `secl train`.")] = None,
+    labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used.")] = None,
+    methods: Annotated[str, typer.Option(help="The first is what the others are compared with.")] = STUDIED,
+    steps: Annotated[int, typer.Option(min=2, help="Timed in each of four rounds.")] = 10,
+    set_: SetOption = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+) -> None:
+    """Time the stages of a training step of every method: what the teacher costs, and what the loss."""
+    from secl_models.study_cost import cost_markdown, cost_table, measure_cost
+
+    config = configure(preset, data, set_ or [])
+    config = replace(config, labeled=labeled if labeled is not None else config.labeled)
+    costs = measure_cost(config, *data_and_split(data, config), _methods(methods), steps)
+    if markdown:
+        typer.echo(cost_markdown(costs), nl=False)
+    else:
+        Console().print(cost_table(costs))

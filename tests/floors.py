@@ -85,6 +85,7 @@ FLOORS: dict[str, int] = {
     "secl_models.study_table": 33,
     "secl_models.study_pictures": 34,
     "secl_models.study_cases": 34,
+    "secl_models.study_cost": 34,
     "secl_models.cli_study": 39,
     "secl_models.terminal": 37,
     "secl_models.options": 38,

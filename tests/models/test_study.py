@@ -11,7 +11,10 @@ import pytest
 from rich.console import Console
 
 from secl_models import study
+from secl_models.config import override
+from secl_models.data.splits import make_split
 from secl_models.errors import InputError
+from secl_models.stages import STEP
 from secl_models.study import (
     Job,
     Row,
@@ -24,6 +27,7 @@ from secl_models.study import (
     timed_jobs,
     write_rows,
 )
+from secl_models.study_cost import STAGES, cost_markdown, cost_table, measure_cost
 from secl_models.study_curves import Point, RunKey, add_points, curves_file, read_points
 from secl_models.study_table import Spread, as_markdown, as_table, comparison, paired
 from tests.models.runs import TINY, TinyRun, tiny_run
@@ -193,6 +197,21 @@ def test_the_terminal_shows_distances_and_fits_80_columns() -> None:
 def test_the_readme_shows_the_committed_rows() -> None:
     rows = read_rows(REPOSITORY / "benchmarks" / "results" / "study.csv")
     assert as_markdown(rows) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_cost_is_the_stages_of_a_step_beside_labels_only(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run: TinyRun = tiny_run(tmp_path_factory)
+    config = override(run.config, ["train.batch=2"])
+    costs = measure_cost(config, run.data, make_split(run.data, 2, 0), ["supervised", "secl+"], 2)
+    assert costs["supervised"]["teacher"] == 0.0 < costs["secl+"]["teacher"]
+    for cost in costs.values():
+        stages = sum(cost[stage] for stage in STAGES)
+        assert 0.5 * cost[STEP] < stages < 1.5 * cost[STEP]  # medians of few steps
+    head, _, first, second = cost_markdown(costs).splitlines()
+    assert first.split("|")[-2].strip() == "1.00"
+    assert second.split("|")[-2].strip() == f"{costs['secl+'][STEP] / costs['supervised'][STEP]:.2f}"
+    assert head.count("|") == second.count("|")
+    assert cost_table(costs).row_count == 2
 
 
 def test_no_job_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each method costs: the stages of its training step, timed in turn with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+from rich.table import Table
+
+from secl_models.config import RunConfig
+from secl_models.data.cases import DataSet
+from secl_models.data.preprocess import resolve
+from secl_models.data.splits import Split
+from secl_models.data.volumes import load_volume
+from secl_models.device import choose_device
+from secl_models.learner import Learner, make_learner
+from secl_models.processes import Processes, start_fabric
+from secl_models.stages import STEP, Stages
+
+ROUNDS = 5  # the first warms up
+STAGES = ("batch", "augment", "teacher", "student forward", "loss", "backward", "optimiser", "average")
+Cost = Mapping[str, float]  # stage -> milliseconds of a step; `STEP` is the whole
+
+
+def measure_cost(config: RunConfig, data: DataSet, split: Split, methods: Sequence[str], steps: int) -> dict[str, Cost]:
+    """Time steps that listen to the teacher, method after method in each of several rounds.
+
+    Every pixel may be drawn, as late in a run: the teacher of a fresh network is sure of nothing.
+
+    Args:
+        config: Options that the methods share.
+        data: The data set.
+        split: Its labelled and unlabelled cases.
+        methods: What is timed.
+        steps: Of each method in a round.
+
+    Returns:
+        Method -> stage -> milliseconds: medians over the rounds.
+    """
+    device = choose_device(config.train.device)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    learners = {method: _learner(config, data, split, method, device) for method in methods}
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
+    for number in range(ROUNDS):
+        for method, learner in learners.items():
+            stages = Stages(device)
+            learner.stages = stages
+            for _ in range(steps):
+                learner.step(0.0 if method == "supervised" else 1.0)
+            if number:
+                found[method].append(_milliseconds(stages))
+    return {
+        method: {stage: median(each.get(stage, 0.0) for each in rounds) for stage in (*STAGES, STEP)}
+        for method, rounds in found.items()
+    }
+
+
+def _milliseconds(stages: Stages) -> dict[str, float]:
+    return {stage: 1e3 * spent / calls for stage, (spent, calls) in stages.seconds().items()}
+
+
+def _learner(config: RunConfig, data: DataSet, split: Split, method: str, device: torch.device) -> Learner:
+    processes = Processes()
+    options = replace(config.train, method=method, warm_start=0.0)
+    config = replace(config, train=options, contrast=replace(config.contrast, confidence=0.0))
+    labeled, unlabeled = ([load_volume(case, data) for case in part] for part in (split.labeled, split.unlabeled))
+    precision = "bf16-mixed" if device.type == "cuda" else "32-true"
+    fabric = start_fabric(device, precision, processes.share)
+    return make_learner(
+        resolve(config, data, labeled), labeled, unlabeled, len(data.classes), device, fabric, processes
+    )  # fmt: skip
+
+
+def cost_rows(costs: Mapping[str, Cost]) -> list[tuple[str, ...]]:
+    """A line per method: the stages and the whole in milliseconds, and the whole beside that of the first method.
+
+    Args:
+        costs: From `measure_cost`.
+    """
+    first = next(iter(costs.values()))[STEP]
+    return [
+        (method, *(f"{cost[stage]:.1f}" for stage in STAGES), f"{cost[STEP]:.1f}", f"{cost[STEP] / first:.2f}")
+        for method, cost in costs.items()
+    ]
+
+
+def cost_table(costs: Mapping[str, Cost]) -> Table:
+    """The same for the terminal.
+
+    Args:
+        costs: From `measure_cost`.
+    """
+    table = Table(title="Milliseconds of a training step", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for name in ("method", *STAGES, "step", "ratio"):
+        table.add_column(name.replace(" ", "\n"), justify="left" if name == "method" else "right")
+    for cells in cost_rows(costs):
+        table.add_row(*cells)
+    return table
+
+
+def cost_markdown(costs: Mapping[str, Cost]) -> str:
+    """The same for a README.
+
+    Args:
+        costs: From `measure_cost`.
+    """
+    head = ("method", *STAGES, "step", "ratio")
+    rule = ("---", *["---:"] * (len(head) - 1))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *cost_rows(costs)))
