@@ -168,6 +168,8 @@ def pseudo_label_figure(points: Sequence[Point]) -> Figure | None:
             axes = panels[titles.index(title), ("supervised", "secl", "secl+").index(method)]
             _qualities(axes, own)
             axes.set_title(f"{title.split(',')[0]}: {_shown(method, STEPS)}")
+        for axes in figure.axes:
+            axes.set_visible(bool(axes.lines))
         for line in panels:
             line[0].set_ylabel("% of pixels")
         for axes in panels[-1]:
@@ -177,7 +179,7 @@ def pseudo_label_figure(points: Sequence[Point]) -> Figure | None:
 
 def _qualities(axes: Axes, points: Sequence[Point]) -> None:
     steps = sorted({point.step for point in points})
-    names = list(_parts(points[0].purity))
+    names = list(_parts(points[-1].coverage))
     for number, name in enumerate(names, start=1):
         for style, quality in (("solid", lambda point: point.purity), ("dotted", lambda point: point.coverage)):
             mean = [_mean(points, step, name, quality) for step in steps]
