@@ -40,6 +40,7 @@ def study(
     if data is None:
         raise InputError("--data", rule="a data set to study", got="nothing", cure="add --data DIR")
     from secl_models.study import Job, run_study
+    from secl_models.study_curves import curves_file
     from secl_models.study_table import as_table
 
     config = configure(preset, data, set_ or [])
@@ -52,8 +53,9 @@ def study(
     ]
     file = csv or out / "study.csv"
     rows = run_study(planned, out, file, workers=jobs, keep_runs=keep_runs, report=typer.echo)
-    Console().print(as_table(rows))
-    typer.echo(f"Rows: {file}")
+    console = Console()
+    console.print(as_table(rows, width=console.width))
+    typer.echo(f"Rows: {file}\nCurves: {curves_file(file)}")
 
 
 def _numbers(text: str) -> list[int]:
@@ -91,7 +93,8 @@ def table(
     if markdown:
         typer.echo(as_markdown(rows, checkpoint), nl=False)
     else:
-        Console().print(as_table(rows, checkpoint))
+        console = Console()
+        console.print(as_table(rows, checkpoint, console.width))
 
 
 @study_app.command("figure", epilog="Example: `secl study figure study/study.csv --out study`")
@@ -137,13 +140,17 @@ def cost(
     steps: Annotated[int, typer.Option(min=2, help="Timed in each of four rounds.")] = 10,
     set_: SetOption = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write the milliseconds there.")] = None,
 ) -> None:
     """Time the stages of a training step of every method: what the teacher costs, and what the loss."""
-    from secl_models.study_cost import cost_markdown, cost_table, measure_cost
+    from secl_models.device import choose_device
+    from secl_models.study_cost import cost_markdown, cost_table, measure_cost, write_cost
 
     config = configure(preset, data, set_ or [])
     config = replace(config, labeled=labeled if labeled is not None else config.labeled)
     costs = measure_cost(config, *data_and_split(data, config), _methods(methods), steps)
+    if csv is not None:
+        write_cost(csv, costs, choose_device(config.train.device))
     if markdown:
         typer.echo(cost_markdown(costs), nl=False)
     else:

@@ -54,9 +54,10 @@ def draw_cases(runs: Sequence[Path], data: DataSet, out: Path, *, split: str = "
         The files written: overlays.png and plane.png.
 
     Raises:
-        InputError: A folder holds no run that was evaluated on the split.
+        InputError: A folder holds no run that was evaluated on the split, or one scored on other cases.
     """
     methods = [_read(folder, split) for folder in runs]
+    _require_same_cases(runs, methods)
     chosen = chosen_volumes(methods[-1].evaluation, data, runs[-1], split)
     names = structure_names(data.classes)
     out.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,18 @@ def draw_cases(runs: Sequence[Path], data: DataSet, out: Path, *, split: str = "
     for name, figure in figures.items():
         figure.savefig(out / name, dpi=150, metadata={"Software": None})
     return [out / name for name in figures]
+
+
+def _require_same_cases(runs: Sequence[Path], methods: Sequence[_Method]) -> None:
+    scored = [{case.case for case in method.evaluation.cases} for method in methods]
+    for folder, cases in zip(runs, scored, strict=True):
+        if cases != scored[-1]:
+            raise InputError(
+                folder,
+                rule=f"a run evaluated on the cases of {runs[-1]}",
+                got=f"{len(cases ^ scored[-1])} cases that only one of them has",
+                cure="name runs of one study with the same seed",
+            )
 
 
 def _read(folder: Path, split: str) -> _Method:

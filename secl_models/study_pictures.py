@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 
 from secl_models.palette import COLOURS, GREY, colour
 from secl_models.study import BASELINE, STEPS, TIME, Row
 from secl_models.study_curves import Point
-from secl_models.study_table import paired
+from secl_models.study_table import own_options, paired
 
 METHOD_COLOURS = {
     "supervised": GREY,
@@ -29,6 +31,7 @@ METHOD_COLOURS = {
     "secl+": COLOURS[3],
 }
 PURE_LABELS = "labels only"
+COLUMNS = 3  # panels side by side that a README shows at a readable size
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -55,7 +58,9 @@ def draw_study(rows: Sequence[Row], points: Sequence[Point], out: Path) -> list[
     last = [row for row in rows if row.checkpoint == "last"]
     drawn: list[tuple[str, Figure | None]] = [("gain.png", gain_figure(last))]
     if points:
-        drawn += [("accuracy.png", accuracy_figure(points)), ("pseudo_labels.png", pseudo_label_figure(points))]
+        one = bool(last) and all(re.search(r", 1 threads?$", row.machine) for row in last)
+        drawn.append(("accuracy.png", accuracy_figure(points, one_thread=one)))
+        drawn.append(("pseudo_labels.png", pseudo_label_figure(points)))
     files = []
     for name, figure in drawn:
         if figure is not None:
@@ -99,6 +104,8 @@ def _gains(axes: Axes, rows: Sequence[Row], budget: str) -> None:
         axes.annotate(
             f"{spread.mean:+.1f}", (1.0, place), xycoords=("axes fraction", "data"), ha="right", va="center"
         )  # fmt: skip
+    if not partner:
+        axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center", color=GREY)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(len(methods) - 0.5, -0.5)
@@ -113,8 +120,15 @@ def _same_range(line: Iterable[Axes]) -> None:
         axes.set_xlim(low, high + 0.2 * (high - low))  # room for the mean, in figures
 
 
-def accuracy_figure(points: Sequence[Point]) -> Figure:
-    """Validation Dice against minutes of training: a line for the mean over seeds, a band for their range."""
+def accuracy_figure(points: Sequence[Point], *, one_thread: bool = False) -> Figure:
+    """Validation Dice against minutes of training: a line for the mean over seeds, a band for their range.
+
+    Args:
+        points: The curves.
+        one_thread: Count the minutes of the processor, which other programs do not stretch; on a GPU or with several
+            threads they would mean nothing, and the clock counts.
+    """
+    minutes = "minutes of training, one thread" if one_thread else "minutes of training"
     groups = _groups(points)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 2.9 * -(-len(groups) // 2)), layout="constrained")
@@ -122,8 +136,8 @@ def accuracy_figure(points: Sequence[Point]) -> Figure:
         for axes, (title, found) in zip(panels, groups.items(), strict=False):
             for method, budget in dict.fromkeys((point.method, point.budget) for point in found):
                 own = [point for point in found if (point.method, point.budget) == (method, budget)]
-                _band(axes, own, _shown(method, budget), METHOD_COLOURS.get(method, GREY), dashed=budget == TIME)
-            axes.set(title=title, xlabel="minutes of training, one thread", ylabel="Dice (%), validation")
+                _band(axes, own, _shown(method, budget), one_thread=one_thread)
+            axes.set(title=title, xlabel=minutes, ylabel="Dice (%), validation")
             axes.set_ylim(bottom=_floor([point.dice for point in found]))
             axes.set_xlim(left=0)
         for axes in list(panels)[len(groups) :]:
@@ -137,56 +151,71 @@ def _floor(dice: Sequence[float]) -> float:
     return max(0.0, float(np.percentile(dice, 10)) - 2)
 
 
-def _band(axes: Axes, points: Sequence[Point], name: str, shade: str, *, dashed: bool) -> None:
+def _band(axes: Axes, points: Sequence[Point], name: str, *, one_thread: bool) -> None:
     """Points of several seeds, matched by their place in the run: steps differ between runs of equal time."""
     by_seed: dict[int, list[Point]] = {}
     for point in points:
         by_seed.setdefault(point.seed, []).append(point)
     matched = list(zip(*by_seed.values(), strict=False))
-    minutes = [statistics.fmean(point.processor_seconds for point in each) / 60 for each in matched]
+    minutes = [
+        statistics.fmean(point.processor_seconds if one_thread else point.seconds for point in each) / 60
+        for each in matched
+    ]
     dice = [[point.dice for point in each] for each in matched]
-    style = "dashed" if dashed else "solid"
+    shade = METHOD_COLOURS.get(points[0].method, GREY)
+    style = "dashed" if points[0].budget == TIME else "solid"
     axes.plot(minutes, [statistics.fmean(each) for each in dice], color=shade, label=name, linestyle=style, zorder=3)
     axes.fill_between(minutes, [min(each) for each in dice], [max(each) for each in dice], color=shade, alpha=0.12)
 
 
 def pseudo_label_figure(points: Sequence[Point]) -> Figure | None:
-    """Coverage and purity of the teacher's confident classes on the validation cases, over the steps."""
-    groups = {
-        (title, method): own
-        for title, found in _groups(points).items()
-        for method in ("supervised", "secl", "secl+")
-        if (own := [point for point in found if (point.method, point.budget) == (method, STEPS) and point.purity])
-    }
+    """Coverage and purity of the teacher's confident classes on the validation cases, over the steps.
+
+    Labels-only has a moving average too, though it does not listen to it; it shows what the others start from.
+    """
+    groups = {}
+    for title, found in _groups(points).items():
+        known = [point for point in found if point.budget == STEPS and point.purity]
+        panels = {
+            method: [point for point in known if point.method == method] for method in (BASELINE, *_methods(known))
+        }
+        if known:
+            groups[title] = {method: own for method, own in panels.items() if own}
     if not groups:
         return None
-    titles = list(dict.fromkeys(title for title, _ in groups))
+    lines = [-(-len(panels) // COLUMNS) for panels in groups.values()]
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 2.4 * len(titles)), layout="constrained")
-        panels = figure.subplots(len(titles), 3, squeeze=False, sharey=True)
-        for (title, method), own in groups.items():
-            axes = panels[titles.index(title), ("supervised", "secl", "secl+").index(method)]
-            _qualities(axes, own)
-            axes.set_title(f"{title.split(',')[0]}: {_shown(method, STEPS)}")
-        for axes in figure.axes:
-            axes.set_visible(bool(axes.lines))
-        for line in panels:
-            line[0].set_ylabel("% of pixels")
-        for axes in panels[-1]:
-            axes.set_xlabel("steps")
+        heights = [2.2 * count + 0.6 for count in lines]
+        figure = Figure(figsize=(7.2, sum(heights)), layout="constrained")
+        parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for part, count, (title, panels) in zip(parts, lines, groups.items(), strict=True):
+            grid = part.subplots(count, COLUMNS, squeeze=False, sharey=True)
+            for number, (method, own) in enumerate(panels.items()):
+                _qualities(grid.flat[number], own)
+                grid.flat[number].set_title(f"{title}:\n{_shown(method, STEPS)}", fontsize=9)
+            for axes in grid.flat[len(panels) :]:
+                axes.set_visible(False)
+            for line in grid:
+                line[0].set_ylabel("% of pixels")
+            _explain_qualities(part, next(iter(panels.values())))
     return figure
 
 
 def _qualities(axes: Axes, points: Sequence[Point]) -> None:
     steps = sorted({point.step for point in points})
-    names = list(_parts(points[-1].coverage))
-    for number, name in enumerate(names, start=1):
+    for number, name in enumerate(_parts(points[-1].coverage), start=1):
         for style, quality in (("solid", lambda point: point.purity), ("dotted", lambda point: point.coverage)):
             mean = [_mean(points, step, name, quality) for step in steps]
-            label = name if style == "solid" else None
-            axes.plot(steps, mean, color=colour(number), linestyle=style, label=label)
-    axes.set_ylim(0, 100)
-    axes.legend(loc="lower right", fontsize=7, title="solid purity, dotted coverage", title_fontsize=7)
+            axes.plot(steps, mean, color=colour(number), linestyle=style)
+    axes.set(ylim=(0, 102), xlabel="steps")
+
+
+def _explain_qualities(part: SubFigure, points: Sequence[Point]) -> None:
+    names = list(_parts(points[-1].coverage))
+    handles = [Line2D([], [], color=colour(number), linewidth=3) for number in range(1, len(names) + 1)]
+    handles += [Line2D([], [], color="black"), Line2D([], [], color="black", linestyle="dotted")]
+    labels = [*names, "purity", "coverage"]
+    part.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
 
 
 def _mean(points: Sequence[Point], step: int, name: str, quality: Callable[[Point], str]) -> float:
@@ -201,17 +230,14 @@ def _parts(text: str) -> dict[str, float]:
 
 def _groups(items: Sequence[Kept]) -> Mapping[str, list[Kept]]:
     """By data set, number of labels and options; the title says no more than tells them apart."""
-    found: dict[tuple[str, int, str], list[Kept]] = {}
-    for item in items:
-        found.setdefault((item.data, item.labeled, item.options), []).append(item)
+    titles = {key: f"{key[0]}, {key[1]} labelled{f', {own}' if own else ''}" for key, own in own_options(items).items()}
     named: dict[str, list[Kept]] = {}
-    for (data, labeled, options), members in found.items():
-        title = f"{data}, {labeled} labelled"
-        named[title if title not in named else f"{title}, {options}"] = members
+    for item in items:
+        named.setdefault(titles[item.data, item.labeled, item.options], []).append(item)
     return named
 
 
-def _methods(rows: Sequence[Row]) -> list[str]:
+def _methods(rows: Sequence[Row] | Sequence[Point]) -> list[str]:
     known = list(METHOD_COLOURS)
     named = dict.fromkeys(row.method for row in rows if row.method != BASELINE)
     return sorted(named, key=lambda name: known.index(name) if name in known else len(known))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -12,11 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from secl_models.study import BASELINE, STEPS, TIME, Row
+from secl_models.study_curves import Point
 
 COLUMNS = (
     "data", "labelled", "method", "seeds", "structures, Dice %", "Dice %", "against labels-only, equal steps",
     "against labels-only, equal time", "HD95", "ASSD", "steps", "minutes", "peak MiB",
 )  # fmt: skip
+
+
+WIDE = 96  # columns of a terminal that hold every spread
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,24 @@ class Spread:
         return mean if self.deviation is None else f"{mean} ± {self.deviation:.1f}"
 
 
+def own_options(items: Iterable[Row | Point]) -> dict[tuple[str, int, str], str]:
+    """What tells studies of one data set with equally many labels apart: options that the others lack.
+
+    Args:
+        items: Rows or points.
+
+    Returns:
+        (data, labelled, options) -> those options; empty for the only study, and for one that has no more than others.
+    """
+    groups = dict.fromkeys((item.data, item.labeled, item.options) for item in items)
+    found = {}
+    for data, labeled, options in groups:
+        others = [set(other.split()) for *place, other in groups if place == [data, labeled]]
+        shared = set.intersection(*others)
+        found[data, labeled, options] = " ".join(part for part in options.split() if part not in shared)
+    return found
+
+
 def comparison(rows: Sequence[Row], checkpoint: str = "last") -> list[tuple[str, ...]]:
     """One line per data set, number of labels, method and budget, with the cells of `COLUMNS`.
 
@@ -54,12 +76,12 @@ def comparison(rows: Sequence[Row], checkpoint: str = "last") -> list[tuple[str,
         Lines in the order in which data sets and methods first occur.
     """
     chosen = [row for row in rows if row.checkpoint == checkpoint]
-    groups = dict.fromkeys((row.data, row.labeled, row.options) for row in chosen)
     lines = []
-    for group in groups:
+    for group, own in own_options(chosen).items():
+        data = f"{group[0]} ({own})" if own else group[0]
         members = [row for row in chosen if (row.data, row.labeled, row.options) == group]
         for method, budget in dict.fromkeys((row.method, row.budget) for row in members):
-            lines.append(_line(members, method, budget))
+            lines.append((data, *_line(members, method, budget)))
     return lines
 
 
@@ -68,7 +90,6 @@ def _line(members: Sequence[Row], method: str, budget: str) -> tuple[str, ...]:
     title = f"{method}, equal time" if budget == TIME else method
     compared = method != BASELINE
     return (
-        own[0].data,
         str(own[0].labeled),
         title,
         str(len({row.seed for row in own})),
@@ -131,25 +152,25 @@ def as_markdown(rows: Sequence[Row], checkpoint: str = "last") -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def as_table(rows: Sequence[Row], checkpoint: str = "last") -> Table:
+def as_table(rows: Sequence[Row], checkpoint: str = "last", width: int = 80) -> Table:
     """The comparison for the terminal.
 
     Args:
         rows: Rows of a study.
         checkpoint: `last` or `best`.
+        width: Columns of the terminal; below `WIDE` the distances have no spread.
 
     Returns:
         A rich table.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = f"{checkpoint} checkpoint, mean ± SD over seeds; vs: Dice points to labels-only, paired by seed"
-    names = ("method", "seeds", "Dice %", "vs equal\nsteps", "vs equal\ntime", "HD95", "ASSD", "min")
+    table.caption = f"{checkpoint} checkpoint, mean ± SD over n seeds; vs: Dice points to labels-only, paired by seed"
+    names = ("method", "n", "Dice %", "vs equal\nsteps", "vs equal\ntime", "HD95", "ASSD", "min")
     for name in names:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
     shown = ""
     for data, labeled, method, seeds, _, dice, by_steps, by_time, *others, minutes, _ in comparison(rows, checkpoint):
-        # Without their spread, so that the table fits 80 columns; the Markdown has everything.
-        hd95, assd = (cell.partition(" ")[0] for cell in others[:2])
+        hd95, assd = (cell if width >= WIDE else cell.partition(" ")[0] for cell in others[:2])
         title = f"{data}, {labeled} labelled"
         if title != shown:
             table.add_row(f"[bold]{escape(title)}[/]")

@@ -141,7 +141,7 @@ def _set_up(
     _require_divisible(config, processes.share.count)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    fabric = start_fabric(device, _precision(config, device), processes.share)
+    fabric = start_fabric(device, precision(config, device), processes.share)
     labeled = _load(split.labeled, data_set)
     config = resolve(config, data_set, labeled)
     unlabeled = _load(split.unlabeled if TERMS[config.train.method] else (), data_set)
@@ -187,7 +187,13 @@ def _require_divisible(config: RunConfig, count: int) -> None:
             )
 
 
-def _precision(config: RunConfig, device: torch.device) -> Any:
+def precision(config: RunConfig, device: torch.device) -> Any:
+    """What Fabric is asked for: the run's choice, or what suits the device.
+
+    Args:
+        config: Of the run.
+        device: Where it trains.
+    """
     if config.train.precision != "auto":
         return config.train.precision
     return "bf16-mixed" if device.type == "cuda" else "32-true"

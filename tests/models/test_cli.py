@@ -285,6 +285,26 @@ def test_study_refuses_what_it_cannot_run(run: TinyRun, tmp_path: Path) -> None:
     _refused(_call("study", "table", tmp_path / "no.csv"), "rows of a study, checkpoint last; got none")
 
 
+@pytest.mark.parametrize("command", ["table", "figure", "cases", "cost"])
+def test_every_help_under_study_shows_an_example(command: str) -> None:
+    status, text, _ = _call("study", command, "--help")
+    assert status == 0
+    assert f"Example: secl study {command}" in " ".join(text.split())
+
+
+def test_study_figure_cases_and_cost(run: TinyRun, tmp_path: Path) -> None:
+    _refused(_call("study", "figure", tmp_path / "no.csv"), "no.csv: rows of a study; got none")
+    folder = tmp_path / "none"
+    _refused(_call("study", "cases", folder, "--data", run.data.root), "a finished run that was evaluated on test")
+    options = [part for option in TINY for part in ("--set", option)]
+    base = ("study", "cost", "--data", run.data.root, "--preset", "demo", "--steps", 2, *options)
+    _refused(_call(*base, "--methods", "magic"), "--methods: known methods between commas; got magic")
+    status, text, _ = _call(*base, "--methods", "supervised,secl", "--csv", tmp_path / "cost.csv", "--markdown")
+    assert status == 0
+    assert text.splitlines()[2].startswith("| supervised | ")
+    assert (tmp_path / "cost.csv").read_text().splitlines()[2].startswith("secl,")
+
+
 def test_study_runs_in_processes_and_prints_the_table(run: TinyRun, tmp_path: Path) -> None:
     options = [part for option in TINY for part in ("--set", option)]
     base = ("study", "--data", run.data.root, "--preset", "demo", "--labeled", 2, "--out", tmp_path, *options)

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 
-from secl_models import study
+from secl_models import study, study_cost
 from secl_models.config import override
+from secl_models.data.sampling import Share
 from secl_models.data.splits import make_split
 from secl_models.errors import InputError
 from secl_models.stages import STEP
@@ -27,7 +31,7 @@ from secl_models.study import (
     timed_jobs,
     write_rows,
 )
-from secl_models.study_cost import STAGES, cost_markdown, cost_table, measure_cost
+from secl_models.study_cost import STAGES, cost_markdown, cost_table, measure_cost, write_cost
 from secl_models.study_curves import Point, RunKey, add_points, curves_file, read_points
 from secl_models.study_table import Spread, as_markdown, as_table, comparison, paired
 from tests.models.runs import TINY, TinyRun, tiny_run
@@ -189,9 +193,33 @@ def test_the_terminal_shows_distances_and_fits_80_columns() -> None:
     console.print(as_table(rows))
     text = console.export_text()
     assert "mean-teacher" in text
+    assert "2.0 ± 0.0" not in text
     assert "+0.0 ± 0.0" in text
     assert "2.0" in text  # HD95
     assert "…" not in text
+
+
+def test_a_wide_terminal_shows_the_spread_of_the_distances_too() -> None:
+    console = Console(width=100, file=io.StringIO(), record=True)
+    rows = read_rows(REPOSITORY / "benchmarks" / "results" / "study.csv")
+    console.print(as_table(rows, width=console.width))
+    lines = console.export_text().splitlines()
+    first, last = (next(i for i, line in enumerate(lines) if name in line) for name in ("hippocampus", "labels-only"))
+    labeled = {(row.data, row.labeled) for row in rows}
+    assert sum(map(bool, map(str.strip, lines[first:last]))) == len(comparison(rows)) + len(labeled)  # none wraps
+    assert not any("…" in line for line in lines)
+    assert any("51.4 ± 2.9" in line and "12.3 ± 0.3" in line for line in lines)
+
+
+def test_studies_that_differ_in_options_alone_are_told_apart() -> None:
+    base = [_row(method, 0, 70.0) for method in ("supervised", "secl")]
+    other = [replace(row, options=f"{row.options} contrast.weight=0.5") for row in base]
+    assert [line[0] for line in comparison(base)] == ["hippocampus"] * 2
+    named = ["hippocampus"] * 2 + ["hippocampus (contrast.weight=0.5)"] * 2
+    assert [line[0] for line in comparison([*base, *other])] == named
+    assert as_table([*base, *other]).row_count == 2 * (1 + 2)
+    elsewhere = [replace(row, data="acdc", options="acdc") for row in base]
+    assert [line[0] for line in comparison([*base, *elsewhere])] == ["hippocampus"] * 2 + ["acdc"] * 2
 
 
 def test_the_readme_shows_the_committed_rows() -> None:
@@ -212,6 +240,39 @@ def test_cost_is_the_stages_of_a_step_beside_labels_only(tmp_path_factory: pytes
     assert second.split("|")[-2].strip() == f"{costs['secl+'][STEP] / costs['supervised'][STEP]:.2f}"
     assert head.count("|") == second.count("|")
     assert cost_table(costs).row_count == 2
+    assert "drawing and" in str(cost_table(costs).caption)
+
+
+def test_cost_is_kept_in_a_file_and_needs_unlabelled_cases(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    run: TinyRun = tiny_run(tmp_path_factory)
+    costs = {"supervised": dict.fromkeys((*STAGES, STEP), 2.0), "secl": dict.fromkeys((*STAGES, STEP), 3.5)}
+    write_cost(tmp_path / "cost.csv", costs, torch.device("cpu"))
+    with (tmp_path / "cost.csv").open(newline="") as stream:
+        supervised, secl = csv.DictReader(stream)
+    assert (supervised["student_forward"], secl["step"]) == ("2.000", "3.500")
+    assert "thread" in secl["machine"]
+    split = replace(make_split(run.data, 2, 0), unlabeled=())
+    with pytest.raises(InputError, match="--methods: unlabelled cases for what listens to a teacher; got none"):
+        measure_cost(run.config, run.data, split, ["supervised", "secl"], 2)
+    assert measure_cost(run.config, run.data, split, ["supervised"], 2).keys() == {"supervised"}
+
+
+def test_cost_is_measured_in_the_precision_of_the_run(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: TinyRun = tiny_run(tmp_path_factory)
+    asked, start = [], study_cost.start_fabric
+
+    def watched(device: torch.device, precision: str, share: Share) -> Fabric:
+        asked.append(precision)
+        return start(device, precision, share)
+
+    monkeypatch.setattr(study_cost, "start_fabric", watched)
+    config = override(run.config, ["train.precision=bf16-mixed"])
+    measure_cost(config, run.data, make_split(run.data, 2, 0), ["supervised"], 2)
+    assert asked == ["bf16-mixed"]
 
 
 def test_no_job_is_refused(tmp_path: Path) -> None:

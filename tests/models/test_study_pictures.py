@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from secl_models import study_pictures
 from secl_models.errors import InputError
 from secl_models.evaluate import evaluate
 from secl_models.study import Row
@@ -64,6 +67,21 @@ def test_accuracy_is_the_mean_over_seeds_against_minutes() -> None:
     lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
     assert lines.keys() == {"labels only", "labels only, equal time", "secl+"}
     assert lines["labels only"].tolist() == [[0.5, 58.5], [1.0, 61.0]]
+    slowed = [replace(point, seconds=2 * point.seconds) for point in points]  # by other programs
+    for one_thread, minutes in ((True, [0.5, 1.0]), (False, [1.0, 2.0])):
+        (axes,) = accuracy_figure(slowed, one_thread=one_thread).axes
+        assert np.asarray(axes.lines[0].get_xdata()).tolist() == minutes
+        assert ("one thread" in axes.get_xlabel()) == one_thread
+
+
+def test_the_clock_counts_where_a_run_had_more_than_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        study_pictures, "accuracy_figure", lambda points, one_thread: asked.append(one_thread) or Figure()
+    )
+    for machine in ("AMD EPYC, 1 thread", "AMD EPYC, 1 threads", "AMD EPYC, 11 threads", "NVIDIA H200"):
+        draw_study([replace(row, machine=machine) for row in ROWS], make_points("secl+", 0, 60.0), tmp_path)
+    assert asked == [True, True, False, False]
 
 
 def test_pseudo_labels_have_purity_and_coverage_of_every_structure() -> None:
@@ -75,6 +93,23 @@ def test_pseudo_labels_have_purity_and_coverage_of_every_structure() -> None:
     assert (purity, coverage) == ([65.0, 65.0], [90.0, 90.0])
 
 
+def test_every_method_that_has_pseudo_labels_gets_a_panel() -> None:
+    methods = ("supervised", "mean-teacher", "copy-paste", "secl", "secl+")
+    points = [point for method in methods for point in make_points(method, 0, 60.0)]
+    figure = pseudo_label_figure([*points, *make_points("supervised", 0, 60.0, "time")])
+    assert figure is not None
+    shown = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+    assert shown == [f"heart, 3 labelled:\n{name}" for name in ("labels only", *methods[1:])]
+    assert pseudo_label_figure([replace(point, purity="", coverage="") for point in points]) is None
+
+
+def test_a_budget_that_has_not_run_says_so() -> None:
+    figure = gain_figure([row for row in ROWS if row.budget == "steps"])
+    assert figure is not None
+    told = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert told == [["+4.5"], ["not run yet"]]
+
+
 def test_files_are_pictures_and_options_tell_two_studies_of_one_data_set_apart(tmp_path: Path) -> None:
     others = [replace(row, options="q") for row in ROWS]
     written = draw_study([*ROWS, *others], make_points("secl+", 0, 60.0), tmp_path / "new")
@@ -83,7 +118,7 @@ def test_files_are_pictures_and_options_tell_two_studies_of_one_data_set_apart(t
     figure = gain_figure([*ROWS, *others])
     assert figure is not None
     assert {axes.get_title(loc="left") for axes in figure.axes} >= {
-        "heart, 3 labelled: equal steps", "heart, 3 labelled, q: equal steps",
+        "heart, 3 labelled, p: equal steps", "heart, 3 labelled, q: equal steps",
     }  # fmt: skip
     assert [file.name for file in draw_study(ROWS, [], tmp_path)] == ["gain.png"]
 
@@ -94,5 +129,15 @@ def test_cases_stand_side_by_side(tmp_path_factory: pytest.TempPathFactory, tmp_
     written = draw_cases([run.folder, run.folder], run.data, tmp_path)
     assert [file.name for file in written] == ["overlays.png", "plane.png"]
     assert all(np.ptp(imread(file)) > 0 for file in written)
+    other = tmp_path / "other"
+    shutil.copytree(run.folder, other)
+    for file in other.glob("evaluation_test*"):
+        if file.suffix == ".csv":
+            lines = file.read_text().splitlines(keepends=True)
+            file.write_text("".join(line for line in lines if line.split(",")[:2] != lines[1].split(",")[:2]))
+        else:
+            file.unlink()
+    with pytest.raises(InputError, match=r"a run evaluated on the cases of .*; got 1 cases that only one of them has"):
+        draw_cases([other, run.folder], run.data, tmp_path)
     with pytest.raises(InputError, match="a finished run that was evaluated on test"):
         draw_cases([tmp_path / "none"], run.data, tmp_path)
