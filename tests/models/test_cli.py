@@ -192,7 +192,7 @@ def test_a_folder_that_holds_a_run(run: TinyRun) -> None:
 def test_unknown_preset_method_and_option(run: TinyRun, tmp_path: Path) -> None:
     out = tmp_path / "run"
     answer = _call("train", "--data", run.data.root, "--out", out, "--preset", "liver")
-    _refused(answer, "preset liver", "one of acdc, default, demo, hippocampus", out=out)
+    _refused(answer, "preset liver", "one of acdc, acdc-1, acdc-3, acdc-7, default, demo, hippocampus", out=out)
     _refused(_train(run.data.root, out, "--method", "magic"), "train.method", "magic", out=out)
     _refused(_train(run.data.root, out, "--set", "train.stepz=5"), "train.stepz", "train.steps", out=out)
 
@@ -323,7 +323,7 @@ def test_study_table_of_a_file(tmp_path: Path) -> None:
     write_rows(tmp_path / "study.csv", [row])
     status, text, _ = _call("study", "table", tmp_path / "study.csv", "--markdown")
     assert status == 0
-    assert text.splitlines()[-1] == "| d | 4 | secl | 1 | a 71.5 | 71.5 | - | - | 9 | 0.1 | 9 |"
+    assert text.splitlines()[-1] == "| d | 4 | secl | 1 | a 71.5 | 71.5 | - | - | 2.0 | 1.0 | 9 | 0.1 | 9 |"
 
 
 def test_the_module_is_the_command() -> None:
