@@ -15,6 +15,7 @@ from torch.nn import functional
 import secl_ops
 from secl_models.config import ContrastConfig, RunConfig
 from secl_models.data.resident import IGNORED, partition
+from secl_models.label_maps import anchor_counts, pseudo_labels, region_labels, resize_labels
 from secl_models.mixing import Mixture
 from secl_models.networks import ContrastModel, Output
 from secl_models.processes import Processes
@@ -112,32 +113,6 @@ def supervised_loss(logits: Tensor, label: Tensor, processes: Processes = ALONE)
 def _classes(logits: Tensor) -> Tensor:
     """Every class index [K + 1, 1, ...], to be compared with a label map."""
     return torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.ndim - 2))
-
-
-def pseudo_labels(logits: Tensor, confidence: float) -> Tensor:
-    """The teacher's class where its probability reaches `confidence`, -1 elsewhere.
-
-    Args:
-        logits: [B, K + 1, *spatial] of the teacher.
-        confidence: Smallest probability that counts, in [0, 1].
-
-    Returns:
-        [B, *spatial] class index.
-
-    Example:
-        >>> pseudo_labels(torch.tensor([[[9.0, 0.1], [0.0, 0.0]]]), 0.95)
-        tensor([[ 0, -1]])
-    """
-    probability, label = logits.float().softmax(1).max(1)
-    return torch.where(probability >= confidence, label, IGNORED)
-
-
-def resize_labels(label: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Bring a label map [B, *spatial] to [B, *shape] by nearest neighbour."""
-    if label.shape[1:] == shape:
-        return label
-    # Class indices are small integers: float32 holds them exactly.
-    return functional.interpolate(label.unsqueeze(1).float(), shape, mode="nearest-exact").squeeze(1).to(label.dtype)
 
 
 class Objective(nn.Module):
@@ -370,42 +345,3 @@ class Objective(nn.Module):
             "coverage": self._share_of(pseudo[context.labeled :] != IGNORED),
             "precision": right / claims.clamp_min(1),
         }
-
-
-def anchor_counts(anchor_labels: Tensor, key_labels: list[Tensor], classes: int) -> Tensor:
-    """Anchors of each class, and those of them that find a positive among the keys; waits for no device.
-
-    Args:
-        anchor_labels: [N], -1 ignored.
-        key_labels: [M] each, -1 ignored.
-        classes: K + 1.
-
-    Returns:
-        [2, K + 1] int64.
-
-    Example:
-        >>> anchor_counts(torch.tensor([0, 1, 1, -1]), [torch.tensor([1, -1])], 3).tolist()
-        [[1, 2, 0], [0, 2, 0]]
-    """
-    index = torch.arange(classes, device=anchor_labels.device)
-    drawn = (anchor_labels.unsqueeze(1) == index).sum(0)
-    present = torch.stack([(labels.unsqueeze(1) == index).any(0) for labels in key_labels]).any(0)
-    return torch.stack([drawn, drawn * present])
-
-
-def region_labels(image: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Index of every cell of every image, -1 where a cell shows nothing (all padding, or one intensity).
-
-    Args:
-        image: [B, C, *spatial], before noise.
-        grid: Cells along each spatial axis.
-
-    Returns:
-        [B, R] int64, R = product of `grid`.
-    """
-    # Wide accumulation keeps the variance of a constant cell from drowning in rounding.
-    image = image.double()
-    mean = secl_ops.pool_regions(image, grid)
-    variance = (secl_ops.pool_regions(image * image, grid) - mean * mean).amax(-1)  # [B, R]
-    index = torch.arange(variance.shape[1], device=image.device).expand_as(variance)
-    return torch.where(variance > 1e-6, index, IGNORED)

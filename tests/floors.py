@@ -69,6 +69,7 @@ FLOORS: dict[str, int] = {
     "secl_models.components": 21,
     "secl_models.data.probabilities": 23,
     "secl_models.validate": 26,
+    "secl_models.label_maps": 26,
     "secl_models.objective": 27,
     "secl_models.notes": 27,
     "secl_models.learner": 28,

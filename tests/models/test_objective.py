@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from secl_models.config import METHODS, MIXING, ContrastConfig, NetworkConfig, RunConfig, TrainConfig
+from secl_models.label_maps import pseudo_labels, region_labels, resize_labels
 from secl_models.mixing import draw_mixture
 from secl_models.networks import ContrastModel, Output, build_network
 from secl_models.objective import (
@@ -18,9 +19,6 @@ from secl_models.objective import (
     TERMS,
     Objective,
     StepContext,
-    pseudo_labels,
-    region_labels,
-    resize_labels,
     stream_seed,
     supervised_loss,
 )

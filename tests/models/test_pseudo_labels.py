@@ -18,7 +18,7 @@ from secl_models import validate as validation
 from secl_models.config import RunConfig
 from secl_models.data.cases import Case
 from secl_models.data.volumes import Volume
-from secl_models.objective import anchor_counts
+from secl_models.label_maps import anchor_counts
 from secl_models.palette import rgb
 from secl_models.panels import GAP, OPACITY, slice_panels
 from tests.models.runs import tiny_run
