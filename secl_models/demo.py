@@ -22,7 +22,7 @@ from secl_models.records import RunSummary
 from secl_models.report import write_report
 from secl_models.train import train
 
-METHODS = ("supervised", "secl+")
+METHODS = ("supervised", "secl")
 WRITTEN = ("phantom", *METHODS, "segmentation", "report.html")
 
 
