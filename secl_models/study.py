@@ -287,7 +287,7 @@ def run_job(job: Job, out: Path, keep: bool) -> Finished:
                 options=job_key(job).options,
             )
         )
-    points = read_curve(out, job_key(job))
+    points = read_curve(out, job_key(job), summary.commit or "")
     if not keep:
         shutil.rmtree(out)
     return Finished(rows, points)

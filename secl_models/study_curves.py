@@ -42,6 +42,7 @@ class Point:
     dice: float  # percent, on the validation cases
     coverage: str  # "Anterior=93.1;Posterior=90.2", percent of true pixels that have a confident pseudo-label
     purity: str  # percent of the confident pseudo-labels that are right
+    commit: str
 
     @property
     def key(self) -> RunKey:
@@ -54,12 +55,13 @@ def curves_file(study: Path) -> Path:
     return study.with_name(f"{study.stem}_curves.csv")
 
 
-def read_curve(run: Path, key: RunKey) -> list[Point]:
+def read_curve(run: Path, key: RunKey, commit: str) -> list[Point]:
     """The validations of a run.
 
     Args:
         run: Its folder, with history.csv.
         key: Of the run.
+        commit: Of the code that ran.
     """
     with (run / HISTORY).open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["val_dice"]]
@@ -72,6 +74,7 @@ def read_curve(run: Path, key: RunKey) -> list[Point]:
             dice=_percent(row["val_dice"]),
             coverage=_by_structure(row, "coverage "),
             purity=_by_structure(row, "purity "),
+            commit=commit,
         )
         for row in rows
     ]

@@ -23,6 +23,7 @@ TINY = (
     "train.steps=6",
     "train.batch=2",
     "train.unlabeled_batch=2",
+    "train.warm_start=0.4",
     "train.validate_every=3",
     "train.checkpoint_every=3",
     "train.threads=1",

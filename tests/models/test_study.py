@@ -139,7 +139,7 @@ def test_a_job_makes_one_row_per_checkpoint(tmp_path_factory: pytest.TempPathFac
 
 def test_curves_survive_the_file_and_a_repeated_run_replaces_its_own(tmp_path: Path) -> None:
     key = RunKey("x", 4, "secl", "steps", 0, "p a=1")
-    points = [Point(*key, step, 1.5 * step, 2.0 * step, 70.5, "RV=50.0", "") for step in (1, 2)]
+    points = [Point(*key, step, 1.5 * step, 2.0 * step, 70.5, "RV=50.0", "", "abc") for step in (1, 2)]
     other = replace(points[0], seed=1)
     file = curves_file(tmp_path / "study.csv")
     add_points(file, [*points, other])

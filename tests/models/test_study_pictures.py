@@ -32,10 +32,8 @@ def make_row(method: str, seed: int, dice: float, budget: str = "steps") -> Row:
 
 def make_points(method: str, seed: int, dice: float, budget: str = "steps") -> list[Point]:
     return [
-        Point(
-            *KEY, method, budget, seed, "p", step, 0.6 * step, 0.6 * step, dice - 5 + step / 20, "RV=90", f"RV={dice}"
-        )
-        for step in (50, 100)
+        Point(*KEY, method, budget, seed, "p", step, 0.6 * step, 0.6 * step, reached, "RV=90", f"RV={dice}", "abc")
+        for step, reached in ((50, dice - 2.5), (100, dice))
     ]
 
 

@@ -52,8 +52,9 @@ def _train(data: DataSet, out: Path, method: str, steps: int, *more: str) -> lis
 def test_every_method_trains_in_three_dimensions(phantom: DataSet, method: str, tmp_path: Path) -> None:
     last = _train(phantom, tmp_path / "run", method, 8)[-1]
     terms = {"mean-teacher": ("consistency",), "secl-region": ("region",), "secl-anatomical": ("anatomical",)}
-    expected = {"secl": ("region", "anatomical"), "supervised": (), **terms}[method]
-    assert [name for name in ("consistency", "region", "anatomical") if last[name]] == list(expected)
+    mixing = {"copy-paste": ("mixed",), "secl+": ("anatomical", "mixed")}
+    expected = {"secl": ("region", "anatomical"), "supervised": (), **terms, **mixing}[method]
+    assert [name for name in ("consistency", "region", "anatomical", "mixed") if last[name]] == list(expected)
     assert all(np.isfinite(float(last[name])) for name in ("loss", *expected))
     if "region" in expected:  # 2 x 2 x 1 cells of every patch show something but padding
         assert float(last["cells"]) > 0.5
