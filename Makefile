@@ -25,7 +25,7 @@ $(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/
 	@$(BIN)/python -c 'import secl_ops as s; print("setup:", s.cuda_absence() or "CUDA kernels for " + ", ".join(s.cuda_archs()))'
 	@touch $@
 
-demo: setup      ## Make a phantom data set, train on two labelled cases, segment, report (minutes)
+demo: setup      ## Make a phantom data set, train on three labelled cases, segment, report (minutes)
 	@$(BIN)/secl demo --out demo_run --overwrite
 
 test: setup lint ## Style, types and every test that runs without a GPU
