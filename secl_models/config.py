@@ -274,10 +274,14 @@ def preset_names() -> list[str]:
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
-def load_preset(name_or_path: str | Path) -> RunConfig:
+def load_preset(name_or_path: str | Path, *, extending: tuple[str, ...] = ()) -> RunConfig:
     """Read a preset by name, or any yaml file by path, such as the `config.yaml` of a finished run.
 
     A preset may name another one that it `extends`, and then holds only what differs.
+
+    Args:
+        name_or_path: The preset.
+        extending: Presets that are read because each extends the next, down to this one.
 
     Raises:
         InputError: No such preset, broken yaml, an unknown key, or a value of the wrong type or range.
@@ -303,15 +307,18 @@ def load_preset(name_or_path: str | Path) -> RunConfig:
         raise InputError(path, rule="readable yaml", got=reason, cure="correct the file there") from error
     if not isinstance(values, Mapping):
         _refuse(str(path), "a yaml mapping of options", type(values).__name__, "write lines such as `seed: 0`")
-    return from_dict(_extended({"preset": path.stem, **values}))
+    return from_dict(_extended({"preset": path.stem, **values}, (*extending, str(path))))
 
 
-def _extended(values: Mapping[str, Any]) -> dict[str, Any]:
+def _extended(values: Mapping[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:
     """Options over those of the preset that they extend, if they name one."""
     own = {key: value for key, value in values.items() if key != "extends"}
     if "extends" not in values:
         return own
-    under = to_dict(load_preset(values["extends"]))
+    base = values["extends"]
+    if not isinstance(base, str) or len(chain) > len(set(chain)):
+        _refuse(f"{chain[-1]}: extends", "the name of another preset", base, "name one that does not extend this one")
+    under = to_dict(load_preset(base, extending=chain))
     for key, value in own.items():
         section = under.get(key)
         under[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, Mapping) else value

@@ -6,23 +6,21 @@ Labels-only runs a second time per seed, with as many steps as fit the seconds o
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from secl_models.config import load_preset, override
 from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import make_split
-from secl_models.data.volumes import write_atomic
 from secl_models.errors import InputError
 from secl_models.metrics import MEAN
 from secl_models.study_curves import Point, RunKey, add_points, curves_file, read_curve
+from secl_models.tables import read_table, write_table
 
 BASELINE = "supervised"
 STEPS, TIME = "steps", "time"
@@ -101,22 +99,7 @@ def read_rows(file: Path) -> list[Row]:
     Raises:
         InputError: The columns or a value are not those of a study.
     """
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        found = list(csv.DictReader(stream))
-    try:
-        return [_row(values) for values in found]
-    except (KeyError, TypeError, ValueError) as error:
-        names = ", ".join(field.name for field in fields(Row))
-        raise InputError(
-            file, rule=f"a study with the columns {names}", got=f"fault at {error}", cure="name another --csv"
-        ) from error
-
-
-def _row(values: dict[str, str]) -> Row:
-    kinds: dict[str, Callable[[str], object]] = {"int": int, "float": float, "str": str}
-    return Row(**{field.name: kinds[str(field.type)](values[field.name]) for field in fields(Row)})  # type: ignore[arg-type]
+    return read_table(file, Row, "a study", "name another --csv")
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
@@ -126,12 +109,7 @@ def write_rows(file: Path, rows: Iterable[Row]) -> None:
         file: The CSV file.
         rows: All its rows.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(asdict(row))
-    write_atomic(file, text.getvalue().encode())
+    write_table(file, Row, rows)
 
 
 @dataclass(frozen=True)

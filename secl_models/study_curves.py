@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from secl_models.data.volumes import write_atomic
-from secl_models.errors import InputError
 from secl_models.records import HISTORY
+from secl_models.tables import read_table, write_table
 
 
 class RunKey(NamedTuple):
@@ -98,20 +96,7 @@ def read_points(file: Path) -> list[Point]:
     Raises:
         InputError: The columns or a value are not those of curves.
     """
-    if not file.is_file():
-        return []
-    kinds: dict[str, Callable[[str], object]] = {"int": int, "float": float, "str": str}
-    try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            return [
-                Point(**{field.name: kinds[str(field.type)](values[field.name]) for field in fields(Point)})  # type: ignore[arg-type]
-                for values in csv.DictReader(stream)
-            ]
-    except (KeyError, TypeError, ValueError) as error:
-        names = ", ".join(field.name for field in fields(Point))
-        raise InputError(
-            file, rule=f"curves with the columns {names}", got=f"fault at {error}", cure="remove or rename the file"
-        ) from error
+    return read_table(file, Point, "curves", "remove or rename the file")
 
 
 def add_points(file: Path, points: Iterable[Point]) -> None:
@@ -123,9 +108,5 @@ def add_points(file: Path, points: Iterable[Point]) -> None:
     """
     added = list(points)
     runs = {point.key for point in added}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    for point in [*(point for point in read_points(file) if point.key not in runs), *added]:
-        writer.writerow(asdict(point))
-    write_atomic(file, text.getvalue().encode())
+    kept = [point for point in read_points(file) if point.key not in runs]
+    write_table(file, Point, [*kept, *added])

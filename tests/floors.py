@@ -80,6 +80,7 @@ FLOORS: dict[str, int] = {
     "secl_models.report_pictures": 30,
     "secl_models.report_features": 30,
     "secl_models.report": 31,
+    "secl_models.tables": 23,
     "secl_models.study_curves": 31,
     "secl_models.study": 32,
     "secl_models.demo": 32,

@@ -64,6 +64,10 @@ def test_a_preset_extends_another_option_by_option(tmp_path: Path) -> None:
     file.write_text("extends: acdc-3\ntrain: {steps: 5}\n")
     mine = load_preset(file)
     assert (mine.labeled, mine.train.steps, mine.train.batch) == (3, 5, 12)
+    for base in (str(file), "5", "[acdc]"):
+        file.write_text(f"extends: {base}\n")
+        with pytest.raises(InputError, match=r"mine\.yaml: extends: the name of another preset"):
+            load_preset(file)
     file.write_text("extends: nothing\n")
     with pytest.raises(InputError, match="preset nothing"):
         load_preset(file)
