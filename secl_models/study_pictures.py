@@ -132,7 +132,7 @@ def accuracy_figure(points: Sequence[Point], *, one_thread: bool = False) -> Fig
     groups = _groups(points)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 2.9 * -(-len(groups) // 2)), layout="constrained")
-        panels = figure.subplots(-(-len(groups) // 2), min(2, len(groups)), squeeze=False).flat
+        panels = list(figure.subplots(-(-len(groups) // 2), min(2, len(groups)), squeeze=False).flat)
         for axes, (title, found) in zip(panels, groups.items(), strict=False):
             for method, budget in dict.fromkeys((point.method, point.budget) for point in found):
                 own = [point for point in found if (point.method, point.budget) == (method, budget)]
@@ -140,7 +140,7 @@ def accuracy_figure(points: Sequence[Point], *, one_thread: bool = False) -> Fig
             axes.set(title=title, xlabel=minutes, ylabel="Dice (%), validation")
             axes.set_ylim(bottom=_floor([point.dice for point in found]))
             axes.set_xlim(left=0)
-        for axes in list(panels)[len(groups) :]:
+        for axes in panels[len(groups) :]:
             axes.set_visible(False)
         _legend_below(figure)
     return figure

@@ -82,6 +82,12 @@ def test_the_clock_counts_where_a_run_had_more_than_one_thread(tmp_path: Path, m
     assert asked == [True, True, False, False]
 
 
+def test_a_panel_without_a_data_set_is_hidden() -> None:
+    point = make_points("secl", 0, 60.0)[0]
+    figure = accuracy_figure([replace(point, data=name) for name in ("heart", "liver", "brain")])
+    assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
+
+
 def test_pseudo_labels_have_purity_and_coverage_of_every_structure() -> None:
     figure = pseudo_label_figure([*make_points("secl+", 0, 60.0), *make_points("secl+", 1, 70.0)])
     assert figure is not None
