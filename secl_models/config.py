@@ -159,12 +159,15 @@ class MixConfig:
     weight: float = 0.5  # of the pseudo-labelled part; that of the labelled part is 1
     side: float = 2 / 3  # share of each side of the patch that the box covers
     confidence: float = 0.0  # teacher probability from which a pseudo-label counts
+    whole: float = 0.5  # share of the student's images that are shown whole, half labelled and half unlabelled ones
+    largest: bool = False  # keep only the largest part of each structure of a pseudo-labelled image
 
     def __post_init__(self) -> None:
         _require_range("mix.weight", self.weight, 0, math.inf)
         if not 0 < self.side < 1:
             _refuse("mix.side", "above 0 and below 1", self.side, "write 0.667")
         _require_range("mix.confidence", self.confidence, 0, 1)
+        _require_range("mix.whole", self.whole, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class TrainConfig:
     method: str = "secl"
     steps: int = 1000
     batch: int = 8  # labelled images of a step, over all processes
-    unlabeled_batch: int = 8
+    unlabeled_batch: int = 4
     lr: float = 5e-3
     weight_decay: float = 1e-4
     decay: float = 0.99  # of the moving average

@@ -121,20 +121,20 @@ class Learner:
         with self.stages("augment"):
             labeled = self._views(first, "augment labeled")
             unlabeled = self._views(second, "augment unlabeled")
-            weak = self._laid_out(torch.cat([labeled.weak, unlabeled.weak]))
             mixture = self._mixture(labeled, unlabeled)
+            # The classes of a mixture's labelled part are known: the teacher is asked about the other images alone.
+            taught = 0 if mixture else len(labeled.label)
+            weak = self._laid_out(torch.cat([labeled.weak[:taught], unlabeled.weak]))
             both = labeled.strong, unlabeled.strong
             strong = self._laid_out(mixture.of(*both) if mixture else torch.cat(both))
         with self.fabric.autocast():
             with self.stages(TEACHER):
-                taught = self.teacher(weak)
+                teacher = self.teacher(weak)
             with self.stages("student forward"):
                 student = self.student(strong)
             with self.stages("loss"):
                 position = torch.cat([first.position, second.position])
-                context = StepContext(
-                    student, taught, weak, labeled.label, position, labeled.label.shape[0], self.done, mixture
-                )  # fmt: skip
+                context = StepContext(student, teacher, weak, labeled.label, position, taught, self.done, mixture)
                 total, logged = self.objective(context, self.student, self.teacher.model, ramp)
         return total, logged
 
@@ -143,7 +143,8 @@ class Learner:
             return None
         counts = len(labeled.label), len(unlabeled.label)
         patch, generator = tuple(labeled.label.shape[1:]), self._generator("mixture")
-        return draw_mixture(*counts, patch, self.config.mix.side, generator, self.processes.share)
+        options = self.config.mix
+        return draw_mixture(*counts, patch, options.side, generator, self.processes.share, whole=options.whole)
 
     def _batch(self, unlabeled: int) -> tuple[Batch, Batch]:
         with self.stages("batch"):

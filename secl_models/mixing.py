@@ -39,6 +39,8 @@ def draw_mixture(
     side: float,
     generator: torch.Generator,
     share: Share = WHOLE,
+    *,
+    whole: float = 0.0,
 ) -> Mixture:
     """Draw a box for each labelled image: it shows the labelled image in every other mixture, else its partner.
 
@@ -72,5 +74,8 @@ def draw_mixture(
         view = [length if other == axis else 1 for other in range(len(patch))]
         box = box & covered.view(labeled, *view)
     number = torch.arange(labeled, device=device)
+    pair = (number + share.rank * labeled) // 2
+    unmixed = ((pair + 1) * whole).floor() > (pair * whole).floor()
+    box = box | unmixed.view(-1, *[1] * len(patch))
     outward = ((number + share.rank * labeled) % 2 == 1).view(-1, *[1] * len(patch))  # by place in the joined batch
     return Mixture(box ^ outward, number * unlabeled // labeled)

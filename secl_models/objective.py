@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import secl_ops
+from secl_models.components import largest_parts
 from secl_models.config import ContrastConfig, RunConfig
 from secl_models.data.resident import IGNORED, partition
 from secl_models.label_maps import anchor_counts, pseudo_labels, region_labels, resize_labels
@@ -42,16 +43,21 @@ class TermValue(NamedTuple):
 
 @dataclass(frozen=True)
 class StepContext:
-    """What the terms of one step see of this process's images; the first L rows of every tensor are the labelled."""
+    """What the terms of one step see of this process's images; the labelled come first in every tensor."""
 
     student: Output  # of the strong views, L + U images, or of L mixtures of them
-    teacher: Output  # of the weak views, L + U images
-    weak: Tensor  # [L + U, C, *patch]
+    teacher: Output  # of the weak views, T + U images
+    weak: Tensor  # [T + U, C, *patch]
     label: Tensor  # [L, *patch] class index, -1 ignored
     position: Tensor  # [L + U] in [0, 1), relative position along the slice axis
-    labeled: int  # L
+    taught: int  # T, labelled images that the teacher sees: all or none
     step: int
     mixture: Mixture | None = None  # how the student's images were made, where they are not the views themselves
+
+    @property
+    def labeled(self) -> int:
+        """L, labelled images."""
+        return self.label.shape[0]
 
 
 def stream_seed(seed: int, step: int, stream: str) -> int:
@@ -192,7 +198,9 @@ class Objective(nn.Module):
         """
         if context.mixture is None:
             raise ValueError("the mixed term needs the mixture that the student saw")
-        pseudo = pseudo_labels(context.teacher.logits[context.labeled :], self.mix.confidence)
+        pseudo = pseudo_labels(context.teacher.logits[context.taught :], self.mix.confidence)
+        if self.mix.largest:
+            pseudo = largest_parts(pseudo, self.classes)
         label = torch.where(context.mixture.inside, IGNORED, pseudo[context.mixture.partner])
         return TermValue(supervised_loss(context.student.logits, label, self._processes), {})
 
@@ -219,17 +227,19 @@ class Objective(nn.Module):
     def _anatomical(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
         """Pixels of one structure, by truth or confident pseudo-label: positive; others: negative."""
         pseudo = pseudo_labels(context.teacher.logits, self.contrast.confidence)
-        label = torch.cat([context.label, pseudo[context.labeled :]])
-        seen = context.mixture.of(context.label, pseudo[context.labeled :]) if context.mixture else label
+        claimed = pseudo[context.taught :]
+        label = torch.cat([context.label[: context.taught], claimed])
+        seen = context.mixture.of(context.label, claimed) if context.mixture else label
         losses = []
         counts = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
             small = resize_labels(seen, tuple(ours.shape[2:]))
-            rows, row_labels = self._sample(ours, small, context, "student pixels", self._scores(small, context))
+            scores = self._scores(small, context)
+            rows, row_labels = self._sample(ours, small, context.labeled, context.step, "student pixels", scores)
             small = resize_labels(label, tuple(theirs.shape[2:]))
             anchors = student.heads[tap](rows)
             with torch.no_grad():
-                rows, fresh_labels = self._sample(theirs, small, context, "teacher pixels")
+                rows, fresh_labels = self._sample(theirs, small, context.taught, context.step, "teacher pixels")
                 fresh = self._gather(teacher.heads[tap](rows).float(), context, self.classes)
                 fresh_labels = self._gather(fresh_labels, context, self.classes)
             # Under autocast the anchors are narrow; a queue is read where it lies where they are not.
@@ -257,25 +267,25 @@ class Objective(nn.Module):
         return small.gather(1, label.clamp_min(0).unsqueeze(1)).squeeze(1)
 
     def _gather(self, rows: Tensor, context: StepContext, classes: int = 1) -> Tensor:
-        """Rows [classes B k, ...] of every process, in the order of the joined batch."""
-        return self._processes.gather(rows, context.labeled, context.weak.shape[0], classes)
+        """The teacher's rows [classes B k, ...] of every process, in the order of the joined batch."""
+        return self._processes.gather(rows, context.taught, context.weak.shape[0], classes)
 
     def _sample(
-        self, features: Tensor, label: Tensor, context: StepContext, stream: str, scores: Tensor | None = None
+        self, features: Tensor, label: Tensor, labeled: int, step: int, stream: str, scores: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rows and labels of the pixels that a draw from the joined batch gives to the images of this process."""
         sample = secl_ops.sample_pixels(
-            self._joined(label, context.labeled, IGNORED),
+            self._joined(label, labeled, IGNORED),
             self.contrast.per_class,
             num_classes=self.classes,
             ignore_index=IGNORED,
             strategy="uniform" if self.contrast.strategy == "hard" and scores is None else self.contrast.strategy,
-            scores=None if scores is None else self._joined(scores, context.labeled, 0.0),
-            seed=stream_seed(self.seed, context.step, stream),
+            scores=None if scores is None else self._joined(scores, labeled, 0.0),
+            seed=stream_seed(self.seed, step, stream),
         )
         index, labels = sample
         if self._processes.several:
-            index, labels = self._own_pixels(index, labels, label, context.labeled)
+            index, labels = self._own_pixels(index, labels, label, labeled)
         return secl_ops.gather_pixels(features, index, unique=True), labels
 
     def _places(self, images: int, labeled: int) -> tuple[slice, slice]:
@@ -338,10 +348,10 @@ class Objective(nn.Module):
 
     def _pseudo_statistics(self, pseudo: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Coverage of the unlabelled images, and precision of the foreground where the truth is known."""
-        known, truth = pseudo[: context.labeled], context.label
+        coverage = {"coverage": self._share_of(pseudo[context.taught :] != IGNORED)}
+        if not context.taught:
+            return coverage
+        known, truth = pseudo[: context.taught], context.label
         claimed = (known > 0) & (truth != IGNORED)
         right, claims = self._processes.total(torch.stack([(claimed & (known == truth)).sum(), claimed.sum()]))
-        return {
-            "coverage": self._share_of(pseudo[context.labeled :] != IGNORED),
-            "precision": right / claims.clamp_min(1),
-        }
+        return coverage | {"precision": right / claims.clamp_min(1)}

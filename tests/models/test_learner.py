@@ -124,7 +124,7 @@ def on_fake_device(
 def test_no_step_waits_for_the_device(on_fake_device: tuple[Learner, list[str]]) -> None:
     ours, launches = on_fake_device
     logged = ours.step(1.0)
-    assert {*TERMS[ours.config.train.method], "precision"} <= logged.keys()
+    assert {*TERMS[ours.config.train.method], "coverage"} <= logged.keys()
     for operation in ("sample_kernel", "positive_kernel", "index_copy_", "_fused_adamw_", "_foreach_lerp_"):
         assert operation in launches, operation
     launches.clear()

@@ -48,15 +48,16 @@ def make_context(student: ContrastModel, teacher: ContrastModel, step: int = 0) 
         # Untrained logits are too even for any confidence: sharpen them.
         keys = Output(keys.logits * 20.0, keys.features)
     position = torch.tensor([0.1, 0.6, 0.1, 0.2, 0.7, 0.9])
-    return StepContext(student(weak + 0.1), keys, weak, label, position, labeled=2, step=step)
+    return StepContext(student(weak + 0.1), keys, weak, label, position, taught=2, step=step)
 
 
 def mixed_context(student: ContrastModel, teacher: ContrastModel) -> StepContext:
-    """The same, with a student that saw mixtures."""
+    """The same, with a student that saw mixtures and a teacher that saw the unlabelled images alone."""
     context = make_context(student, teacher)
     mixture = draw_mixture(2, 4, (16, 16), 2 / 3, torch.Generator().manual_seed(2))
     images = mixture.of(context.weak[:2], context.weak[2:])
-    return replace(context, student=student(images), mixture=mixture)
+    keys = Output(context.teacher.logits[2:], tuple(maps[2:] for maps in context.teacher.features))
+    return replace(context, student=student(images), teacher=keys, weak=context.weak[2:], taught=0, mixture=mixture)
 
 
 def scalar_loss(logits: Tensor, label: Tensor) -> float:
@@ -142,7 +143,7 @@ def test_mixtures_learn_truth_inside_and_the_teachers_classes_outside() -> None:
         if context.mixture.inside[image, row, column]:
             truth[image, row, column] = context.label[image, row, column]
         else:
-            guess[image, row, column] = claimed[2 + context.mixture.partner[image], row, column]
+            guess[image, row, column] = claimed[context.mixture.partner[image], row, column]
     _, logged = objective(context, student, teacher, 1.0)
     # float32 sums of five hundred numbers of order one
     assert abs(logged["supervised"].item() - scalar_loss(context.student.logits.detach(), truth)) < 1e-5
@@ -156,13 +157,12 @@ def test_anchors_of_mixtures_carry_the_class_of_what_they_show() -> None:
     objective, student, teacher = make("secl+", per_class=256, queue=0, confidence=0.0)
     context = mixed_context(student, teacher)
     assert context.mixture is not None
-    pseudo = context.teacher.logits.argmax(1)[2:]
+    pseudo = context.teacher.logits.argmax(1)
     seen = context.mixture.of(context.label, pseudo)
-    label = torch.cat([context.label, pseudo])
     losses = []
     for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
         rows, marks = [], []
-        for maps, of, model in ((ours, seen, student), (theirs, label, teacher)):
+        for maps, of, model in ((ours, seen, student), (theirs, pseudo, teacher)):
             small = resize_labels(of, tuple(maps.shape[2:])).flatten()
             known = small >= 0
             projected = model.heads[tap](maps.movedim(1, -1).flatten(0, 2)[known])
