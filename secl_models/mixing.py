@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copy-paste between labelled and unlabelled images: half of the mixtures show a box of the one in the other."""
+"""Copy-paste between labelled and unlabelled images: a box of the one in the other, or one of the two whole."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def draw_mixture(
     """Draw a box for each labelled image: it shows the labelled image in every other mixture, else its partner.
 
     Bai et al., Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023: a box of two
-    thirds of each side, labelled into unlabelled and the other way round.
+    thirds of each side, labelled into unlabelled and the other way round. Theirs mix every image; a network that
+    never sees a whole one finds structures where none can be.
 
     Args:
         labeled: Labelled images L of this process; as many mixtures are made.
@@ -54,6 +55,8 @@ def draw_mixture(
         side: Share of each side that the box covers, in (0, 1).
         generator: Source of all randomness.
         share: The part of a joined batch that this one is; every part draws for all.
+        whole: Share of the pairs of images, spread evenly, of which one is a whole labelled image and the other a
+            whole unlabelled one, in [0, 1].
 
     Returns:
         The mixture, on the generator's device.
@@ -69,13 +72,12 @@ def draw_mixture(
     for axis, length in enumerate(patch):
         size = max(1, round(side * length))
         first = (drawn[:, axis] * (length - size + 1)).floor()
-        place = torch.arange(length, device=device)
-        covered = (place >= first.unsqueeze(1)) & (place < first.unsqueeze(1) + size)  # [L, length]
+        voxel = torch.arange(length, device=device)
+        covered = (voxel >= first.unsqueeze(1)) & (voxel < first.unsqueeze(1) + size)  # [L, length]
         view = [length if other == axis else 1 for other in range(len(patch))]
         box = box & covered.view(labeled, *view)
     number = torch.arange(labeled, device=device)
-    pair = (number + share.rank * labeled) // 2
+    place = (number + share.rank * labeled).view(-1, *[1] * len(patch))  # in the joined batch
+    pair = place // 2
     unmixed = ((pair + 1) * whole).floor() > (pair * whole).floor()
-    box = box | unmixed.view(-1, *[1] * len(patch))
-    outward = ((number + share.rank * labeled) % 2 == 1).view(-1, *[1] * len(patch))  # by place in the joined batch
-    return Mixture(box ^ outward, number * unlabeled // labeled)
+    return Mixture((box | unmixed) ^ (place % 2 == 1), number * unlabeled // labeled)

@@ -34,6 +34,19 @@ def test_boxes_reach_every_border() -> None:
     assert starts == {(row, column) for row in range(4) for column in range(4)}
 
 
+@pytest.mark.parametrize(("whole", "shown"), [(0.0, []), (0.25, [3]), (0.5, [1, 3]), (1.0, [0, 1, 2, 3])])
+def test_pairs_shown_whole_are_spread_over_the_batch(whole: float, shown: list[int]) -> None:
+    inside = draw_mixture(8, 4, (6, 6), 0.5, generator(), whole=whole).inside.flatten(1)
+    mixed = draw_mixture(8, 4, (6, 6), 0.5, generator()).inside.flatten(1)
+    for pair in range(4):
+        labeled, unlabeled = inside[2 * pair], inside[2 * pair + 1]
+        if pair in shown:
+            assert labeled.all()
+            assert not unlabeled.any()
+        else:
+            assert torch.equal(inside[2 * pair : 2 * pair + 2], mixed[2 * pair : 2 * pair + 2])
+
+
 def test_maps_and_images_are_mixed_alike_with_the_right_partner() -> None:
     mixture = draw_mixture(4, 2, (8, 8), 0.5, generator())
     assert mixture.partner.tolist() == [0, 0, 1, 1]
@@ -47,13 +60,15 @@ def test_maps_and_images_are_mixed_alike_with_the_right_partner() -> None:
 
 
 def test_parts_are_the_joined_batch() -> None:
-    whole = draw_mixture(6, 4, (8, 8), 0.5, generator())
-    parts = [draw_mixture(3, 2, (8, 8), 0.5, generator(), Share(rank, 2)) for rank in range(2)]
-    assert torch.equal(torch.cat([part.inside for part in parts]), whole.inside)
-    assert torch.equal(torch.cat([parts[0].partner, parts[1].partner + 2]), whole.partner)
+    joined = draw_mixture(6, 4, (8, 8), 0.5, generator(), whole=0.5)
+    parts = [draw_mixture(3, 2, (8, 8), 0.5, generator(), Share(rank, 2), whole=0.5) for rank in range(2)]
+    assert torch.equal(torch.cat([part.inside for part in parts]), joined.inside)
+    assert torch.equal(torch.cat([parts[0].partner, parts[1].partner + 2]), joined.partner)
 
 
-@pytest.mark.parametrize("assignment", ["mix.side=1.0", "mix.side=0", "mix.weight=-1", "mix.confidence=2"])
+@pytest.mark.parametrize(
+    "assignment", ["mix.side=1.0", "mix.side=0", "mix.weight=-1", "mix.confidence=2", "mix.whole=1.5"]
+)
 def test_values_out_of_range_are_refused(assignment: str) -> None:
     with pytest.raises(InputError, match=assignment.split("=")[0]):
         override(RunConfig(), [assignment])

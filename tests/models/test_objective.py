@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from secl_models.components import largest_parts
 from secl_models.config import METHODS, MIXING, ContrastConfig, NetworkConfig, RunConfig, TrainConfig
 from secl_models.label_maps import pseudo_labels, region_labels, resize_labels
 from secl_models.mixing import draw_mixture
@@ -150,6 +151,20 @@ def test_mixtures_learn_truth_inside_and_the_teachers_classes_outside() -> None:
     assert abs(logged["mixed"].item() - scalar_loss(context.student.logits.detach(), guess)) < 1e-5
     with pytest.raises(ValueError, match="mixture"):
         objective(make_context(student, teacher), student, teacher, 1.0)
+
+
+def test_only_the_largest_part_of_a_pseudo_label_is_learnt_where_asked() -> None:
+    objective, student, teacher = make("copy-paste")
+    context = mixed_context(student, teacher)
+    assert context.mixture is not None
+    claimed = context.teacher.logits.argmax(1)
+    kept = largest_parts(claimed, CLASSES + 1)
+    assert not torch.equal(kept, claimed)
+    for largest, pseudo in ((False, claimed), (True, kept)):
+        objective.mix = replace(objective.mix, largest=largest)
+        label = torch.where(context.mixture.inside, -1, pseudo[context.mixture.partner])
+        _, logged = objective(context, student, teacher, 1.0)
+        assert torch.equal(logged["mixed"], supervised_loss(context.student.logits.detach(), label))
 
 
 def test_anchors_of_mixtures_carry_the_class_of_what_they_show() -> None:
