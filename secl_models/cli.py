@@ -70,7 +70,7 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="supervised, mean-teacher, copy-paste, secl-region, secl-anatomical, secl or secl+; default: secl."
+            help="supervised, mean-teacher, copy-paste, secl-region, secl-anatomical, secl or secl+; default: secl+."
         ),
     ] = None,
     preset: Annotated[

@@ -174,7 +174,7 @@ class MixConfig:
 class TrainConfig:
     """Schedule, optimiser and bookkeeping."""
 
-    method: str = "secl"
+    method: str = "secl+"
     steps: int = 1000
     batch: int = 8  # labelled images of a step, over all processes
     unlabeled_batch: int = 4
