@@ -45,3 +45,10 @@ def test_readme_python_blocks_run() -> None:
     assert blocks
     for block in blocks:
         exec(compile(block, str(README), "exec"), {})
+
+
+def test_every_picture_of_the_readme_is_there() -> None:
+    """In a fresh clone: one that git ignores is there for its author alone."""
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text())
+    assert len(pictures) > 3
+    assert [name for name in pictures if not (REPOSITORY / name).is_file()] == []
