@@ -28,7 +28,7 @@ LOOK = 10  # steps between two entries of history.csv
 PHANTOM: dict[str, Any] = {"cases": 16, "labeled": 8}
 COMMON = (
     "train.warm_start=0", "train.ramp=0",  # the teacher is listened to from the first step
-    "train.method=secl",  # both contrastive terms
+    "train.method=secl", "train.unlabeled_batch=8",  # both contrastive terms
     "contrast.confidence=0",  # a teacher that knows nothing yet would let no pixel through
     "train.validate_every=1000000", "train.checkpoint_every=1000000",
 )  # fmt: skip

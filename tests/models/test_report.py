@@ -89,13 +89,13 @@ def test_the_table_shows_the_evaluation_and_the_baseline(run: TinyRun, scored: P
     baseline = tmp_path / "baseline"
     shutil.copytree(scored, baseline)
     summary = baseline / "summary.json"
-    summary.write_text(summary.read_text().replace('"method": "secl"', '"method": "plain"'))
+    summary.write_text(summary.read_text().replace('"method": "secl+"', '"method": "plain"'))
     text = write_report([scored, baseline], run.data, tmp_path / "report.html").read_text()
     expected = evaluate(scored / "last.pt", run.data, out=tmp_path / "again", progress=False)[0].summary
     for row in expected:
         assert text.count(f">{100 * row.dice[0]:.1f}") >= 2
         assert f">{row.hd95[0]:.1f}" in text
-    for title in ("plain", "secl, last", "secl, best"):  # the baseline with its last checkpoint only
+    for title in ("plain", "secl+, last", "secl+, best"):  # the baseline with its last checkpoint only
         assert text.count(f'<td class="name">{title}</td>') == len(expected)
     best = evaluate(scored / "best.pt", run.data, out=tmp_path / "again", progress=False)[0].summary
     assert f">{100 * best[-1].dice[0]:.1f}" in text
