@@ -63,7 +63,7 @@ def draw_cases(runs: Sequence[Path], data: DataSet, out: Path, *, split: str = "
     out.mkdir(parents=True, exist_ok=True)
     figures = {"overlays.png": _overlays(methods, chosen, names), "plane.png": _planes(methods, chosen, names)}
     for name, figure in figures.items():
-        figure.savefig(out / name, dpi=150, metadata={"Software": None})
+        figure.savefig(out / name, dpi=120, metadata={"Software": None})
     return [out / name for name in figures]
 
 
