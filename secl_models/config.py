@@ -154,7 +154,7 @@ class ContrastConfig:
 
 @dataclass(frozen=True)
 class MixConfig:
-    """Copy-paste between labelled and unlabelled images (Bai et al. 2023 name the defaults)."""
+    """Copy-paste between labelled and unlabelled images (Bai et al. 2023 name weight, side and confidence)."""
 
     weight: float = 0.5  # of the pseudo-labelled part; that of the labelled part is 1
     side: float = 2 / 3  # share of each side of the patch that the box covers

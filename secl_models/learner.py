@@ -143,8 +143,9 @@ class Learner:
             return None
         counts = len(labeled.label), len(unlabeled.label)
         patch, generator = tuple(labeled.label.shape[1:]), self._generator("mixture")
-        options = self.config.mix
-        return draw_mixture(*counts, patch, options.side, generator, self.processes.share, whole=options.whole)
+        options, share = self.config.mix, self.processes.share
+        before = self.done * counts[0] * share.count
+        return draw_mixture(*counts, patch, options.side, generator, share, whole=options.whole, before=before)
 
     def _batch(self, unlabeled: int) -> tuple[Batch, Batch]:
         with self.stages("batch"):

@@ -41,12 +41,12 @@ def draw_mixture(
     share: Share = WHOLE,
     *,
     whole: float = 0.0,
+    before: int = 0,
 ) -> Mixture:
     """Draw a box for each labelled image: it shows the labelled image in every other mixture, else its partner.
 
     Bai et al., Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023: a box of two
-    thirds of each side, labelled into unlabelled and the other way round. Theirs mix every image; a network that
-    never sees a whole one finds structures where none can be.
+    thirds of each side, labelled into unlabelled and the other way round. Theirs mix every image.
 
     Args:
         labeled: Labelled images L of this process; as many mixtures are made.
@@ -57,6 +57,8 @@ def draw_mixture(
         share: The part of a joined batch that this one is; every part draws for all.
         whole: Share of the pairs of images, spread evenly, of which one is a whole labelled image and the other a
             whole unlabelled one, in [0, 1].
+        before: Mixtures of the joined batches of earlier steps; the counting goes on from there, so that batches of
+            one pair, or of one image, take their turns over the steps.
 
     Returns:
         The mixture, on the generator's device.
@@ -77,7 +79,7 @@ def draw_mixture(
         view = [length if other == axis else 1 for other in range(len(patch))]
         box = box & covered.view(labeled, *view)
     number = torch.arange(labeled, device=device)
-    place = (number + share.rank * labeled).view(-1, *[1] * len(patch))  # in the joined batch
-    pair = place // 2
+    place = (before + share.rank * labeled + number).view(-1, *[1] * len(patch))  # among those of all steps
+    pair = (place // 2).double()
     unmixed = ((pair + 1) * whole).floor() > (pair * whole).floor()
     return Mixture((box | unmixed) ^ (place % 2 == 1), number * unlabeled // labeled)

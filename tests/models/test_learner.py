@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from secl_models import augment, stages
-from secl_models.config import NetworkConfig, RunConfig
+from secl_models.config import MIXING, NetworkConfig, RunConfig
 from secl_models.data import resident
 from secl_models.data.cases import DataSet
 from secl_models.data.preprocess import resolve
@@ -28,7 +28,7 @@ from secl_models.data.splits import Split, make_split
 from secl_models.data.volumes import load_volume
 from secl_models.learner import Learner, make_learner
 from secl_models.networks import TappedModule
-from secl_models.objective import TERMS
+from secl_models.objective import TERMS, StepContext
 from secl_models.processes import Processes, start_fabric
 from tests.device_step import HostWaitError, fake_cuda, watched
 from tests.models.test_train import CONFIG, rows, run, set_train, write_toy
@@ -99,7 +99,8 @@ def on_fake_device(
     request: pytest.FixtureRequest, toy: tuple[DataSet, Split], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Learner, list[str]]]:
     """A learner on fake CUDA tensors, and what its steps launch; an operation that waits raises."""
-    ours = learner(set_train(CONFIG, method=request.param), toy)
+    config = replace(CONFIG, mix=replace(CONFIG.mix, largest=True))
+    ours = learner(set_train(config, method=request.param), toy)
 
     def backward(loss: Tensor) -> None:
         assert loss.device.type == "cuda"
@@ -121,11 +122,35 @@ def on_fake_device(
         yield ours, mode.launches
 
 
+def test_mixtures_take_turns_and_their_teacher_sees_the_unlabelled_images_alone(
+    toy: tuple[DataSet, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of one pair: mixed in one step, whole in the next."""
+    ours = learner(set_train(CONFIG, method="secl+", batch=2, unlabeled_batch=3), toy)
+    seen: list[StepContext] = []
+    judge = ours.objective.forward
+
+    def watching(context: StepContext, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append(context)
+        return judge(context, *rest)
+
+    monkeypatch.setattr(ours.objective, "forward", watching)
+    for _ in range(4):
+        ours.step(1.0)
+    assert [(context.taught, len(context.weak), len(context.teacher.logits)) for context in seen] == [(0, 3, 3)] * 4
+    assert all(context.mixture is not None for context in seen)
+    shares = [context.mixture.inside.float().mean((1, 2)).tolist() for context in seen if context.mixture]
+    assert [share == [1.0, 0.0] for share in shares] == [False, True, False, True]
+
+
 def test_no_step_waits_for_the_device(on_fake_device: tuple[Learner, list[str]]) -> None:
     ours, launches = on_fake_device
     logged = ours.step(1.0)
-    assert {*TERMS[ours.config.train.method], "coverage"} <= logged.keys()
-    for operation in ("sample_kernel", "positive_kernel", "index_copy_", "_fused_adamw_", "_foreach_lerp_"):
+    method = ours.config.train.method
+    parts = ("max_pool2d_with_indices",) if method in MIXING else ()  # of pseudo-labels
+    assert {*TERMS[method], "coverage"} <= logged.keys()
+    assert ("precision" in logged) == (method not in MIXING)
+    for operation in ("sample_kernel", "positive_kernel", "index_copy_", "_fused_adamw_", "_foreach_lerp_", *parts):
         assert operation in launches, operation
     launches.clear()
     ours.step(0.0)

@@ -47,6 +47,16 @@ def test_pairs_shown_whole_are_spread_over_the_batch(whole: float, shown: list[i
             assert torch.equal(inside[2 * pair : 2 * pair + 2], mixed[2 * pair : 2 * pair + 2])
 
 
+@pytest.mark.parametrize(
+    ("labeled", "shares"), [(2, [[0.25, 0.75], [1.0, 0.0]] * 2), (1, [[0.25], [0.75], [1.0], [0.0]])]
+)
+def test_small_batches_take_their_turns_over_the_steps(labeled: int, shares: list[list[float]]) -> None:
+    """Share of labelled pixels: a box in, a box out, a whole labelled image, a whole unlabelled one."""
+    for step, expected in enumerate(shares):
+        mixture = draw_mixture(labeled, 1, (6, 6), 0.5, generator(step), whole=0.5, before=step * labeled)
+        assert mixture.inside.float().mean((1, 2)).tolist() == expected
+
+
 def test_maps_and_images_are_mixed_alike_with_the_right_partner() -> None:
     mixture = draw_mixture(4, 2, (8, 8), 0.5, generator())
     assert mixture.partner.tolist() == [0, 0, 1, 1]
