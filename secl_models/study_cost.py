@@ -23,6 +23,7 @@ from secl_models.errors import InputError
 from secl_models.learner import Learner, make_learner
 from secl_models.objective import TERMS
 from secl_models.processes import Processes, start_fabric
+from secl_models.records import commit
 from secl_models.stages import STEP, Stages
 from secl_models.train import precision
 
@@ -135,7 +136,7 @@ def cost_markdown(costs: Mapping[str, Cost]) -> str:
 
 
 def write_cost(file: Path, costs: Mapping[str, Cost], device: torch.device) -> None:
-    """Write a line per method with the milliseconds of every stage and the machine, whole or not at all.
+    """Write a line per method with the milliseconds of every stage, machine and commit, whole or not at all.
 
     Args:
         file: The CSV file.
@@ -144,7 +145,8 @@ def write_cost(file: Path, costs: Mapping[str, Cost], device: torch.device) -> N
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("method", *(stage.replace(" ", "_") for stage in STAGES), STEP, "machine"))
+    writer.writerow(("method", *(stage.replace(" ", "_") for stage in STAGES), STEP, "machine", "commit"))
+    origin = machine(device), commit() or ""
     for method, cost in costs.items():
-        writer.writerow((method, *(f"{cost[stage]:.3f}" for stage in (*STAGES, STEP)), machine(device)))
+        writer.writerow((method, *(f"{cost[stage]:.3f}" for stage in (*STAGES, STEP)), *origin))
     write_atomic(file, text.getvalue().encode())

@@ -18,6 +18,7 @@ from secl_models.config import override
 from secl_models.data.sampling import Share
 from secl_models.data.splits import make_split
 from secl_models.errors import InputError
+from secl_models.records import commit
 from secl_models.stages import STEP
 from secl_models.study import (
     Job,
@@ -227,6 +228,13 @@ def test_the_readme_shows_the_committed_rows() -> None:
     assert as_markdown(rows) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_shows_the_committed_cost() -> None:
+    with (REPOSITORY / "benchmarks" / "results" / "study_cost.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    costs = {row["method"]: {stage: float(row[stage.replace(" ", "_")]) for stage in (*STAGES, STEP)} for row in rows}
+    assert cost_markdown(costs) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
 def test_cost_is_the_stages_of_a_step_beside_labels_only(tmp_path_factory: pytest.TempPathFactory) -> None:
     run: TinyRun = tiny_run(tmp_path_factory)
     config = override(run.config, ["train.batch=2"])
@@ -253,6 +261,7 @@ def test_cost_is_kept_in_a_file_and_needs_unlabelled_cases(
         supervised, secl = csv.DictReader(stream)
     assert (supervised["student_forward"], secl["step"]) == ("2.000", "3.500")
     assert "thread" in secl["machine"]
+    assert secl["commit"] == (commit() or "")
     split = replace(make_split(run.data, 2, 0), unlabeled=())
     with pytest.raises(InputError, match="--methods: unlabelled cases for what listens to a teacher; got none"):
         measure_cost(run.config, run.data, split, ["supervised", "secl"], 2)
