@@ -11,15 +11,16 @@ namespace {
 // In base-2 exponents: float32 holds 2^-126, and the norms of low-precision rows exceed 1 a little.
 constexpr double kBoundedRange = 120;
 constexpr int64_t kChunk = 16 * kPanel;  // columns that stay in the cache while every block of rows passes
-constexpr int64_t kBand = 3;             // blocks that share a packed panel
+constexpr int64_t kBand = 3;
 constexpr int64_t kEnoughChains = 8;
+constexpr int64_t kEnoughTasks = 4;  // more of a small problem would be packed and joined for longer than it runs
 
 // A worker's memory for the tile products.
 struct Workspace {
   Buffer block, tiles, panel, coefficients, row;
-  explicit Workspace(const Problem& p)
-      : block(p.slab(kBlock)),
-        tiles(kBand * p.depth * kBlock),
+  Workspace(const Problem& p, const Chains& chains)
+      : block(p.slab(chains.size)),
+        tiles(chains.band * p.depth * chains.size),
         panel(p.slab(kPanel)),
         coefficients(kPanel * kBlock),
         row(p.slab(1)) {}
@@ -34,21 +35,22 @@ struct Task {
   Sums& sums;
 
   Range columns_met(int64_t band, int64_t chunk) const {
-    const int64_t low = rows.side.key[band * kBand * kBlock];
-    const int64_t high = rows.side.key[std::min(rows.side.count, (band + 1) * kBand * kBlock) - 1];
+    const int64_t height = chains.band * chains.size;
+    const int64_t low = rows.side.key[band * height];
+    const int64_t high = rows.side.key[std::min(rows.side.count, (band + 1) * height) - 1];
     const Range met = columns.side.meeting(low, high, operation == Operation::kPositives);
-    return {std::max(met.first, chunk * kChunk), std::min(met.last, (chunk + 1) * kChunk)};
+    return {std::max(met.first, chunk * chains.chunk), std::min(met.last, (chunk + 1) * chains.chunk)};
   }
 
   void run(const Sweep& shared, int64_t band, int64_t split, Range met, Workspace& w) const {
-    const int64_t lanes = p.kernel.lanes, end = std::min(chains.blocks, (band + 1) * kBand);
+    const int64_t lanes = p.kernel.lanes, size = chains.size, begin = band * chains.band;
     std::vector<Sweep> sweeps;
-    for (int64_t block = band * kBand; block < end; ++block) {
+    for (int64_t block = begin; block < std::min(chains.blocks, begin + chains.band); ++block) {
       Sweep s = shared;
-      float* tiles = w.tiles.get() + (block - band * kBand) * p.depth * kBlock;
-      s.first_row = block * kBlock;
-      s.row_tiles = round_up(std::min(kBlock, rows.side.count - s.first_row), p.kernel.tile) / p.kernel.tile;
-      const Slab packed{w.block.get(), kBlock * lanes};
+      float* tiles = w.tiles.get() + (block - begin) * p.depth * size;
+      s.first_row = block * size;
+      s.row_tiles = round_up(std::min(size, rows.side.count - s.first_row), p.kernel.tile) / p.kernel.tile;
+      const Slab packed{w.block.get(), size * lanes};
       pack_slab(p.kernel, rows.reader, rows.side, s.first_row, s.row_tiles * p.kernel.tile, packed,
                 w.row.get());
       pack_tiles(p.kernel, packed, p.depth, s.row_tiles, tiles);
@@ -56,9 +58,9 @@ struct Task {
       s.tiles = tiles;
       s.coefficients = w.coefficients.get();
       s.values = {w.panel.get(), kPanel * lanes};
-      s.total = sums.total.data() + chain * kBlock;
-      s.other = sums.other.data() + chain * kBlock;
-      if (sums.has_output) s.output = {sums.output.get() + chain * p.slab(kBlock), kBlock * lanes};
+      s.total = sums.total.data() + chain * size;
+      s.other = sums.other.data() + chain * size;
+      if (sums.has_output) s.output = chains.slab(p, sums, chain);
       sweeps.push_back(s);
     }
     for (int64_t first = met.first / kPanel * kPanel; first < met.last; first += kPanel) {
@@ -130,27 +132,33 @@ Sweep shared_sweep(const Problem& p, const SortedSide& rows, const SortedSide& c
           .negatives_only = (p.flags & kNegatives) != 0};
 }
 
-Chains::Chains(int64_t rows, int64_t columns)
-    : blocks(round_up(rows, kBlock) / kBlock), bands(round_up(blocks, kBand) / kBand), splits(1) {
-  const int64_t chunks = std::max<int64_t>(1, round_up(columns, kChunk) / kChunk);
-  if (bands > 0 && bands < kEnoughChains) splits = std::min(chunks, round_up(kEnoughChains, bands) / bands);
+Chains::Chains(int64_t rows, int64_t columns) : size(kBlock), band(kBand), chunk(kChunk), splits(1) {
+  const auto pieces = [](int64_t count, int64_t each) { return round_up(count, each) / each; };
+  const auto few = [&] { return pieces(rows, size * band) * pieces(columns, chunk) < kEnoughTasks; };
+  if (few()) band = 1;
+  if (few()) size = kPanel;
+  while (few() && chunk > 2 * kPanel) chunk /= 2;
+  blocks = pieces(rows, size);
+  bands = pieces(blocks, band);
+  chunks = pieces(columns, chunk);
+  if (bands > 0 && bands < kEnoughChains)
+    splits = std::clamp<int64_t>(pieces(kEnoughChains, bands), 1, std::max<int64_t>(chunks, 1));
 }
 
 Sums Chains::make_sums(const Problem& p, bool output, double other) const {
-  const int64_t chains = blocks * splits;
-  Sums sums{std::vector<double>(chains * kBlock, 0), std::vector<double>(chains * kBlock, other),
-            Buffer(output ? chains * p.slab(kBlock) : 0), output};
-  if (output) std::fill(sums.output.get(), sums.output.get() + chains * p.slab(kBlock), 0.0f);
+  const int64_t rows = blocks * splits * size, numbers = output ? p.slab(rows) : 0;
+  Sums sums{std::vector<double>(rows, 0), std::vector<double>(rows, other), Buffer(numbers), output};
+  std::fill(sums.output.get(), sums.output.get() + numbers, 0.0f);
   return sums;
 }
 
 void Chains::join(const Problem& p, Sums& sums, bool peaks) const {
-  const int64_t size = p.slab(kBlock);
-  for (int64_t block = 0; block < blocks; ++block) {
+  if (splits == 1) return;
+  const auto exp2 = [](double x) { return std::exp2(x); };
+  for_each(blocks, worker_count(sums.has_output ? p.slab(blocks * splits * size) : 0), [&](int64_t, int64_t block) {
     for (int64_t chain = block * splits + 1; chain < (block + 1) * splits; ++chain) {
-      for (int64_t r = 0; r < kBlock; ++r) {
-        const int64_t to = block * splits * kBlock + r, from = chain * kBlock + r;
-        const auto exp2 = [](double x) { return std::exp2(x); };
+      for (int64_t r = 0; r < size; ++r) {
+        const int64_t to = block * splits * size + r, from = chain * size + r;
         Running<double> sum{sums.other[to] + sums.other[from], sums.total[to] + sums.total[from]};
         if (peaks) {
           sum = merge(Running<double>{sums.other[to], sums.total[to]},
@@ -160,19 +168,18 @@ void Chains::join(const Problem& p, Sums& sums, bool peaks) const {
         sums.total[to] = sum.sum;
       }
       if (!sums.has_output) continue;
-      float* to = sums.output.get() + block * splits * size;
-      const float* from = sums.output.get() + chain * size;
-      for (int64_t k = 0; k < size; ++k) to[k] += from[k];
+      float* to = slab(p, sums, block * splits).data;
+      const float* from = slab(p, sums, chain).data;
+      for (int64_t k = 0; k < p.slab(size); ++k) to[k] += from[k];
     }
-  }
+  });
 }
 
 void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const Chains& chains,
                  Operation operation, Sums& sums) {
   const Task task{p, rows, columns, chains, operation, sums};
-  const int64_t chunks = round_up(columns.side.count, kChunk) / kChunk;
   TurnList turns(chains.bands * chains.splits);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+  for (int64_t chunk = 0; chunk < chains.chunks; ++chunk) {
     for (int64_t band = 0; band < chains.bands; ++band) {
       const Range met = task.columns_met(band, chunk);
       const int64_t chain = band * chains.splits + chunk % chains.splits;
@@ -183,8 +190,9 @@ void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const 
   const std::vector<Span> column_spans = make_spans(columns.side, p.kernel.columns);
   const Sweep shared = shared_sweep(p, rows.side, columns.side, row_spans, column_spans);
   std::vector<Workspace> workspaces;
-  for (int64_t worker = 0; worker < worker_count(); ++worker) workspaces.emplace_back(p);
-  turns.run(worker_count(), [&](int64_t worker, const Turn& turn) {
+  const int64_t workers = worker_count(product_work(rows.side.count, columns.side.count, p.depth));
+  for (int64_t worker = 0; worker < workers; ++worker) workspaces.emplace_back(p, chains);
+  turns.run(workers, [&](int64_t worker, const Turn& turn) {
     task.run(shared, turn.row, turn.column % chains.splits, task.columns_met(turn.row, turn.column),
              workspaces[worker]);
   });

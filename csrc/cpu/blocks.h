@@ -52,19 +52,27 @@ struct Role {
   SortedSide& side;
 };
 
-// Sums that one chain of tasks adds to, block after block; [chains, kBlock] each.
+// Sums that one chain of tasks adds to, block after block; [chains, rows of a block] each.
 struct Sums {
   std::vector<double> total, other;
   Buffer output;  // [chains] slabs of a block
   bool has_output = false;
 };
 
-// The blocks of a side, in bands that share each packed panel of columns. Few bands alone would leave threads
-// idle: each then has several chains, over its share of the columns.
+// How a sweep is cut into tasks: a band of blocks, which share each packed panel, against a chunk of columns.
+// Large cuts pack least; few rows and columns are cut finer, for no thread to be idle. Few bands have several
+// chains each, over their share of the chunks. All of it follows from the shape, and so do the sums' bits.
 struct Chains {
-  int64_t blocks, bands, splits;
+  int64_t size, band, chunk;       // rows of a block, blocks of a band, columns of a chunk
+  int64_t blocks, bands, chunks, splits;
 
   Chains(int64_t rows, int64_t columns);
+  // Where the sums of a position stand.
+  int64_t place(int64_t position) const { return position / size * splits * size + position % size; }
+  // The slab of a chain.
+  Slab slab(const Problem& p, const Sums& sums, int64_t chain) const {
+    return {sums.output.get() + chain * p.slab(size), size * p.kernel.lanes};
+  }
   Sums make_sums(const Problem& p, bool output, double other = 0) const;
   // Adds up the chains of each block, in order: its sums are then those of its first chain.
   void join(const Problem& p, Sums& sums, bool peaks) const;

@@ -75,6 +75,15 @@ class KeySums {
   Range summed_{-1, -1};
 };
 
+// What a worker needs to finish one anchor after the other; [D] each.
+struct Scratch {
+  KeySums key_sums;
+  std::vector<double> sum;
+  std::vector<float> mean, near;
+  explicit Scratch(const Role& keys)
+      : key_sums(keys), sum(keys.reader.depth()), mean(sum.size()), near(sum.size()) {}
+};
+
 void reserve_terms(SortedSide& side) {
   side.terms.lse.assign(side.padded(), std::numeric_limits<float>::max());
   for (std::vector<float>* each : {&side.terms.push, &side.terms.draw, &side.terms.weight})
@@ -95,9 +104,9 @@ void add_gradient(const Problem& p, const Role& rows, const Role& columns, bool 
   sweep_sides(p, rows, columns, chains, as_anchors ? Operation::kAnchorGradient : Operation::kKeyGradient,
               sums);
   chains.join(p, sums, false);
-  for_each(chains.blocks, worker_count(), [&](int64_t, int64_t block) {
-    const Slab slab{sums.output.get() + block * chains.splits * p.slab(kBlock), kBlock * p.kernel.lanes};
-    unpack(p, rows.side, slab, block * kBlock, kBlock, out);
+  for_each(chains.blocks, worker_count(rows.side.count * p.depth), [&](int64_t, int64_t block) {
+    const Slab slab = chains.slab(p, sums, block * chains.splits);
+    unpack(p, rows.side, slab, block * chains.size, chains.size, out);
   });
 }
 
@@ -106,7 +115,7 @@ void add_self_gradient(const Problem& p, const Role& rows, float* out) {
   const Tournament tournament(rows.side.count);
   Sums sums = tournament.make_sums(p, true);
   sweep_self(p, rows, tournament, Operation::kSelfGradient, sums);
-  for_each(tournament.players, worker_count(), [&](int64_t, int64_t player) {
+  for_each(tournament.players, worker_count(rows.side.count * p.depth), [&](int64_t, int64_t player) {
     const Slab slab{sums.output.get() + player * p.slab(tournament.size), tournament.size * p.kernel.lanes};
     unpack(p, rows.side, slab, player * tournament.size, tournament.size, out);
   });
@@ -144,14 +153,7 @@ class Forward {
   bool scan() const { return (p_.flags & kScan) != 0; }
   // Whether the first pass sums the keys that push.
   bool pushes() const { return grad_ && !given_ && p_.bounded; }
-  // Where the sums of a position stand.
-  int64_t place(int64_t position) const {
-    return position / kBlock * chains_.splits * kBlock + position % kBlock;
-  }
-  Slab slab(const Sums& sums, int64_t position) const {
-    return {sums.output.get() + position / kBlock * chains_.splits * p_.slab(kBlock),
-            kBlock * p_.kernel.lanes};
-  }
+  int64_t place(int64_t position) const { return chains_.place(position); }
 
   void sweep(Operation operation, Sums& sums, bool output) {
     if (p_.is_symmetric() && p_.bounded && !grad_) {
@@ -190,19 +192,19 @@ class Forward {
 
   void finish() {
     const std::vector<Range> runs = pieces();
-    for_each(static_cast<int64_t>(runs.size()), worker_count(), [&](int64_t, int64_t item) {
-      KeySums sums(keys_);
-      std::vector<double> sum(p_.depth);
+    const int64_t work = anchors_.side.count * p_.depth;
+    for_each(static_cast<int64_t>(runs.size()), worker_count(work), [&](int64_t, int64_t item) {
+      Scratch scratch(keys_);
       for (int64_t position = runs[item].first; position < runs[item].last; ++position)
-        finish(position, sums, sum);
+        finish(position, scratch);
     });
   }
 
-  void finish(int64_t position, KeySums& sums, std::vector<double>& sum /* [D] */) const {
+  void finish(int64_t position, Scratch& scratch) const {
     const int64_t row = anchors_.side.index[position];
     lse_[row] = static_cast<float>(log2_[position] * M_LN2);
     if (scan()) {
-      if (pushes()) write_gradient(position, 1, 0, sum);
+      if (pushes()) write_gradient(position, 1, 0, scratch);
       return;
     }
     const Positives found(anchors_.side, keys_.side, position, p_.rule.positive_start);
@@ -213,28 +215,35 @@ class Forward {
       loss_[row] = static_cast<float>(near_.total[place(position)] * share);
       pull_[row] = static_cast<float>(near_.other[place(position)] * share);
     } else {
-      sums.positives(found, sum);
-      loss_[row] = all_loss(row, log2_[position], sum, share);
+      scratch.key_sums.positives(found, scratch.sum);
+      loss_[row] = all_loss(row, log2_[position], scratch.sum, share);
       pull_[row] = 1;
     }
-    if (grad_ && (given_ || p_.bounded)) write_gradient(position, pull_[row], share, sum);
+    if (grad_ && (given_ || p_.bounded)) write_gradient(position, pull_[row], share, scratch);
   }
 
-  // scale (push * mean of the denominator's keys - draw * sum of the attracting ones); `sum` is theirs under
-  // "all".
-  void write_gradient(int64_t position, double push, double draw,
-                      const std::vector<double>& sum /* [D] */) const {
+  // scale (push * mean of the denominator's keys - draw * sum of the attracting ones), whose sum is the
+  // scratch's under "all".
+  void write_gradient(int64_t position, double push, double draw, Scratch& scratch) const {
     const double total = pushes() ? all_.total[place(position)] : 0;
     push = total == 0 ? 0 : p_.scale * push / total;
     draw *= p_.scale;
-    std::vector<float> mean(p_.depth, 0), near(p_.depth, 0);
-    if (push != 0) add_row(p_, slab(all_, position), position % kBlock, mean.data());
-    if (draw != 0 && negatives()) add_row(p_, slab(near_, position), position % kBlock, near.data());
-    float* to = grad_ + anchors_.side.index[position] * p_.depth;
-    for (int64_t d = 0; d < p_.depth; ++d) {
-      const double attraction = draw == 0 ? 0 : negatives() ? near[d] : -sum[d];
-      to[d] = static_cast<float>(push * mean[d] + draw * attraction);
+    float *mean = scratch.mean.data(), *near = scratch.near.data();
+    read(all_, position, push != 0, mean);
+    if (negatives() || draw == 0) {
+      read(near_, position, draw != 0, near);
+    } else {
+      for (int64_t d = 0; d < p_.depth; ++d) near[d] = static_cast<float>(-scratch.sum[d]);
     }
+    p_.kernel.weighted_sum(mean, push, near, draw, p_.depth, grad_ + anchors_.side.index[position] * p_.depth);
+  }
+
+  // The output of a position; zeros, be there NaNs in it, where it is not wanted.
+  void read(const Sums& sums, int64_t position, bool wanted, float* to /* [D] */) const {
+    std::fill_n(to, p_.depth, 0.0f);
+    if (!wanted) return;
+    const int64_t chain = position / chains_.size * chains_.splits;
+    add_row(p_, chains_.slab(p_, sums, chain), position % chains_.size, to);
   }
 
   float all_loss(int64_t row, double log2, const std::vector<double>& sum /* [D] */, double share) const {
@@ -254,16 +263,19 @@ class Forward {
   // Without a bound on the similarity the gradient waits until the log-sum-exp is known.
   void late_gradient() {
     Terms& terms = anchors_.side.terms;
+    std::vector<int64_t> unmet;
     for (int64_t position = 0; position < anchors_.side.count; ++position) {
       const int64_t row = anchors_.side.index[position];
       if (scan() ? log2_[position] == -HUGE_VAL : count_[row] == 0) {
         terms.lse[position] = std::numeric_limits<float>::max();
+        unmet.push_back(row);
         continue;
       }
       terms.push[position] = static_cast<float>(scan() ? p_.scale : p_.scale * pull_[row]);
       terms.draw[position] = static_cast<float>(scan() ? 0 : p_.scale / count_[row]);
     }
     add_gradient(p_, anchors_, keys_, true, grad_);
+    for (const int64_t row : unmet) std::fill_n(grad_ + row * p_.depth, p_.depth, 0.0f);  // 0 times a NaN is one
   }
 
   Problem& p_;

@@ -12,8 +12,6 @@
 namespace secl::cpu {
 namespace {
 
-constexpr int64_t kGrain = 64;  // pixels below which a thread costs more than it saves
-
 // Where the channels of a pixel lie in a map [B, D, *spatial] of any strides.
 class PixelMap {
  public:
@@ -31,6 +29,8 @@ class PixelMap {
   int64_t channels() const { return channels_; }
   int64_t channel_stride() const { return channel_stride_; }
   int64_t pixels() const { return pixels_; }
+  // Of one pixel: where its channels are not neighbours, each is a cache line of its own.
+  int64_t work() const { return channel_stride_ == 1 ? channels_ : 8 * channels_; }
   int64_t offset(int64_t pixel) const {
     int64_t offset = 0;
     for (size_t axis = sizes_.size(); axis-- > 0; pixel /= sizes_[axis])
@@ -78,7 +78,7 @@ void copy_rows(const PixelMap& map, const T* features, const int64_t* index, int
   std::vector<float> row(depth);
   for (int64_t i = begin; i < end; ++i) {
     read_pixel(map, features, index[i], row.data());
-    if (inverse != nullptr) inverse[i] = to_unit(row.data(), depth);
+    if (inverse != nullptr) inverse[i] = kernels().to_unit(row.data(), depth);
     with_row_type(rows.scalar_type(), [&](auto zero) {
       write_row(row.data(), depth, static_cast<decltype(zero)*>(rows.mutable_data_ptr()) + i * depth);
     });
@@ -97,7 +97,7 @@ struct DrawGradient {
     scale.apply(draw, row, grad.depth());
     if (!unit.has_value()) return;
     unit->read(draw, scratch);
-    through_norm(row, scratch, inverse[draw], grad.depth());
+    kernels().through_norm(row, scratch, inverse[draw], grad.depth());
   }
 };
 
@@ -131,7 +131,7 @@ void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inve
                   "rows must have shape [n, D]");
   check_vector("inverse", inverse, index.size(0), ScalarType::Float);
   float* norms = inverse.has_value() ? inverse->mutable_data_ptr<float>() : nullptr;
-  parallel_for(0, index.size(0), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, index.size(0), grain(map.work()), [&](int64_t begin, int64_t end) {
     with_row_type(features.scalar_type(), [&](auto zero) {
       copy_rows(map, static_cast<const decltype(zero)*>(features.const_data_ptr()), pixel, begin, end, rows,
                 norms);
@@ -164,7 +164,7 @@ void gather_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstr
   const DrawGradient draws{RowReader(grad), RowScale(factor, upstream),
                            unit.has_value() ? std::optional<RowReader>(RowReader(*unit)) : std::nullopt,
                            inverse.has_value() ? inverse->const_data_ptr<float>() : nullptr};
-  parallel_for(0, static_cast<int64_t>(order.size()), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, static_cast<int64_t>(order.size()), grain(map.work()), [&](int64_t begin, int64_t end) {
     with_row_type(result.scalar_type(), [&](auto zero) {
       add_rows(map, draws, pixel, order, begin, end, static_cast<decltype(zero)*>(result.mutable_data_ptr()));
     });

@@ -9,8 +9,8 @@
 
 namespace secl {
 
-constexpr int64_t kBlock = 192;  // rows of a block: a multiple of every instruction set's tile, both ways
-constexpr int64_t kPanel = 96;   // columns between two value products, likewise
+constexpr int64_t kBlock = 192;  // rows of the largest block
+constexpr int64_t kPanel = 96;   // columns between two value products; a multiple of every tile, both ways
 
 // One instruction set's kernels and the shapes that data must be packed to.
 struct Kernels {
@@ -22,6 +22,14 @@ struct Kernels {
   void (*spread)(const float* row /* [depth] */, float factor, int64_t depth, Slab to);
   // Turns `tile` rows of a slab into a register tile's rows: element r of each number lies beside the next.
   void (*transpose)(Slab from, int64_t depth, float* to /* [depth, tile] */);
+  // Divides a row by its norm and returns 1 / norm; a zero row stays, with 0.
+  float (*to_unit)(float* row /* [depth] */, int64_t depth);
+  // Turns the gradient of a unit row into that of the row, (g - u <u, g>) / norm; a zero gradient stays zero,
+  // whatever stands in the row.
+  void (*through_norm)(float* grad /* [depth] */, const float* unit /* [depth] */, float inverse,
+                       int64_t depth);
+  void (*weighted_sum)(const float* a /* [depth] */, double a_weight, const float* b /* [depth] */,
+                       double b_weight, int64_t depth, float* to /* [depth] */);
   void (*log_sum_exp)(const Sweep&);
   void (*positives)(const Sweep&);
   void (*gradient)(const Sweep&, bool as_anchors);  // else as keys

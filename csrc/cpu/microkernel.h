@@ -4,6 +4,7 @@
 // SECL_COLUMNS under its target and includes this file last, so that no code of one set leaks into another.
 
 #include "packing.h"
+#include "row_math.h"
 #include "sweep.h"
 
 namespace secl::SECL_ISA {
@@ -264,6 +265,9 @@ constexpr Kernels make_kernels(const char* name) {
           kColumns,
           spread,
           transpose,
+          to_unit,
+          through_norm,
+          weighted_sum,
           log_sum_exp,
           run<PositiveSum<false>>,
           gradient,

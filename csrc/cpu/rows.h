@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Normalisation of one widened row, and its gradient: what rows and pixels have in common.
+// What each row of a gradient is multiplied with, be it a row's or a pixel's.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +10,7 @@
 
 namespace secl::cpu {
 
-// Divides a row by its norm and returns 1 / norm; a zero row stays, with 0.
-float to_unit(float* row /* [D] */, int64_t depth);
-
-// Turns the gradient of a unit row into that of the row, (g - u <u, g>) / norm; a zero gradient stays zero,
-// whatever stands in the row.
-void through_norm(float* grad /* [D] */, const float* unit /* [D] */, float inverse, int64_t depth);
-
-// What each row of a gradient is multiplied with; a zero stays zero.
+// The factor and the upstream number of each row, or neither; a zero stays zero.
 class RowScale {
  public:
   RowScale(const std::optional<Tensor>& factor, const std::optional<Tensor>& upstream) {

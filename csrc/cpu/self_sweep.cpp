@@ -117,8 +117,9 @@ void sweep_self(const Problem& p, const Role& rows, const Tournament& tournament
   const Sweep shared = shared_sweep(p, rows.side, rows.side, row_spans, column_spans);
   const Match match{p, rows, tournament, operation, sums};
   std::vector<Corner> corners;
-  for (int64_t worker = 0; worker < worker_count(); ++worker) corners.emplace_back(p, tournament.size);
-  turns.run(worker_count(), [&](int64_t worker, const Turn& turn) {
+  const int64_t workers = worker_count(product_work(rows.side.count, rows.side.count / 2, p.depth));
+  for (int64_t worker = 0; worker < workers; ++worker) corners.emplace_back(p, tournament.size);
+  turns.run(workers, [&](int64_t worker, const Turn& turn) {
     match.run(shared, turn.row, turn.column, corners[worker]);
   });
 }

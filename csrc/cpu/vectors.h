@@ -13,8 +13,7 @@ constexpr int kColumns = SECL_COLUMNS;
 constexpr int kVectors = 2;  // of a register tile's height: as many as leave registers for all sums
 constexpr int kTile = kLanes * kVectors;
 constexpr int kBlockVectors = kBlock / kLanes;
-static_assert(kBlock % kTile == 0 && kBlock % kColumns == 0 && kPanel % kColumns == 0 &&
-              kBlock % kPanel == 0);
+static_assert(kPanel % kTile == 0 && kPanel % kColumns == 0 && kBlock % kPanel == 0);
 
 typedef float Float __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Int __attribute__((vector_size(4 * kLanes)));

@@ -89,10 +89,7 @@ def _contrast_forward(
         anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), _dense(key_inverse), _dense(known_lse), scale,
         int(flags),
     )  # fmt: skip
-    state = ContrastState(*found)
-    if Flag.ANCHOR_GRADIENT in flags and Flag.SCAN not in flags and not _serves_cuda(anchors):
-        state.grad_anchors.masked_fill_((state.count == 0)[:, None], 0.0)
-    return state
+    return ContrastState(*found)
 
 
 def contrast_backward(
