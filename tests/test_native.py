@@ -119,6 +119,23 @@ def test_any_number_of_threads_gives_the_same_bits(
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+# Bands of three blocks, of one, blocks of half the height, chunks of fewer columns, and nothing to cut.
+@pytest.mark.parametrize(("n", "m"), [(700, 3200), (200, 3200), (300, 400), (64, 2000), (90, 180)])
+@pytest.mark.parametrize("unit", [True, False])
+def test_every_cut_of_the_work_keeps_the_budget_and_the_bits(
+    n: int, m: int, unit: bool, threads: Callable[[int], None]
+) -> None:
+    given = problem(1, n=n, m=m, d=40, unit=unit)
+    truth, plain, found = given.run(reference, torch.float64), given.run(reference), given.run(native)
+    # One rounding of the largest similarity becomes that much relative error of its exponential.
+    largest = given.scale * float((given.anchors.nan_to_num() @ given.keys.nan_to_num().T).abs().max())
+    for name, at in (("loss", 0), ("forward gradient", 4), ("anchor gradient", 5), ("key gradient", 6)):
+        assert_within_budget(name, found[at], truth[at], plain[at], amplification=max(largest, 4 * given.scale))
+    for count in (1, 3):
+        threads(count)
+        assert all(torch.equal(a, b) for a, b in zip(found, given.run(native), strict=True))
+
+
 @pytest.mark.parametrize("d", [1, 15, 16, 17, 31, 33, 48])
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (11, 31), (12, 32), (13, 33), (47, 255), (49, 257)])
 def test_sizes_around_every_tile_edge(n: int, m: int, d: int) -> None:

@@ -63,7 +63,7 @@ struct Sums {
 // Large cuts pack least; few rows and columns are cut finer, for no thread to be idle. Few bands have several
 // chains each, over their share of the chunks. All of it follows from the shape, and so do the sums' bits.
 struct Chains {
-  int64_t size, band, chunk;       // rows of a block, blocks of a band, columns of a chunk
+  int64_t size, band, chunk;  // rows of a block, blocks of a band, columns of a chunk
   int64_t blocks, bands, chunks, splits;
 
   Chains(int64_t rows, int64_t columns);

@@ -235,7 +235,8 @@ class Forward {
     } else {
       for (int64_t d = 0; d < p_.depth; ++d) near[d] = static_cast<float>(-scratch.sum[d]);
     }
-    p_.kernel.weighted_sum(mean, push, near, draw, p_.depth, grad_ + anchors_.side.index[position] * p_.depth);
+    p_.kernel.weighted_sum(mean, push, near, draw, p_.depth,
+                           grad_ + anchors_.side.index[position] * p_.depth);
   }
 
   // The output of a position; zeros, be there NaNs in it, where it is not wanted.
@@ -275,7 +276,8 @@ class Forward {
       terms.draw[position] = static_cast<float>(scan() ? 0 : p_.scale / count_[row]);
     }
     add_gradient(p_, anchors_, keys_, true, grad_);
-    for (const int64_t row : unmet) std::fill_n(grad_ + row * p_.depth, p_.depth, 0.0f);  // 0 times a NaN is one
+    for (const int64_t row : unmet)
+      std::fill_n(grad_ + row * p_.depth, p_.depth, 0.0f);  // 0 times a NaN is one
   }
 
   Problem& p_;

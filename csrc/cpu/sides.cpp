@@ -189,7 +189,8 @@ void pack_tiles(const Kernels& kernel, Slab from, int64_t depth, int64_t tiles, 
 
 double largest_norm(const RowReader& reader, const SortedSide& side) {
   constexpr int64_t kRows = 256;
-  const int64_t items = round_up(side.count, kRows) / kRows, workers = worker_count(side.count * reader.depth());
+  const int64_t items = round_up(side.count, kRows) / kRows,
+                workers = worker_count(side.count * reader.depth());
   std::vector<double> found(items, 0);
   for_each(items, workers, [&](int64_t, int64_t item) {
     std::vector<float> row(reader.depth());
