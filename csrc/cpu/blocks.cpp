@@ -13,8 +13,8 @@ constexpr double kBoundedRange = 120;
 constexpr int64_t kChunk = 16 * kPanel;  // columns that stay in the cache while every block of rows passes
 constexpr int64_t kBand = 3;
 constexpr int64_t kEnoughChains = 8;
-constexpr int64_t kEnoughTasks =
-    4;  // more of a small problem would be packed and joined for longer than it runs
+// More tasks of a small problem would be packed and joined for longer than they run.
+constexpr int64_t kEnoughTasks = 4;
 
 // A worker's memory for the tile products.
 struct Workspace {
@@ -156,25 +156,25 @@ Sums Chains::make_sums(const Problem& p, bool output, double other) const {
 void Chains::join(const Problem& p, Sums& sums, bool peaks) const {
   if (splits == 1) return;
   const auto exp2 = [](double x) { return std::exp2(x); };
-  for_each(blocks, worker_count(sums.has_output ? p.slab(blocks * splits * size) : 0),
-           [&](int64_t, int64_t block) {
-             for (int64_t chain = block * splits + 1; chain < (block + 1) * splits; ++chain) {
-               for (int64_t r = 0; r < size; ++r) {
-                 const int64_t to = block * splits * size + r, from = chain * size + r;
-                 Running<double> sum{sums.other[to] + sums.other[from], sums.total[to] + sums.total[from]};
-                 if (peaks) {
-                   sum = merge(Running<double>{sums.other[to], sums.total[to]},
-                               Running<double>{sums.other[from], sums.total[from]}, exp2);
-                 }
-                 sums.other[to] = sum.peak;
-                 sums.total[to] = sum.sum;
-               }
-               if (!sums.has_output) continue;
-               float* to = slab(p, sums, block * splits).data;
-               const float* from = slab(p, sums, chain).data;
-               for (int64_t k = 0; k < p.slab(size); ++k) to[k] += from[k];
-             }
-           });
+  const int64_t work = sums.has_output ? p.slab(blocks * splits * size) : 0;
+  for_each(blocks, worker_count(work), [&](int64_t, int64_t block) {
+    for (int64_t chain = block * splits + 1; chain < (block + 1) * splits; ++chain) {
+      for (int64_t r = 0; r < size; ++r) {
+        const int64_t to = block * splits * size + r, from = chain * size + r;
+        Running<double> sum{sums.other[to] + sums.other[from], sums.total[to] + sums.total[from]};
+        if (peaks) {
+          sum = merge(Running<double>{sums.other[to], sums.total[to]},
+                      Running<double>{sums.other[from], sums.total[from]}, exp2);
+        }
+        sums.other[to] = sum.peak;
+        sums.total[to] = sum.sum;
+      }
+      if (!sums.has_output) continue;
+      float* to = slab(p, sums, block * splits).data;
+      const float* from = slab(p, sums, chain).data;
+      for (int64_t k = 0; k < p.slab(size); ++k) to[k] += from[k];
+    }
+  });
 }
 
 void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const Chains& chains,

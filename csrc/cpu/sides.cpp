@@ -189,10 +189,9 @@ void pack_tiles(const Kernels& kernel, Slab from, int64_t depth, int64_t tiles, 
 
 double largest_norm(const RowReader& reader, const SortedSide& side) {
   constexpr int64_t kRows = 256;
-  const int64_t items = round_up(side.count, kRows) / kRows,
-                workers = worker_count(side.count * reader.depth());
+  const int64_t items = round_up(side.count, kRows) / kRows, work = side.count * reader.depth();
   std::vector<double> found(items, 0);
-  for_each(items, workers, [&](int64_t, int64_t item) {
+  for_each(items, worker_count(work), [&](int64_t, int64_t item) {
     std::vector<float> row(reader.depth());
     for (int64_t p = item * kRows; p < std::min(side.count, (item + 1) * kRows); ++p) {
       reader.read(side.index[p], row.data());
