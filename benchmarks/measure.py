@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How time and memory are measured: contenders in turn within each round; memory of one pass above what was there."""
+"""How time and memory are measured: every contender in every round; memory of one pass above what was there."""
 
 from __future__ import annotations
 
 import ctypes
 import json
+import random
 import re
 import resource
 import subprocess
@@ -75,6 +76,9 @@ def milliseconds(
 ) -> dict[str, list[float]]:
     """Times of each contender, one per round; a first round that warms caches and allocators is not kept.
 
+    Each round has an order of its own, always the same: what a slow contender leaves in the caches and of the thread
+    pool is not met by the same one every time.
+
     Args:
         steps: Each contender's work.
         rounds: Most times each is timed.
@@ -83,10 +87,12 @@ def milliseconds(
     """
     times = {name: [clock(step)] for name, step in steps.items()}
     allowed = {name: max(1, int(1e3 * patience / max(first, 1e-3))) for name, (first,) in times.items()}
+    order = list(steps)
     for number in range(1, rounds + 1):
-        for name, step in steps.items():
+        random.Random(number).shuffle(order)
+        for name in order:
             if number <= allowed[name]:
-                times[name].append(clock(step))
+                times[name].append(clock(steps[name]))
     return {name: values[1:] for name, values in times.items()}
 
 

@@ -186,12 +186,19 @@ def test_contenders_take_turns_and_a_slow_one_is_timed_less_often() -> None:
     class Clock(measure.Clock):
         def __call__(self, work: measure.Work) -> float:
             work()
-            return {"fast": 1.0, "slow": 1500.0}[turns[-1]]
+            return 1500.0 if turns[-1] == "slow" else 1.0
 
-    steps = {name: (lambda name=name: turns.append(name)) for name in ("fast", "slow")}
-    times = measure.milliseconds(steps, 3, Clock(), patience=2.0)
-    assert turns == ["fast", "slow", "fast", "slow", "fast", "fast"]
-    assert [len(values) for values in times.values()] == [3, 1]
+    steps = {name: (lambda name=name: turns.append(name)) for name in ("fast", "faster", "slow")}
+    times = measure.milliseconds(steps, 9, Clock(), patience=2.0)
+    assert turns[:3] == ["fast", "faster", "slow"]
+    assert [len(values) for values in times.values()] == [9, 9, 1]
+    assert sorted(turns[3:6]) == ["fast", "faster", "slow"]
+    rounds = {tuple(turns[first : first + 2]) for first in range(6, len(turns), 2)}
+    assert rounds == {("fast", "faster"), ("faster", "fast")}  # no one always comes after the same other
+    again = turns.copy()
+    turns.clear()
+    measure.milliseconds(steps, 9, Clock(), patience=2.0)
+    assert turns == again
 
 
 def test_memory_is_that_of_one_pass_in_a_fresh_process() -> None:
