@@ -72,7 +72,11 @@ class Clock:
 
 
 def milliseconds(
-    steps: Mapping[str, Work], rounds: int, clock: Clock, patience: float = float("inf")
+    steps: Mapping[str, Work],
+    rounds: int,
+    clock: Clock,
+    patience: float = float("inf"),
+    failed: dict[str, Exception] | None = None,
 ) -> dict[str, list[float]]:
     """Times of each contender, one per round; a first round that warms caches and allocators is not kept.
 
@@ -84,16 +88,24 @@ def milliseconds(
         rounds: Most times each is timed.
         clock: Measures one call.
         patience: Seconds that one contender may take in all: a slow one is timed fewer times, at least once.
+        failed: Takes the error of each contender that fails, which is then timed no more; None: it is raised.
     """
-    times = {name: [clock(step)] for name, step in steps.items()}
-    allowed = {name: max(1, int(1e3 * patience / max(first, 1e-3))) for name, (first,) in times.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
-    for number in range(1, rounds + 1):
-        random.Random(number).shuffle(order)
+    for number in range(rounds + 1):
+        if number:
+            random.Random(number).shuffle(order)
         for name in order:
-            if number <= allowed[name]:
+            seconds = times[name][0] / 1e3 if times[name] else 0.0
+            if (failed and name in failed) or (number > 1 and number * seconds > patience):
+                continue
+            try:
                 times[name].append(clock(steps[name]))
-    return {name: values[1:] for name, values in times.items()}
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed[name] = error
+    return {name: values[1:] for name, values in times.items() if not (failed and name in failed)}
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -107,14 +107,17 @@ def measured(case: Case, options: Options) -> list[Cells]:
     if reason_left:
         print(f"\n{case.name}: {reason_left}", flush=True)
         return [(case.name, "every contender", *_shape(case), *UNTIMED, reason_left)]
-    admitted = admit(case, options.without)
-    rows = [(case.name, *row) for row in _timed(case, admitted.steps, options)]
-    return rows + [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
+    steps, refused = admit(case, options.without)
+    clock, failed = Clock(options.device, options.cold), dict[str, Exception]()
+    times = milliseconds(steps, options.rounds, clock, options.patience, failed)
+    rows = [(case.name, *row) for row in _described(case, steps, times, clock.cache, options)]
+    refused |= {name: reason(error) for name, error in failed.items()}
+    return rows + [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(refused)]
 
 
-def _timed(case: Case, steps: dict[str, Step], options: Options) -> Iterator[Cells]:
-    clock = Clock(options.device, options.cold)
-    times = milliseconds(steps, options.rounds, clock, options.patience)
+def _described(
+    case: Case, steps: dict[str, Step], times: dict[str, list[float]], cache: str, options: Options
+) -> Iterator[Cells]:
     floor = floor_ms(case, device_name(case.device))
     if floor is None and case.device == "cpu":
         bare = [percentiles(times[name])[1] for name in YARDSTICKS if name in times]
@@ -129,7 +132,7 @@ def _timed(case: Case, steps: dict[str, Step], options: Options) -> Iterator[Cel
         memory, note = _memory(case, name, steps[name], options)
         print(f"  {name:26}{middle:>11.3f} ms{memory:>11} MiB{limit[1]:>8} of the limit  {note}", flush=True)
         spread = (f"{low:.4g}", f"{middle:.4g}", f"{high:.4g}")
-        yield (name, *_shape(case), *spread, f"{rate:.4g}", *limit, memory, len(values), clock.cache, note)
+        yield (name, *_shape(case), *spread, f"{rate:.4g}", *limit, memory, len(values), cache, note)
 
 
 def _memory(case: Case | PixelCase, name: str, step: Work, options: Options) -> tuple[str, str]:

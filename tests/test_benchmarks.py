@@ -16,7 +16,7 @@ from torch import Tensor
 import secl_ops
 from benchmarks import contenders, gate, limits, measure, packages, provenance, published, rivals, run
 from benchmarks.cases import Answer, Case, Problem, truth
-from benchmarks.contenders import BY_KEYS, BY_ROWS, COMPILED, NATIVE, contender, names
+from benchmarks.contenders import BY_KEYS, BY_ROWS, COMPILED, NATIVE, Step, contender, names
 from tests.conftest import skip_or_fail
 
 SELF = Case("self", 96, 16, classes=4, denominator="negatives")
@@ -199,6 +199,38 @@ def test_contenders_take_turns_and_a_slow_one_is_timed_less_often() -> None:
     turns.clear()
     measure.milliseconds(steps, 9, Clock(), patience=2.0)
     assert turns == again
+
+
+def test_a_contender_that_fails_while_it_is_timed_is_a_row_that_says_so(
+    options: run.Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = dict.fromkeys(names(SELF), 0)
+
+    def fails_at_the_third_call(case: Case, name: str) -> Step:
+        step = contender(case, name)
+
+        def work() -> Answer:
+            calls[name] += 1
+            if name == EAGER and calls[name] == 3:
+                raise MemoryError("no room")
+            return step()
+
+        return work
+
+    monkeypatch.setattr(gate, "contender", fails_at_the_third_call)
+    run.run(options, only="self", cases=[SELF])
+    rows = {row["contender"]: row for row in provenance.read_rows(options.out)}
+    assert rows[EAGER]["p50_ms"] == ""
+    assert rows[EAGER]["note"] == "MemoryError: no room"
+    assert rows[NATIVE]["p50_ms"] != ""
+
+
+def test_an_error_that_no_one_takes_is_raised() -> None:
+    def fails() -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        measure.milliseconds({"eager": fails}, 1, measure.Clock())
 
 
 def test_memory_is_that_of_one_pass_in_a_fresh_process() -> None:
