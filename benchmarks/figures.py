@@ -145,7 +145,9 @@ def published(rows: Sequence[Row], out: Path) -> None:
         factor = float(other["p50_ms"]) / float(best["p50_ms"]) if other else 0.0
         axis.barh(place, factor, color=BLUE if factor >= 1 else VERMILLION, height=0.62)
         label = f"{factor:.1f}{TIMES}" if other else "no rival ran"
-        text = axis.annotate(label, (factor, place), (6, 0), textcoords="offset points", va="center", weight="bold")
+        text = axis.annotate(
+            label, (factor, place), (6, 0), textcoords="offset points", va="center", weight="bold", bbox=WHITE
+        )
         detail = f"{_time(float(best['p50_ms']))}"
         if other:
             detail += (
