@@ -22,8 +22,11 @@ def rows(bytes_held, shift):
     "Four rows of 64 floats over memory of our own, which torch cannot check."
     memory = (ctypes.c_float * 256).from_address(libc.malloc(bytes_held) + shift)
     return torch.frombuffer(memory, dtype=torch.float32).view(4, 64)
-labels = torch.zeros(4, dtype=torch.int32)
-torch.ops.secl_native.unit_rows(rows(%d, %d), labels)
+def normalised(given):
+    torch.ops.secl_native.unit_rows(given, torch.zeros(4, dtype=torch.int32))
+def reduced(given):
+    torch.ops.secl_native.reduce(given[0], torch.ones(64), torch.ones(64, dtype=torch.int32), None, "mean")
+%s(rows(%d, %d))
 """
 TWO_WRITERS = """
 import threading, torch, secl_ops
@@ -38,11 +41,11 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
 FAULTS = [
-    ("address", FOREIGN_ROWS % (512, 0), "AddressSanitizer: heap-buffer-overflow"),
-    ("address", FOREIGN_ROWS % (1032, 1), "runtime error: load of misaligned address"),
+    ("address", FOREIGN_ROWS % ("normalised", 512, 0), "AddressSanitizer: heap-buffer-overflow"),
+    ("address", FOREIGN_ROWS % ("reduced", 1032, 1), "runtime error: load of misaligned address"),
     ("thread", TWO_WRITERS % 10, "ThreadSanitizer: data race"),
 ]
-CLEAN = {"address": FOREIGN_ROWS % (1024, 0), "thread": TWO_WRITERS % 0}
+CLEAN = {"address": FOREIGN_ROWS % ("normalised", 1024, 0), "thread": TWO_WRITERS % 0}
 
 
 def report(program: str) -> str:
