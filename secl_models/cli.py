@@ -56,13 +56,13 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Draws phantom, labels and training.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Make a small phantom, train labels-only and SECL on it, evaluate, predict, and write a report."""
+    """Make a small phantom, train labels-only and secl+ on it, evaluate, predict, and write a report."""
     from secl_models.demo import run_demo
 
     run_demo(out, overwrite=overwrite, seed=seed)
 
 
-@app.command(epilog="Example: `secl train --data DIR --labeled 4 --method secl --out runs/x`")
+@app.command(epilog="Example: `secl train --data DIR --labeled 4 --out runs/x`")
 def train(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Run folder to write.")],

@@ -22,7 +22,7 @@ from secl_models.records import RunSummary
 from secl_models.report import write_report
 from secl_models.train import train
 
-METHODS = ("supervised", "secl")
+METHODS = ("supervised", "secl+")
 WRITTEN = ("phantom", *METHODS, "segmentation", "report.html")
 
 
@@ -34,7 +34,7 @@ def run_demo(
     config: RunConfig | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Make the phantom, train labels-only and SECL, evaluate both, segment an unlabelled file, report.
+    """Make the phantom, train labels-only and secl+, evaluate both, segment an unlabelled file, report.
 
     Args:
         out: Folder of the demo.

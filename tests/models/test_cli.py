@@ -241,9 +241,9 @@ def test_an_existing_segmentation(run: TinyRun, tmp_path: Path) -> None:
 
 
 def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "secl").mkdir()
+    (tmp_path / "secl+").mkdir()
     (tmp_path / "mine.txt").touch()
-    _refused(_call("demo", "--out", tmp_path), "a new folder for the demo; got a folder with secl", "--overwrite")
+    _refused(_call("demo", "--out", tmp_path), "a new folder for the demo; got a folder with secl+", "--overwrite")
 
 
 def test_an_interrupted_training_says_how_to_go_on(
