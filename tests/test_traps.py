@@ -166,6 +166,21 @@ def class_maps(classes: int) -> tuple[Tensor, Tensor]:
     return labels, features + torch.nn.functional.one_hot(small, classes).movedim(-1, 1).float()
 
 
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_an_anchor_without_a_positive_takes_no_nan_from_its_keys(denominator: str, backend: str, device: str) -> None:
+    anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=device, requires_grad=True)
+    keys = torch.tensor([[1.0, 0.0], [0.6, 0.8], [torch.nan, 0.0]], device=device)
+    labels, key_labels = torch.tensor([0, 5], device=device), torch.tensor([0, 1, 1], device=device)
+    groups, key_groups = torch.tensor([0, 1], device=device), torch.tensor([0, 0, 1], device=device)
+    loss = secl_ops.info_nce(
+        anchors, keys, anchor_labels=labels, key_labels=key_labels, anchor_groups=groups, key_groups=key_groups,
+        temperature=torch.tensor(0.5, device=device), denominator=denominator, backend=backend,
+    )  # fmt: skip
+    (gradient,) = grad(loss, anchors)
+    assert loss.isfinite()
+    assert gradient[1].tolist() == [0.0, 0.0]
+
+
 def test_a_queue_holds_each_class_in_its_own_place(backend: str, device: str) -> None:
     """ContrastiveSeg fills its queue with pixels of other classes."""
     labels, features = (value.to(device) for value in class_maps(4))
