@@ -115,10 +115,10 @@ def _measured(setting: str, backend: str, threads: int) -> dict[str, float]:
 
 def measure(setting: str, backend: str, threads: int, steps: int = STEPS) -> dict[str, float]:
     """Loss of one first step, then pace and memory of a short run on a phantom heart."""
-    from secl_models.config import load_preset, override
     from secl_models.data.phantom import write_phantom
     from secl_models.data.splits import Split, make_split
-    from secl_models.train import train
+    from secl_models.options.schema import load_preset, override
+    from secl_models.train.run import train
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from secl_models.cli import main
+from secl_models.command.cli import main
 
 if __name__ == "__main__":
     main()

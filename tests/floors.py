@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floors of the house: which module stands where; an import may only point to a lower number."""
+"""The floors of the house: which module stands where; an import may only point to a lower number.
+
+In `secl_models` the rooms are the floors: a room uses itself and the rooms before it.
+"""
 
 from __future__ import annotations
 
@@ -34,65 +37,6 @@ FLOORS: dict[str, int] = {
     "secl_ops.queue": 10,
     "secl_ops.pixel_contrast": 12,
     "secl_ops": 13,
-    # secl_models: options, files, tensors, method, loop, program
-    "secl_models": 20,
-    "secl_models.data": 20,
-    "secl_models.errors": 20,
-    "secl_models.plain": 21,
-    "secl_models.ramps": 21,
-    "secl_models.progress": 21,
-    "secl_models.palette": 21,
-    "secl_models.panels": 22,
-    "secl_models.stages": 21,
-    "secl_models.stopping": 21,
-    "secl_models.device": 21,
-    "secl_models.metrics": 21,
-    "secl_models.config": 22,
-    "secl_models.data.cases": 21,
-    "secl_models.data.sampling": 22,
-    "secl_models.data.volumes": 22,
-    "secl_models.mixing": 23,
-    "secl_models.processes": 23,
-    "secl_models.data.layouts": 23,
-    "secl_models.data.orientation": 23,
-    "secl_models.data.splits": 24,
-    "secl_models.data.phantom": 24,
-    "secl_models.data.preprocess": 24,
-    "secl_models.data.check": 25,
-    "secl_models.data.resident": 25,
-    "secl_models.augment": 26,
-    "secl_models.networks": 23,
-    "secl_models.teacher": 24,
-    "secl_models.checkpoint": 25,
-    "secl_models.records": 26,
-    "secl_models.inference": 25,
-    "secl_models.components": 21,
-    "secl_models.data.probabilities": 23,
-    "secl_models.validate": 26,
-    "secl_models.label_maps": 26,
-    "secl_models.objective": 27,
-    "secl_models.notes": 27,
-    "secl_models.learner": 28,
-    "secl_models.train": 30,
-    "secl_models.evaluate": 30,
-    "secl_models.predict": 30,
-    "secl_models.doctor": 30,
-    "secl_models.report_pictures": 30,
-    "secl_models.report_features": 30,
-    "secl_models.report": 31,
-    "secl_models.tables": 23,
-    "secl_models.study_curves": 31,
-    "secl_models.study": 32,
-    "secl_models.demo": 32,
-    "secl_models.study_table": 33,
-    "secl_models.study_pictures": 34,
-    "secl_models.study_cases": 34,
-    "secl_models.study_cost": 34,
-    "secl_models.cli_study": 39,
-    "secl_models.terminal": 37,
-    "secl_models.options": 38,
-    "secl_models.cli": 40,
-    "secl_models.__main__": 41,
     # benchmarks: cases and machine code, who is timed, what is right, tables, figures
     "benchmarks": 50,
     "benchmarks.provenance": 50,
@@ -125,3 +69,9 @@ FLOORS: dict[str, int] = {
     "benchmarks.test_loss": 60,
     "benchmarks.test_pixel": 60,
 }
+
+ROOMS = ("options", "data", "method", "inference", "train", "report", "study", "command")
+"""The rooms of `secl_models`, from the ground up."""
+
+LONGEST_CHAIN = {"secl_ops": 11, "secl_models": 12, "benchmarks": 9}
+"""Modules in the longest chain of imports within a package: what one must know to follow a call from top to bottom."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from secl_models import doctor
+from secl_models.command import doctor
 from secl_ops import library
 from secl_ops.backends import native, select
 from tests.conftest import REPOSITORY, skip_or_fail

@@ -13,7 +13,7 @@ import pytest
 
 import secl_ops
 from tests.conftest import REPOSITORY
-from tests.floors import FLOORS
+from tests.floors import FLOORS, LONGEST_CHAIN, ROOMS
 
 PACKAGES = ("secl_ops", "secl_models", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
@@ -25,9 +25,17 @@ def module_name(path: Path) -> str:
 
 
 def floor(module: str) -> int:
+    package, _, rest = module.partition(".")
+    if package == "secl_models":
+        room = rest.partition(".")[0]
+        return 20 if not rest else 40 if room == "__main__" else 21 + ROOMS.index(room)
     if module not in FLOORS:
         pytest.fail(f"{module} has no floor; give it one in tests/floors.py")
     return FLOORS[module]
+
+
+def within_a_room(module: str, other: str) -> bool:
+    return module.startswith("secl_models.") and module.split(".")[1] == other.split(".")[1]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -44,7 +52,33 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def upward(module: str, tree: ast.AST) -> list[str]:
     own = floor(module)
     targets = {name for name in imported(tree) if name.split(".")[0] in PACKAGES}
-    return [f"{module} ({own}) imports {name} ({floor(name)})" for name in sorted(targets) if floor(name) >= own]
+    return [
+        f"{module} ({own}) imports {name} ({floor(name)})"
+        for name in sorted(targets)
+        if floor(name) > own or (floor(name) == own and not within_a_room(module, name))
+    ]
+
+
+def chains(graph: dict[str, set[str]]) -> dict[str, list[str]]:
+    """The longest chain of imports that ends in each module; a circle is refused."""
+    found: dict[str, list[str]] = {}
+
+    def follow(module: str, above: tuple[str, ...]) -> list[str]:
+        assert module not in above, f"imports run in a circle: {' -> '.join((*above, module))}"
+        if module not in found:
+            below = [follow(name, (*above, module)) for name in graph[module]]
+            found[module] = [*max(below, key=len, default=[]), module]
+        return found[module]
+
+    for module in graph:
+        follow(module, ())
+    return found
+
+
+def import_graph(package: str) -> dict[str, set[str]]:
+    paths = [path for path in SOURCES if path.is_relative_to(REPOSITORY / package)]
+    modules = {module_name(path): set(imported(ast.parse(path.read_text()))) for path in paths}
+    return {name: {used for used in targets if used in modules and used != name} for name, targets in modules.items()}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -55,6 +89,42 @@ def test_imports_point_down(path: Path) -> None:
 def test_an_upward_import_is_seen() -> None:
     assert upward("secl_ops.spec", ast.parse("from secl_ops import functional")) != []
     assert upward("secl_ops.backends.reference", ast.parse("import secl_ops.ops")) != []
+    assert upward("secl_models.data.check", ast.parse("from secl_models.method.networks import Output")) != []
+
+
+def test_every_room_of_secl_models_has_modules_and_nothing_lies_beside_them() -> None:
+    beside = {path.stem for path in (REPOSITORY / "secl_models").glob("*.py")}
+    rooms = {path.parent.name for path in (REPOSITORY / "secl_models").glob("*/*.py") if path.stem != "__init__"}
+    assert (beside, rooms) == ({"__init__", "__main__"}, set(ROOMS))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.stem == "__init__"], ids=module_name)
+def test_a_room_holds_one_docstring_and_exports_nothing(path: Path) -> None:
+    if module_name(path) in ("secl_ops", "secl_ops.backends.triton"):  # the public names; the lazy backend
+        return
+    body = ast.parse(path.read_text()).body
+    assert [type(node) for node in body] == [ast.Expr], path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_chains_of_imports_stay_short(package: str) -> None:
+    longest = max(chains(import_graph(package)).values(), key=len)
+    assert len(longest) <= LONGEST_CHAIN[package], " -> ".join(longest)
+
+
+def test_a_circle_of_imports_is_seen() -> None:
+    with pytest.raises(AssertionError, match="in a circle: a -> b -> a"):
+        chains({"a": {"b"}, "b": {"a"}})
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_every_module_is_found_by_its_dotted_name(path: Path) -> None:
+    """`import a.b.c as m` asks the packages for their attributes: no public function may stand in a module's way."""
+    name = module_name(path)
+    if name == "secl_models.__main__" or name.startswith("benchmarks"):
+        return
+    exec(f"import {name} as found", space := {})
+    assert space["found"] is sys.modules[name]
 
 
 def test_secl_models_uses_public_names_of_secl_ops_only() -> None:

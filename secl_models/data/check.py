@@ -11,7 +11,7 @@ import numpy as np
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.splits import shared_patients
 from secl_models.data.volumes import Volume, examine_case
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 ERROR, WARNING = "error", "warning"
 

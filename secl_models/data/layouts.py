@@ -15,7 +15,7 @@ from typing import Any
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.volumes import H5_SUFFIX, NIFTI_SUFFIXES, count_channels, file_stem, label_values
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 SPLITS = ("train", "val", "test")
 RESERVED = "mean"  # the row of a table that is no structure

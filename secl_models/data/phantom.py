@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from secl_models.data.cases import DataSet
 from secl_models.data.layouts import read_data_set
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 FIELD_OF_VIEW = 172.8  # mm: 96 pixels of 1.8 mm
 STACK = 96.0  # mm: 12 slices of 8 mm

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from secl_models.config import DataConfig, RunConfig
 from secl_models.data.cases import DataSet
 from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.volumes import Volume
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
+from secl_models.options.schema import DataConfig, RunConfig
 
 ROBUST = (
     0.5,

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secl_models.config import RunConfig
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.sampling import (
     WHOLE,
@@ -25,7 +24,8 @@ from secl_models.data.sampling import (
     random_starts,
 )
 from secl_models.data.volumes import Volume
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
+from secl_models.options.schema import RunConfig
 
 IGNORED = -1  # label of padding and of everything unlabelled
 _CENTRES = 256  # labelled voxels remembered per item and class, for centring patches on them

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.volumes import write_atomic
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 SPLIT_SEED = 2105  # draws test and validation: every seed of a study is tested on the same patients
 TEST_SHARE, TEST_MOST = 0.2, 40

@@ -20,7 +20,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 if TYPE_CHECKING:  # layouts imports this module
     from secl_models.data.cases import Case, DataSet

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from secl_models.config import RunConfig, load_preset, override
 from secl_models.data.cases import DataSet
 from secl_models.data.phantom import write_phantom
 from secl_models.data.splits import make_split
-from secl_models.train import train
+from secl_models.options.schema import RunConfig, load_preset, override
+from secl_models.train.run import train
 
 TINY = (
     "labeled=2",

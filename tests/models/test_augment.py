@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from secl_models.augment import Views, augment, random_affine
-from secl_models.config import AugmentConfig
 from secl_models.data.resident import Batch
+from secl_models.method.augment import Views, augment, random_affine
+from secl_models.options.schema import AugmentConfig
 
 STILL = AugmentConfig(rotate=0, scale=0, shift=0, contrast=0, brightness=0, noise=0, gamma=0)
 ROUNDING = 1e-3  # grey values of unit range: grid_sample in float32 reads a few 1e-5 of a voxel off the centre

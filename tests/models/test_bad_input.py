@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from secl_models import checkpoint, train
 from secl_models.data.cases import DataSet
 from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import Split, make_split
-from secl_models.errors import InputError
-from secl_models.learner import Learner
+from secl_models.method import checkpoint
+from secl_models.method.learner import Learner
+from secl_models.options.errors import InputError
+from secl_models.train import run as train
 from tests.models.test_interrupt import assert_same_run
 from tests.models.test_train import CONFIG, rows, run, set_train, write_toy
 

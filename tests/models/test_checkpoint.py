@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from secl_models import checkpoint
-from secl_models.config import DataConfig, NetworkConfig, RunConfig, to_dict
 from secl_models.data.cases import Case
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
-from secl_models.errors import InputError
-from secl_models.inference import predict_volume
-from secl_models.networks import ContrastModel, build_network
+from secl_models.inference.windows import predict_volume
+from secl_models.method import checkpoint
+from secl_models.method.networks import ContrastModel, build_network
+from secl_models.options.errors import InputError
+from secl_models.options.schema import DataConfig, NetworkConfig, RunConfig, to_dict
 
 CONFIG = RunConfig(
     data=DataConfig(patch=(16, 16), normalize="volume", orientation=None),

@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-import secl_models.train
-from secl_models import cli
-from secl_models.doctor import Finding, examine, findings_table
-from secl_models.study import Row, write_rows
+import secl_models.train.run
+from secl_models.command import cli
+from secl_models.command.doctor import Finding, examine, findings_table
+from secl_models.study.runs import Row, write_rows
 from tests.models.runs import TINY, TinyRun, tiny_run
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "check", "doctor", "study")
@@ -59,7 +59,7 @@ def test_every_help_shows_an_example(command: str) -> None:
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
-    code = "import sys, secl_models.cli; print([m for m in ('torch', 'monai', 'numpy') if m in sys.modules])"
+    code = "import sys, secl_models.command.cli; print([m for m in ('torch', 'monai', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     before = os.times().children_user
@@ -252,7 +252,7 @@ def test_an_interrupted_training_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(secl_models.train, "train", interrupted)
+    monkeypatch.setattr(secl_models.train.run, "train", interrupted)
     monkeypatch.setattr(sys, "argv", ["secl", "train", "--data", "my data", "--out", "runs/x", "--overwrite"])
     status, _, error = _train(run.data.root, tmp_path / "run")
     assert status == 130

@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage import measure
 from torch import Tensor
 
-from secl_models.components import exchange_numbers, largest_parts
+from secl_models.method.largest_part import exchange_numbers, largest_parts
 
 CLASSES = 4
 SHAPES = [(40, 33), (14, 12, 9)]

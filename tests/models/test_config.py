@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secl_models.config import (
+from secl_models.options.errors import InputError
+from secl_models.options.schema import (
     PRESETS,
     AugmentConfig,
     ContrastConfig,
@@ -28,7 +29,6 @@ from secl_models.config import (
     to_dict,
     to_yaml,
 )
-from secl_models.errors import InputError
 
 EVERYTHING = RunConfig(
     preset="mine",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pickle
 
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 
 def test_an_error_is_the_same_after_a_process_boundary() -> None:

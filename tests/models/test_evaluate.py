@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from secl_models.checkpoint import load_model
 from secl_models.data.cases import DataSet
 from secl_models.data.splits import Split, load_split, save_split
 from secl_models.data.volumes import load_volume
-from secl_models.errors import InputError
-from secl_models.evaluate import (
+from secl_models.inference.evaluate import (
     Evaluation,
     evaluate,
     evaluated_cases,
@@ -29,8 +27,10 @@ from secl_models.evaluate import (
     save_evaluations,
     score_volume,
 )
-from secl_models.inference import predict_volume
-from secl_models.metrics import DEFINITIONS, MEAN, CaseScores, StructureScore, score_case
+from secl_models.inference.metrics import DEFINITIONS, MEAN, CaseScores, StructureScore, score_case
+from secl_models.inference.windows import predict_volume
+from secl_models.method.checkpoint import load_model
+from secl_models.options.errors import InputError
 from tests.models.runs import TinyRun, tiny_run
 
 

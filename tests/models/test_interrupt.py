@@ -22,14 +22,16 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision.amp import MixedPrecision
 from torch import nn
 
-from secl_models import checkpoint, records, train
-from secl_models.config import NetworkConfig
 from secl_models.data.cases import DataSet
 from secl_models.data.splits import Split, make_split
-from secl_models.errors import InputError
-from secl_models.learner import Learner
-from secl_models.networks import TappedModule
-from secl_models.stopping import Terminated
+from secl_models.method import checkpoint
+from secl_models.method.learner import Learner
+from secl_models.method.networks import TappedModule
+from secl_models.options.errors import InputError
+from secl_models.options.schema import NetworkConfig
+from secl_models.train import run as train
+from secl_models.train import run_folder as records
+from secl_models.train.stopping import Terminated
 from tests.conftest import skip_or_fail
 from tests.models.ranks import finish, start
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy

@@ -14,7 +14,7 @@ import pytest
 
 from secl_models.data.cases import DataSet
 from secl_models.data.layouts import read_data_set
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 
 def write_nifti(path: Path, array: Any) -> Path:

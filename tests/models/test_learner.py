@@ -18,18 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from secl_models import augment, stages
-from secl_models.config import MIXING, NetworkConfig, RunConfig
 from secl_models.data import resident
 from secl_models.data.cases import DataSet
 from secl_models.data.preprocess import resolve
 from secl_models.data.sampling import Share
 from secl_models.data.splits import Split, make_split
 from secl_models.data.volumes import load_volume
-from secl_models.learner import Learner, make_learner
-from secl_models.networks import TappedModule
-from secl_models.objective import TERMS, StepContext
-from secl_models.processes import Processes, start_fabric
+from secl_models.method import augment
+from secl_models.method import profiler as stages
+from secl_models.method.learner import Learner, make_learner
+from secl_models.method.networks import TappedModule
+from secl_models.method.objective import TERMS, StepContext
+from secl_models.method.processes import Processes, start_fabric
+from secl_models.options.schema import MIXING, NetworkConfig, RunConfig
 from tests.device_step import HostWaitError, fake_cuda, watched
 from tests.models.test_train import CONFIG, rows, run, set_train, write_toy
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 
-from secl_models.metrics import CaseScores, StructureScore, score_case, structure_names, summarise
+from secl_models.inference.metrics import CaseScores, StructureScore, score_case, structure_names, summarise
 
 CLASSES = {1: "Anterior", 2: "Posterior"}
 # MONAI computes in float32 (24 bits); the place of a percentile among < 2^10 voxels leaves 14 bits.

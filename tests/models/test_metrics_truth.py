@@ -14,7 +14,7 @@ from skimage.segmentation import find_boundaries
 
 from secl_models.data.layouts import read_data_set
 from secl_models.data.volumes import load_volume
-from secl_models.metrics import score_case
+from secl_models.inference.metrics import score_case
 
 # MONAI computes in float32 (24 bits); the place of a percentile among < 2^14 voxels leaves 10 bits.
 FLOAT32 = 2.0**-10

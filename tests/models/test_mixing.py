@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secl_models.config import RunConfig, override
 from secl_models.data.sampling import Share
-from secl_models.errors import InputError
-from secl_models.mixing import draw_mixture
+from secl_models.method.mixing import draw_mixture
+from secl_models.options.errors import InputError
+from secl_models.options.schema import RunConfig, override
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from secl_models.config import NetworkConfig
-from secl_models.errors import InputError
-from secl_models.networks import ContrastModel, ProjectionHead, TappedModule, build_network
+from secl_models.method.networks import ContrastModel, ProjectionHead, TappedModule, build_network
+from secl_models.options.errors import InputError
+from secl_models.options.schema import NetworkConfig
 
 CONFIG = NetworkConfig(channels=(4, 8, 16), taps=(0, 1, 2), projection=6)
 
@@ -77,7 +77,7 @@ def test_own_network_by_import_name() -> None:
         ("resnet", "one of unet or package.module:function; got resnet"),
         ("nowhere_at_all:f", "can be imported; got nowhere_at_all:f"),
         (f"{__name__}:absent", "can be imported"),
-        (f"{__name__}:not_a_network", "returns a secl_models.networks.TappedModule; got Identity"),
+        (f"{__name__}:not_a_network", "returns a secl_models.method.networks.TappedModule; got Identity"),
     ],
 )
 def test_unusable_names_are_refused(name: str, message: str) -> None:

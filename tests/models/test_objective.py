@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from secl_models.components import largest_parts
-from secl_models.config import METHODS, MIXING, ContrastConfig, NetworkConfig, RunConfig, TrainConfig
-from secl_models.label_maps import pseudo_labels, region_labels, resize_labels
-from secl_models.mixing import draw_mixture
-from secl_models.networks import ContrastModel, Output, build_network
-from secl_models.objective import (
+from secl_models.method.label_maps import pseudo_labels, region_labels, resize_labels
+from secl_models.method.largest_part import largest_parts
+from secl_models.method.mixing import draw_mixture
+from secl_models.method.networks import ContrastModel, Output, build_network
+from secl_models.method.objective import (
     STREAMS,
     TERMS,
     Objective,
@@ -23,6 +22,7 @@ from secl_models.objective import (
     stream_seed,
     supervised_loss,
 )
+from secl_models.options.schema import METHODS, MIXING, ContrastConfig, NetworkConfig, RunConfig, TrainConfig
 
 NETWORK = NetworkConfig(channels=(4, 8, 16), taps=(0, 1), projection=8)
 CONTRAST = ContrastConfig(per_class=4, queue=6, grid=(2, 2), confidence=0.5, partitions=2, backend="reference")

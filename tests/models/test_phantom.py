@@ -14,7 +14,7 @@ from secl_models.data.cases import DataSet
 from secl_models.data.phantom import write_phantom
 from secl_models.data.splits import make_split
 from secl_models.data.volumes import Volume, load_volume
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 RIGHT, WALL, LEFT = 1, 2, 3
 

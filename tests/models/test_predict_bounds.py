@@ -16,13 +16,14 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from typer.testing import CliRunner
 
-from secl_models import cli, inference
-from secl_models.checkpoint import LoadedModel, load_model
+from secl_models.command import cli
 from secl_models.data import probabilities
 from secl_models.data.cases import Case
 from secl_models.data.volumes import Volume
-from secl_models.inference import predict_slabs, predict_volume, segment_volume
-from secl_models.predict import predict
+from secl_models.inference import windows as inference
+from secl_models.inference.predict import predict
+from secl_models.inference.windows import predict_slabs, predict_volume, segment_volume
+from secl_models.method.checkpoint import LoadedModel, load_model
 from tests.conftest import REPOSITORY
 from tests.models.untrained import DEEP, FLAT, blobs, untrained, write_nifti
 
@@ -82,8 +83,8 @@ def test_slabs_of_a_2d_network_keep_to_their_size(tmp_path: Path, monkeypatch: p
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from secl_models.device import peak_memory_mib
-from secl_models.predict import predict
+from secl_models.method.device import peak_memory_mib
+from secl_models.inference.predict import predict
 import torch
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -10,13 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from secl_models.checkpoint import load_model
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume, load_volume
-from secl_models.errors import InputError
-from secl_models.predict import find_images, predict, probabilities_path
+from secl_models.inference.predict import find_images, predict, probabilities_path
+from secl_models.method.checkpoint import load_model
+from secl_models.options.errors import InputError
 from tests.models.untrained import CLASSES, DEEP, FLAT, blobs, untrained, write_nifti
 
 OBLIQUE = np.array([[0.9, -0.2, 0.1, 7], [0.3, 1.4, -0.4, -3], [0, 0.2, 6.5, 11], [0, 0, 0, 1.0]])

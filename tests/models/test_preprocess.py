@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from secl_models.config import DataConfig, NetworkConfig, RunConfig
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.layouts import read_data_set
 from secl_models.data.preprocess import Preprocess, resolve
 from secl_models.data.volumes import Volume, load_volume
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
+from secl_models.options.schema import DataConfig, NetworkConfig, RunConfig
 
 Floats = npt.NDArray[np.float32]
 ROUNDING = 1e-4  # voxels or standard deviations: float32 over some ten thousand terms errs far less

@@ -17,15 +17,16 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from secl_models import checkpoint, train
-from secl_models.config import MIXING, RunConfig, save_config
 from secl_models.data.cases import DataSet
 from secl_models.data.splits import Split, make_split
-from secl_models.device import choose_device
-from secl_models.errors import InputError
-from secl_models.learner import Learner
-from secl_models.objective import TERMS, Objective
-from secl_models.processes import Processes, launched, start_fabric
+from secl_models.method import checkpoint
+from secl_models.method.device import choose_device
+from secl_models.method.learner import Learner
+from secl_models.method.objective import TERMS, Objective
+from secl_models.method.processes import Processes, launched, start_fabric
+from secl_models.options.errors import InputError
+from secl_models.options.schema import MIXING, RunConfig, save_config
+from secl_models.train import run as train
 from tests.models.ranks import SECONDS, finish, start_ranks
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from secl_models import validate as validation
-from secl_models.config import RunConfig
 from secl_models.data.cases import Case
 from secl_models.data.volumes import Volume
-from secl_models.label_maps import anchor_counts
-from secl_models.palette import rgb
-from secl_models.panels import GAP, OPACITY, slice_panels
+from secl_models.inference import validate as validation
+from secl_models.inference.palette import rgb
+from secl_models.inference.panels import GAP, OPACITY, slice_panels
+from secl_models.method.label_maps import anchor_counts
+from secl_models.options.schema import RunConfig
 from tests.models.runs import tiny_run
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from secl_models.ramps import ema_decay, linear_ramp, poly_lr, sigmoid_ramp, warm_start_steps
+from secl_models.options.schedules import ema_decay, linear_ramp, poly_lr, sigmoid_ramp, warm_start_steps
 
 
 @pytest.mark.parametrize("ramp", [linear_ramp, sigmoid_ramp])

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from secl_models.checkpoint import load
 from secl_models.data.phantom import write_phantom
-from secl_models.predict import predict
+from secl_models.inference.predict import predict
+from secl_models.method.checkpoint import load
 from tests.conftest import REPOSITORY
 
 TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -14,15 +14,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from secl_models.checkpoint import load_model
 from secl_models.data.splits import load_split
 from secl_models.data.volumes import load_volume
-from secl_models.errors import InputError
-from secl_models.evaluate import evaluate
-from secl_models.metrics import DEFINITIONS, CaseScores, StructureScore
-from secl_models.report import write_report
-from secl_models.report_features import feature_rows, principal_plane
-from secl_models.report_pictures import line_chart, overlay, patient_chart, plane_chart
+from secl_models.inference.evaluate import evaluate
+from secl_models.inference.metrics import DEFINITIONS, CaseScores, StructureScore
+from secl_models.method.checkpoint import load_model
+from secl_models.options.errors import InputError
+from secl_models.report.features import feature_rows, principal_plane
+from secl_models.report.page import write_report
+from secl_models.report.pictures import line_chart, overlay, patient_chart, plane_chart
 from tests.models.runs import TinyRun, tiny_run
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

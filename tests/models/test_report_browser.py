@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from secl_models.evaluate import evaluate
-from secl_models.report import write_report
+from secl_models.inference.evaluate import evaluate
+from secl_models.report.page import write_report
 from tests.conftest import skip_or_fail
 from tests.models.browser import Browser, browser, missing
 from tests.models.runs import tiny_run

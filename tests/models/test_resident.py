@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from secl_models.config import ContrastConfig, DataConfig, NetworkConfig, RunConfig, load_preset
 from secl_models.data.cases import Case
 from secl_models.data.layouts import read_data_set
 from secl_models.data.preprocess import resolve
@@ -20,7 +19,8 @@ from secl_models.data.resident import Batch, ResidentData, partition
 from secl_models.data.sampling import Partners, centred_starts, epoch_sequence, random_starts
 from secl_models.data.splits import make_split
 from secl_models.data.volumes import Volume, load_volume
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
+from secl_models.options.schema import ContrastConfig, DataConfig, NetworkConfig, RunConfig, load_preset
 
 # A window of this width maps intensities one to one, so that a test can read off a voxel where it came from.
 ROOT_12 = 12**0.5

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import PARTS, Split, load_split, make_split, save_split
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 
 def case(name: str, patient: str | None = None, label: bool = True, split: str | None = None) -> Case:

@@ -13,14 +13,16 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from secl_models import study, study_cost
-from secl_models.config import override
 from secl_models.data.sampling import Share
 from secl_models.data.splits import make_split
-from secl_models.errors import InputError
-from secl_models.records import commit
-from secl_models.stages import STEP
-from secl_models.study import (
+from secl_models.method.profiler import STEP
+from secl_models.options.errors import InputError
+from secl_models.options.schema import override
+from secl_models.study import cost as study_cost
+from secl_models.study import runs as study
+from secl_models.study.cost import STAGES, cost_markdown, cost_table, measure_cost, write_cost
+from secl_models.study.curves import Point, RunKey, add_points, curves_file, read_points
+from secl_models.study.runs import (
     Job,
     Row,
     job_key,
@@ -32,9 +34,8 @@ from secl_models.study import (
     timed_jobs,
     write_rows,
 )
-from secl_models.study_cost import STAGES, cost_markdown, cost_table, measure_cost, write_cost
-from secl_models.study_curves import Point, RunKey, add_points, curves_file, read_points
-from secl_models.study_table import Spread, as_markdown, as_table, comparison, paired
+from secl_models.study.table import Spread, as_markdown, as_table, comparison, paired
+from secl_models.train.run_folder import commit
 from tests.models.runs import TINY, TinyRun, tiny_run
 
 REPOSITORY = Path(__file__).parents[2]

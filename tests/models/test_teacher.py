@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from secl_models.networks import ContrastModel, TappedModule
-from secl_models.teacher import Teacher
+from secl_models.method.networks import ContrastModel, TappedModule
+from secl_models.method.teacher import Teacher
 
 
 def batch_norm_model() -> ContrastModel:

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from secl_models import checkpoint, train
-from secl_models import validate as validation
-from secl_models.config import METHODS, RunConfig, from_dict, load_preset, to_dict
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import Split, load_split, make_split
 from secl_models.data.volumes import Volume
-from secl_models.errors import InputError
-from secl_models.learner import Learner
-from secl_models.records import RunSummary
+from secl_models.inference import validate as validation
+from secl_models.method import checkpoint
+from secl_models.method.learner import Learner
+from secl_models.options.errors import InputError
+from secl_models.options.schema import METHODS, RunConfig, from_dict, load_preset, to_dict
+from secl_models.train import run as train
+from secl_models.train.run_folder import RunSummary
 
 CONFIG = from_dict(
     {

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from secl_models import checkpoint, cli
-from secl_models.config import save_config
+from secl_models.command import cli
 from secl_models.data.cases import DataSet
-from secl_models.learner import Learner
+from secl_models.method import checkpoint
+from secl_models.method.learner import Learner
+from secl_models.options.schema import save_config
 from tests.models.test_train import CONFIG, write_toy
 
 

@@ -17,7 +17,7 @@ from secl_models.data import volumes
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.layouts import read_data_set
 from secl_models.data.volumes import examine_case, load_volume, save_segmentation, write_atomic
-from secl_models.errors import InputError
+from secl_models.options.errors import InputError
 
 CLASSES = {200: "edema", 500: "pool", 600: "scar"}
 OBLIQUE = np.array([[1.1, -0.3, 0.2, -40.5], [0.4, 1.3, -0.5, 12.25], [0.1, 0.6, 7.9, 3.125], [0, 0, 0, 1]])

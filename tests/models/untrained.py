@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from secl_models import checkpoint
-from secl_models.config import NetworkConfig, RunConfig, load_preset, override, to_dict
 from secl_models.data.preprocess import Preprocess
-from secl_models.networks import ContrastModel, TappedModule, build_network
+from secl_models.method import checkpoint
+from secl_models.method.networks import ContrastModel, TappedModule, build_network
+from secl_models.options.schema import NetworkConfig, RunConfig, load_preset, override, to_dict
 
 CLASSES = {1: "a", 200: "b", 600: "c"}
 FLAT = ("data.dims=2", "data.patch=[16,24]", "contrast.grid=[2,2]")

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `secl`: demo, train, evaluate, predict, check, doctor, study.
+
+Everything heavy is imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from secl_models.command.arguments import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    OverwriteOption,
+    SetOption,
+    configure,
+    data_and_split,
+)
+from secl_models.command.cli_study import study_app
+from secl_models.command.errors_to_exit import (
+    BAD_INPUT,
+    Group,
+    first_process,
+    how_to_go_on,
+    progress_bar,
+    say,
+    terminable,
+)
+
+if TYPE_CHECKING:
+    from secl_models.data.cases import DataSet
+    from secl_models.data.check import Fault
+    from secl_models.data.splits import Split
+
+SHOWN_FAULTS = 20
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Segment medical images from few labels and many unlabelled images.",
+    epilog="Try it at once: `secl demo --out demo_run`",
+)
+app.add_typer(study_app, name="study")
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process."""
+    app(prog_name="secl")
+
+
+@app.command(epilog="Example: `secl demo --out demo_run`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo_run"),
+    seed: Annotated[int, typer.Option(min=0, help="Draws phantom, labels and training.")] = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Make a small phantom, train labels-only and secl+ on it, evaluate, predict, and write a report."""
+    from secl_models.command.demo import run_demo
+
+    run_demo(out, overwrite=overwrite, seed=seed)
+
+
+@app.command(epilog="Example: `secl train --data DIR --labeled 4 --out runs/x`")
+def train(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used; default: the preset's.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="supervised, mean-teacher, copy-paste, secl-region, secl-anatomical, secl or secl+; default: secl+."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Name or yaml file; default: the data folder's, else `default`.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random; default: the preset's, 0.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the preset's.")] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop at this step, with the schedules of --steps; a later --resume goes on."),
+    ] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps that a kill can lose at most.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default: the preset's, auto.")] = None,
+    set_: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: OverwriteOption = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show at the end where the time of a step went.")] = False,
+) -> None:
+    """Train on a data set of which few patients are labelled; `torchrun -m secl_models train` uses several GPUs."""
+    given = {
+        "labeled": labeled, "seed": seed, "train.method": method, "train.steps": steps, "train.device": device,
+        "train.checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    chosen = [f"{key}={value}" for key, value in given.items() if value is not None]
+    config = configure(preset, data, [*(set_ or []), *chosen])
+    data_set, split = data_and_split(data, config)
+
+    from secl_models.train.run import train as run
+    from secl_models.train.run_folder import refuse_held
+
+    if first_process():
+        refuse_held(out, resume, overwrite)
+        _refuse_faults(data_set, split)
+    summary = run(
+        config, data_set, split, out, resume=resume, overwrite=overwrite, max_steps=max_steps, profile=profile
+    )
+    if not first_process():
+        return
+    best = "" if summary.best_dice is None else f", best validation Dice {100 * summary.best_dice:.1f} %"
+    typer.echo(f"Trained {summary.steps} steps in {summary.seconds:.0f} s{best}. Everything is in {out}.")
+    place = shlex.quote(str(out))
+    if summary.steps < config.train.steps:
+        typer.echo(f"Stopped at step {summary.steps} of {config.train.steps}. {how_to_go_on('train')}")
+        return
+    typer.echo("Next:")
+    typer.echo(f"  secl evaluate --checkpoint {place} --data {shlex.quote(str(data))}")
+    typer.echo(f"  secl predict --checkpoint {place} --input scan.nii.gz --out seg.nii.gz")
+
+
+def _refuse_faults(data_set: DataSet, split: Split) -> None:
+    """Read every case once before training, so that no fault surfaces an hour later."""
+    from secl_models.data.check import ERROR, check_data_set
+
+    cases = [*split.labeled, *split.unlabeled, *split.val, *split.test]
+    with progress_bar(f"checking {len(cases)} cases") as progress:
+        errors = [fault for fault in check_data_set(data_set, cases, progress) if fault.severity == ERROR]
+    if errors:
+        _show_faults(errors)
+        raise typer.Exit(BAD_INPUT)
+
+
+def _show_faults(faults: Sequence[Fault]) -> None:
+    for fault in faults[:SHOWN_FAULTS]:
+        say(f"{fault.severity}: {fault.file}: {fault.rule}; got {fault.got}. Cure: {fault.cure}.")
+    if len(faults) > SHOWN_FAULTS:
+        say(f"and {len(faults) - SHOWN_FAULTS} more")
+
+
+@app.command(epilog="Example: `secl evaluate --checkpoint runs/x --data DIR --baseline runs/labels_only`")
+def evaluate(
+    checkpoint: CheckpointOption,
+    data: DataOption,
+    split: Annotated[str, typer.Option(help="test, or val (the list that chose `best`).")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and report; default: the run folder.")] = None,
+    baseline: Annotated[
+        list[Path] | None, typer.Option(help="An evaluated run folder to show beside it; may be repeated.")
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a run on its own test patients: Dice, HD95 and ASSD per structure, last and best checkpoint.
+
+    Surface: voxels with a face neighbour outside the structure. HD95: the larger of the two directed 95th percentiles.
+    ASSD: mean of both directions pooled. In mm, or in voxels where the files store no spacing. A structure in only
+    one of prediction and truth counts as Dice 0 and as a distance of the image diagonal; in neither, it is left out;
+    both are counted. Mean and SD are over patients. A checkpoint evaluated alone leaves the JSON of the pair as it is.
+    """
+    from secl_models.data.layouts import read_data_set
+    from secl_models.inference import evaluate as scores
+
+    data_set = read_data_set(data)
+    results = scores.evaluate(checkpoint, data_set, split=split, out=out, device=device)
+    Console().print(scores.evaluation_table(results))
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    table = (out or folder) / f"evaluation_{split}_{results[0].checkpoint}.csv"
+    typer.echo(f"Per case: {table}\nPer patient: {table.with_name(f'{table.stem}_patients.csv')}")
+    if report:
+        from secl_models.report.page import write_report
+
+        page = (out or folder) / ("report.html" if split == "test" else f"report_{split}.html")
+        write_report([folder, *(baseline or [])], data_set, page, split=split, scores=out)
+        typer.echo(f"Report: {page}")
+
+
+@app.command(epilog="Example: `secl predict --checkpoint runs/x --input scan.nii.gz --out seg.nii.gz`")
+def predict(
+    checkpoint: CheckpointOption,
+    source: Annotated[Path, typer.Option("--input", help="An image (.nii.gz, .nii, .h5), or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="Segmentation to write; a folder where --input is one.")],
+    flips: Annotated[
+        str, typer.Option(help="Average over flips along these axes, as 0,1; `trained`: those flipped in training.")
+    ] = "",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write NAME_probabilities: 4-D float32, background first.")
+    ] = False,
+    largest_component: Annotated[
+        bool, typer.Option("--largest-component", help="Keep each structure's largest part, 26-connected (2-D: 8).")
+    ] = False,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Segment images on their own grid; no label is needed.
+
+    An image stored in another orientation than the training images is turned by its affine, its segmentation back.
+    Memory: up to 24 bytes per voxel and channel of an image and, a dozen times, the probabilities of one slab (64 MiB
+    of 2-D slices, or one 3-D patch deep); `--probabilities` go through a file. A file appears whole or not at all.
+    """
+    from secl_models.inference.predict import predict as run
+
+    with terminable(), progress_bar("segmenting") as progress:
+        written = run(
+            checkpoint, source, out, overwrite=overwrite, device=device, flips=flips, probabilities=probabilities,
+            largest_component=largest_component, progress=progress,
+        )  # fmt: skip
+    typer.echo(f"Wrote {written[0]}" if len(written) == 1 else f"Wrote {len(written)} files to {out}")
+
+
+@app.command(epilog="Example: `secl check --data DIR`")
+def check(data: DataOption) -> None:
+    """Name every fault of a data set with its file; the exit status is 2 where there is an error."""
+    from secl_models.data.check import ERROR, check_data_set
+    from secl_models.data.layouts import read_data_set
+
+    data_set = read_data_set(data)
+    with progress_bar(f"checking {len(data_set.cases)} cases") as progress:
+        faults = check_data_set(data_set, progress=progress)
+    _show_faults(faults)
+    errors = sum(fault.severity == ERROR for fault in faults)
+    labels = sum(case.label is not None for case in data_set.cases)
+    names = ", ".join(f"{value} {name}" for value, name in data_set.classes.items())
+    typer.echo(f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}")
+    typer.echo(f"{errors} errors, {len(faults) - errors} warnings")
+    if errors:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command(epilog="Example: `secl doctor`")
+def doctor() -> None:
+    """Show versions, processor, GPUs and backends, what is missing, and how to get it."""
+    from secl_models.command.doctor import examine, findings_table
+
+    Console().print(findings_table(examine()))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands under `secl study`; everything heavy is imported inside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from secl_models.command.arguments import DataOption, SetOption, configure, data_and_split
+from secl_models.options.errors import InputError
+
+STUDIED = "supervised,mean-teacher,copy-paste,secl,secl+"
+study_app = typer.Typer(help="Compare methods over seeds.", rich_markup_mode="markdown")
+
+
+@study_app.callback(
+    invoke_without_command=True,
+    epilog="Example: `secl study --data DIR --labeled 4 --methods supervised,secl --seeds 0,1,2 --out study`",
+)
+def study(
+    ctx: typer.Context,
+    data: Annotated[Path | None, typer.Option(help="Data set, as for `secl train`.")] = None,
+    preset: Annotated[str | None, typer.Option(help="As for `secl train`.")] = None,
+    labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used.")] = None,
+    methods: Annotated[str, typer.Option(help="The last is timed against.")] = STUDIED,
+    seeds: Annotated[str, typer.Option(help="Numbers between commas.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("study"),
+    csv: Annotated[Path | None, typer.Option(help="Results, appended to; default: study.csv in --out.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each if several.")] = 1,
+    set_: SetOption = None,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the run folders.")] = False,
+) -> None:
+    """Compare methods over seeds at equal steps and at equal wall time; finished rows are not repeated."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if data is None:
+        raise InputError("--data", rule="a data set to study", got="nothing", cure="add --data DIR")
+    from secl_models.study.curves import curves_file
+    from secl_models.study.runs import Job, run_study
+    from secl_models.study.table import as_table
+
+    config = configure(preset, data, set_ or [])
+    config = replace(config, labeled=labeled if labeled is not None else config.labeled)
+    data_and_split(data, config)
+    planned = [
+        Job(data, preset or config.preset, config.labeled, method, seed, overrides=tuple(set_ or ()))
+        for seed in _numbers(seeds)
+        for method in _methods(methods)
+    ]
+    file = csv or out / "study.csv"
+    rows = run_study(planned, out, file, workers=jobs, keep_runs=keep_runs, report=typer.echo)
+    console = Console()
+    console.print(as_table(rows, width=console.width))
+    typer.echo(f"Rows: {file}\nCurves: {curves_file(file)}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError("--seeds", rule="whole numbers between commas", got=text, cure="write 0,1,2") from error
+
+
+def _methods(text: str) -> list[str]:
+    from secl_models.options.schema import METHODS
+
+    named = [part.strip() for part in text.split(",")]
+    unknown = [name for name in named if name not in METHODS]
+    if unknown:
+        cure = f"choose among {', '.join(METHODS)}"
+        raise InputError("--methods", rule="known methods between commas", got=", ".join(unknown), cure=cure)
+    return named
+
+
+@study_app.command("table", epilog="Example: `secl study table study/study.csv --markdown`")
+def table(
+    file: Annotated[Path, typer.Argument(help="CSV file of a study.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+) -> None:
+    """Print the comparison table of a finished or running study."""
+    from secl_models.study.runs import read_rows
+    from secl_models.study.table import as_markdown, as_table
+
+    rows = [row for row in read_rows(file) if row.checkpoint == checkpoint]
+    if not rows:
+        cure = "name the file that `secl study` wrote, and last or best"
+        raise InputError(file, rule=f"rows of a study, checkpoint {checkpoint}", got="none", cure=cure)
+    if markdown:
+        typer.echo(as_markdown(rows, checkpoint), nl=False)
+    else:
+        console = Console()
+        console.print(as_table(rows, checkpoint, console.width))
+
+
+@study_app.command("figure", epilog="Example: `secl study figure study/study.csv --out study`")
+def figure(
+    file: Annotated[Path, typer.Argument(help="CSV file of a study; its curves lie beside it.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("."),
+) -> None:
+    """Draw the gain over labels-only, accuracy per minute of training, and the quality of the pseudo-labels."""
+    from secl_models.study.curves import curves_file, read_points
+    from secl_models.study.pictures import draw_study
+    from secl_models.study.runs import read_rows
+
+    rows = read_rows(file)
+    if not rows:
+        raise InputError(file, rule="rows of a study", got="none", cure="name the file that `secl study` wrote")
+    for picture in draw_study(rows, read_points(curves_file(file)), out):
+        typer.echo(f"Wrote {picture}")
+
+
+@study_app.command(
+    "cases",
+    epilog="Example: `secl study cases study/x-4-supervised-steps-seed0 study/x-4-secl+-steps-seed0 --data DIR`",
+)
+def cases(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that share a split; the last chooses the cases.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("."),
+) -> None:
+    """Draw best, median and worst test case under every run, and the plane of their feature rows by class."""
+    from secl_models.data.layouts import read_data_set
+    from secl_models.study.cases import draw_cases
+
+    for picture in draw_cases(runs, read_data_set(data), out):
+        typer.echo(f"Wrote {picture}")
+
+
+@study_app.command("cost", epilog="Example: `secl study cost --data DIR --methods supervised,copy-paste,secl+`")
+def cost(
+    data: DataOption,
+    preset: Annotated[str | None, typer.Option(help="As for `secl train`.")] = None,
+    labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used.")] = None,
+    methods: Annotated[str, typer.Option(help="The first is what the others are compared with.")] = STUDIED,
+    steps: Annotated[int, typer.Option(min=2, help="Timed in each of four rounds.")] = 10,
+    set_: SetOption = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write the milliseconds there.")] = None,
+) -> None:
+    """Time the stages of a training step of every method: what the teacher costs, and what the loss."""
+    from secl_models.method.device import choose_device
+    from secl_models.study.cost import cost_markdown, cost_table, measure_cost, write_cost
+
+    config = configure(preset, data, set_ or [])
+    config = replace(config, labeled=labeled if labeled is not None else config.labeled)
+    costs = measure_cost(config, *data_and_split(data, config), _methods(methods), steps)
+    if csv is not None:
+        write_cost(csv, costs, choose_device(config.train.device))
+    if markdown:
+        typer.echo(cost_markdown(costs), nl=False)
+    else:
+        Console().print(cost_table(costs))

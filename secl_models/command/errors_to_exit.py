@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How commands speak to a terminal: errors as one message and a status, what to do next, bars."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from secl_models.options.errors import InputError
+from secl_models.train.stopping import Terminated
+
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+
+
+class Group(TyperGroup):
+    """Turns bad input into one message and status 2, and Ctrl-C into how to go on and status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            say(f"secl: {error}" if first_process() else f"secl, process {os.environ['RANK']}: {error}")
+            raise typer.Exit(BAD_INPUT) from error
+        except ModuleNotFoundError as error:
+            say(f"secl: {ctx.invoked_subcommand} needs {error.name}; see `secl doctor` for how to get it.")
+            raise typer.Exit(BAD_INPUT) from error
+        except OSError as error:
+            say(f"secl: {error.filename or ctx.invoked_subcommand}: {error.strerror or error}")
+            raise typer.Exit(BAD_INPUT) from error
+        except Terminated as error:
+            if first_process():
+                say(f"\nStopped by SIGTERM after a step that is kept. {how_to_go_on(ctx.invoked_subcommand)}")
+            raise typer.Exit(TERMINATED) from error
+        except KeyboardInterrupt as error:
+            if first_process():
+                say(f"\nStopped. {how_to_go_on(ctx.invoked_subcommand)}")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+def say(text: str) -> None:
+    """Write a line to standard error."""
+    typer.echo(text, err=True)
+
+
+def first_process() -> bool:
+    """Whether this is the one of `torchrun`'s processes that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def how_to_go_on(command: str | None) -> str:
+    """What a user who stopped a command types next."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    if "--max-steps" in arguments:
+        place = arguments.index("--max-steps")
+        del arguments[place : place + 2]
+    again = shlex.join(["secl", *arguments])
+    if command == "train":
+        again = "the same torchrun command," if "WORLD_SIZE" in os.environ else again
+        return f"Go on from the last checkpoint: {again} --resume"
+    if command == "study":
+        return f"Finished rows are kept; go on with the others: {again}"
+    if command in ("demo", "predict"):
+        return f"What was finished stays; begin again: {again} --overwrite"
+    return f"Nothing half-written is left; begin again: {again}"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM is Ctrl-C, so that what is half-written is removed; for the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, moved by calls with the number done and the number to do."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception for bad input: it names what, the rule, what came, and the cure."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class InputError(ValueError):
+    """A file or an argument breaks a rule; the command line prints it and exits with status 2.
+
+    Args:
+        what: The file or argument at fault.
+        rule: What holds for good input, as a short sentence without a full stop.
+        got: What came instead.
+        cure: What the user can do about it.
+
+    Example:
+        >>> error = InputError(
+        ...     "--labeled", rule="at most the labelled cases that exist", got="9 of 4", cure="ask for 4"
+        ... )
+        >>> print(error)
+        --labeled: at most the labelled cases that exist; got 9 of 4. Cure: ask for 4.
+    """
+
+    def __init__(self, what: object, *, rule: str, got: object, cure: str) -> None:
+        self.what, self.rule, self.got, self.cure = str(what), rule, str(got), cure
+        super().__init__(f"{self.what}: {rule}; got {self.got}. Cure: {cure}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let the message survive the way from a worker process."""
+        return _rebuild, (self.what, self.rule, self.got, self.cure)
+
+
+def _rebuild(what: str, rule: str, got: str, cure: str) -> InputError:
+    return InputError(what, rule=rule, got=got, cure=cure)
+
+
+@contextmanager
+def writing(what: object, then: str) -> Iterator[None]:
+    """Turn the failure of a write inside into an `InputError` that says what to do.
+
+    Args:
+        what: The file or folder written.
+        then: How to go on once there is room again.
+
+    Raises:
+        InputError: The disk is full, or the place cannot be written.
+
+    Example:
+        >>> with writing("/no/such/folder/file", then="begin again"):
+        ...     open("/no/such/folder/file", "w")
+        Traceback (most recent call last):
+        ...
+        secl_models.options.errors.InputError: /no/such/folder/file: a place that can be written; got ...
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _FULL
+        raise InputError(
+            what,
+            rule="room on the disk" if full else "a place that can be written",
+            got=error.strerror or error,
+            cure=("free some space, then " if full else "make it writable, or name another --out, then ") + then,
+        ) from error

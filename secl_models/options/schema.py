@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of a run, declared once: frozen dataclasses that check themselves; presets fill them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from secl_models.options.errors import InputError
+from secl_models.options.plain import dotted_names, from_plain, refuse_unknown, to_plain
+
+PRESETS = Path(__file__).resolve().parent / "presets"
+
+METHODS = ("supervised", "mean-teacher", "secl-region", "secl-anatomical", "secl", "copy-paste", "secl+")
+MIXING = ("copy-paste", "secl+")  # methods whose student sees mixtures of labelled and unlabelled images
+NORMALIZE = ("auto", "volume", "slice", "window")
+DENOMINATORS = ("negatives", "all")
+STRATEGIES = ("uniform", "stratified", "hard")
+BACKENDS = ("auto", "reference", "native", "triton")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How images become network input.
+
+    `data.preprocess.resolve` chooses an empty `spacing` or `patch` and what `"auto"` means from the labelled
+    volumes.
+    """
+
+    dims: int = 2  # 2: slices along the last axis; 3: patches
+    size: tuple[int, ...] | None = (
+        None  # every slice is resized to this grid (SSL4MIS protocol); None: `spacing` decides
+    )
+    spacing: tuple[float, ...] | None = None  # mm; in-plane (2-D) or full (3-D) target spacing; None: the files' own
+    patch: tuple[int, ...] = (128, 128)  # voxels of the resampled grid that one sample shows
+    window: tuple[float, float] | None = None  # CT: clip to these Hounsfield units first
+    normalize: str = "auto"  # zero mean and unit variance over a volume, over each slice, or fixed by the window
+    foreground: float = 0.0  # share of labelled samples centred on a labelled voxel
+    # Directions of three axes, like which every volume is turned; []: as most labelled volumes lie; null: as stored.
+    orientation: tuple[float, ...] | None = ()
+
+    def __post_init__(self) -> None:
+        _require_choice("data.dims", self.dims, (2, 3))
+        _require_choice("data.normalize", self.normalize, NORMALIZE)
+        _require_axes("data.patch", self.patch, self.dims, may_be_empty=True)
+        if self.size is not None:
+            _require_axes("data.size", self.size, self.dims)
+        if self.spacing is not None:
+            _require_axes("data.spacing", self.spacing, self.dims, may_be_empty=True)
+        if self.size is not None and self.spacing is not None:
+            _refuse(
+                "data.size",
+                "a fixed size and a spacing exclude each other",
+                (self.size, self.spacing),
+                "set one to null",
+            )
+        if self.window is not None and not self.window[0] < self.window[1]:
+            _refuse(
+                "data.window",
+                "two intensities, the lower first",
+                self.window,
+                "write [-160, 240] for soft tissue in CT",
+            )
+        if self.normalize == "window" and self.window is None:
+            _refuse("data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]")
+        _require_range("data.foreground", self.foreground, 0, 1)
+        if self.orientation is not None and len(self.orientation) not in (0, 9):
+            rule = "null (as stored), [] (as most labelled volumes), or nine numbers: the directions of three axes"
+            _refuse("data.orientation", rule, self.orientation, "write [1,0,0, 0,1,0, 0,0,1] for RAS, for example")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training images; geometry is shared by student and teacher, intensity is not."""
+
+    flip: tuple[int, ...] = ()  # spatial axes that may be flipped: anatomy decides, so none by default
+    rotate: float = 15.0  # degrees, in plane, +-
+    scale: float = 0.15  # +- share
+    shift: float = 0.05  # +- share of the patch
+    contrast: float = 0.25  # +- share, strong view
+    brightness: float = 0.25  # +- standard deviations, strong view
+    noise: float = 0.1  # standard deviations, strong view
+    gamma: float = 0.3  # +- in log2, strong view
+
+    def __post_init__(self) -> None:
+        if len(set(self.flip)) != len(self.flip):
+            _refuse("augment.flip", "each axis at most once", self.flip, "remove the repeated axis")
+        _require_range("augment.rotate", self.rotate, 0, 180)
+        _require_range("augment.scale", self.scale, 0, 0.9)
+        _require_range("augment.contrast", self.contrast, 0, 1)
+        for name in ("shift", "brightness", "noise", "gamma"):
+            _require_range(f"augment.{name}", getattr(self, name), 0, math.inf)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A MONAI network, the layer whose features are contrasted, and the projection head."""
+
+    name: str = "unet"
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    taps: tuple[int, ...] = (2,)  # decoder levels, 0 = full resolution, 1 = stride 2, ...
+    projection: int = 128  # D, width of a contrasted row
+
+    def __post_init__(self) -> None:
+        if len(self.channels) < 2 or min(self.channels) < 1:
+            _refuse("network.channels", "two or more positive widths", self.channels, "write [16, 32, 64, 128]")
+        levels = range(len(self.channels))
+        if not self.taps or any(tap not in levels for tap in self.taps):
+            rule = f"levels of network.channels, between 0 and {len(self.channels) - 1}"
+            _refuse("network.taps", rule, self.taps, "write [1] for the level of stride 2")
+        _require_range("network.projection", self.projection, 1, math.inf)
+
+    @property
+    def stride(self) -> int:
+        """Voxels per element of the coarsest feature map: 2^(levels - 1)."""
+        return 1 << (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """The contrastive term (Zhao et al. 2021 and Chaitanya et al. 2020 name the defaults)."""
+
+    weight: float = 0.02  # of the region-aware and of the anatomical-aware term
+    temperature: float = 0.1
+    denominator: str = "negatives"
+    per_class: int = 32  # pixels per class and image
+    strategy: str = "uniform"
+    confidence: float = 0.95  # teacher probability above which an unlabelled pixel may be drawn
+    queue: int = 256  # rows kept per class
+    grid: tuple[int, ...] = (4, 4)  # region-aware: cells of the map
+    partitions: int = 4  # region-aware: groups of relative slice position
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require_range("contrast.weight", self.weight, 0, math.inf)
+        if not 0 < self.temperature < math.inf:
+            _refuse("contrast.temperature", "above 0", self.temperature, "write 0.1")
+        _require_choice("contrast.denominator", self.denominator, DENOMINATORS)
+        _require_range("contrast.per_class", self.per_class, 1, math.inf)
+        _require_choice("contrast.strategy", self.strategy, STRATEGIES)
+        _require_range("contrast.confidence", self.confidence, 0, 1)
+        _require_range("contrast.queue", self.queue, 0, math.inf)
+        _require_axes("contrast.grid", self.grid, len(self.grid))
+        _require_range("contrast.partitions", self.partitions, 1, math.inf)
+        _require_choice("contrast.backend", self.backend, BACKENDS)
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Copy-paste between labelled and unlabelled images (Bai et al. 2023 name weight, side and confidence)."""
+
+    weight: float = 0.5  # of the pseudo-labelled part; that of the labelled part is 1
+    side: float = 2 / 3  # share of each side of the patch that the box covers
+    confidence: float = 0.0  # teacher probability from which a pseudo-label counts
+    whole: float = 0.5  # share of the student's images that are shown whole, half labelled and half unlabelled ones
+    largest: bool = False  # keep only the largest part of each structure of a pseudo-labelled image
+
+    def __post_init__(self) -> None:
+        _require_range("mix.weight", self.weight, 0, math.inf)
+        if not 0 < self.side < 1:
+            _refuse("mix.side", "above 0 and below 1", self.side, "write 0.667")
+        _require_range("mix.confidence", self.confidence, 0, 1)
+        _require_range("mix.whole", self.whole, 0, 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Schedule, optimiser and bookkeeping."""
+
+    method: str = "secl+"
+    steps: int = 1000
+    batch: int = 8  # labelled images of a step, over all processes
+    unlabeled_batch: int = 4
+    lr: float = 5e-3
+    weight_decay: float = 1e-4
+    decay: float = 0.99  # of the moving average
+    warm_start: float = 0.15  # share of the steps on labels only, before the teacher is listened to
+    ramp: float = 0.1  # share of the steps over which the unlabelled terms grow
+    consistency: float = 5.0  # mean-teacher weight
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    device: str = "auto"
+    precision: str = "auto"  # auto: bf16-mixed on CUDA, 32-true on a CPU
+    compile: bool = False
+    threads: int = 0  # 0: torch decides
+
+    def __post_init__(self) -> None:
+        _require_choice("train.method", self.method, METHODS)
+        if self.method in MIXING:
+            _require_range(f"train.unlabeled_batch of {self.method}", self.unlabeled_batch, 1, math.inf)
+        for name in ("steps", "batch", "validate_every", "checkpoint_every"):
+            _require_range(f"train.{name}", getattr(self, name), 1, math.inf)
+        for name in ("unlabeled_batch", "weight_decay", "consistency", "threads"):
+            _require_range(f"train.{name}", getattr(self, name), 0, math.inf)
+        if not 0 < self.lr < math.inf:
+            _refuse("train.lr", "above 0", self.lr, "write 0.005")
+        for name in ("decay", "warm_start", "ramp"):
+            _require_range(f"train.{name}", getattr(self, name), 0, 1)
+        _require_choice("train.precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, whole; echoed into its folder and into every checkpoint."""
+
+    preset: str = "default"
+    labeled: int = 4  # labelled cases
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _require_range("labeled", self.labeled, 1, math.inf)
+        _require_range("seed", self.seed, 0, math.inf)
+        dims, stride, patch = self.data.dims, self.network.stride, self.data.patch
+        if any(length % stride for length in patch) or (patch and max(patch) == stride):
+            levels = len(self.network.channels)
+            rule = f"multiples of {stride}, the stride of {levels} levels, and not {stride} on every axis"
+            nearest = [stride * max(2, round(length / stride)) for length in patch]
+            _refuse("data.patch", rule, patch, f"write {nearest} or fewer network.channels")
+        if any(axis not in range(dims) for axis in self.augment.flip):
+            _refuse(
+                "augment.flip",
+                f"axes between 0 and {dims - 1}",
+                self.augment.flip,
+                "name spatial axes, without the channel",
+            )
+        if len(self.contrast.grid) != dims:
+            _refuse(
+                "contrast.grid",
+                f"{dims} counts, one for each spatial axis",
+                self.contrast.grid,
+                f"write {[4] * dims}",
+            )
+
+
+def _refuse(key: str, rule: str, got: object, cure: str) -> NoReturn:
+    raise InputError(key, rule=rule, got=got, cure=cure)
+
+
+def _require_choice(key: str, value: object, choices: Collection[object]) -> None:
+    if value not in choices:
+        _refuse(key, "one of " + ", ".join(map(str, choices)), value, "choose one of these")
+
+
+def _require_range(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        rule = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        _refuse(key, rule, value, "choose a value inside")
+
+
+def _require_axes(key: str, values: tuple[float, ...], dims: int, *, may_be_empty: bool = False) -> None:
+    if may_be_empty and not values:
+        return
+    if not values or len(values) != dims or min(values) <= 0:
+        _refuse(
+            key,
+            f"{dims} positive numbers, one for each of data.dims axes",
+            values,
+            "give one number for each axis",
+        )
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def load_preset(name_or_path: str | Path, *, extending: tuple[str, ...] = ()) -> RunConfig:
+    """Read a preset by name, or any yaml file by path, such as the `config.yaml` of a finished run.
+
+    A preset may name another one that it `extends`, and then holds only what differs.
+
+    Args:
+        name_or_path: The preset.
+        extending: Presets that are read because each extends the next, down to this one.
+
+    Raises:
+        InputError: No such preset, broken yaml, an unknown key, or a value of the wrong type or range.
+
+    Example:
+        >>> load_preset("default").preset
+        'default'
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PRESETS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        _refuse(
+            f"preset {name_or_path}",
+            f"one of {', '.join(preset_names())}, or the path of a yaml file",
+            "no such preset",
+            "name one of these",
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(path, rule="readable yaml", got=reason, cure="correct the file there") from error
+    if not isinstance(values, Mapping):
+        _refuse(str(path), "a yaml mapping of options", type(values).__name__, "write lines such as `seed: 0`")
+    return from_dict(_extended({"preset": path.stem, **values}, (*extending, str(path))))
+
+
+def _extended(values: Mapping[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:
+    """Options over those of the preset that they extend, if they name one."""
+    own = {key: value for key, value in values.items() if key != "extends"}
+    if "extends" not in values:
+        return own
+    base = values["extends"]
+    if not isinstance(base, str) or len(chain) > len(set(chain)):
+        _refuse(f"{chain[-1]}: extends", "the name of another preset", base, "name one that does not extend this one")
+    under = to_dict(load_preset(base, extending=chain))
+    for key, value in own.items():
+        section = under.get(key)
+        under[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, Mapping) else value
+    return under
+
+
+def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
+    """Replace options by dotted assignments, all together, values written as yaml.
+
+    Raises:
+        InputError: No `=`, an unknown key, or a value of the wrong type or range.
+
+    Example:
+        >>> override(RunConfig(), ["train.steps=200", "network.channels=[8,16,32]"]).network.channels
+        (8, 16, 32)
+    """
+    values = to_dict(config)
+    known = dotted_names(RunConfig)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals:
+            _refuse(assignment, "key=value", "no =", "write train.steps=200, for example")
+        if key not in known:
+            refuse_unknown(key, known)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(
+                key, rule="a value in yaml", got=text, cure="write 3, 0.5, true, null or [1, 2]"
+            ) from error
+        *sections, name = key.split(".")
+        (values[sections[0]] if sections else values)[name] = value
+    return from_dict(values)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """All options as nested plain dictionaries, with lists for tuples: for yaml, json and checkpoints."""
+    return to_plain(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The exact inverse of `to_dict`; options that are absent keep their defaults.
+
+    Raises:
+        InputError: An unknown key, or a value of the wrong type or range.
+    """
+    return from_plain(RunConfig, values)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """All options as yaml text that `load_preset` reads back to an equal configuration."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=110)
+
+
+def save_config(path: Path, config: RunConfig) -> None:
+    """Write all options as yaml, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(to_yaml(config), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run: one HTML file that needs nothing else, readable on a phone and in dark mode."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from secl_models.data.cases import DataSet
+from secl_models.data.volumes import Volume, load_volume, write_atomic
+from secl_models.inference.evaluate import Evaluation, evaluated_cases, load_evaluation
+from secl_models.inference.metrics import DEFINITIONS, MEAN, CaseScores, StructureSummary, structure_names
+from secl_models.inference.palette import COLOURS, GREY, colour
+from secl_models.inference.windows import segment_volume
+from secl_models.method.checkpoint import LAST, LoadedModel, load_model
+from secl_models.options.errors import InputError
+from secl_models.report.features import principal_plane
+from secl_models.report.pictures import line_chart, overlay, patient_chart, plane_chart
+from secl_models.train.run_folder import CONFIG, HISTORY, SUMMARY
+
+TEMPLATE = Path(__file__).parent / "report.html.j2"
+LOSSES = ("loss", "supervised", "consistency", "region", "anatomical", "mixed")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run folder says about itself."""
+
+    folder: Path
+    facts: dict[str, Any]
+    evaluation: Evaluation | None
+    rows: list[dict[str, str]]
+    best: Evaluation | None = None  # of the checkpoint that validation chose
+
+    @property
+    def method(self) -> str:
+        return str(self.facts.get("method", self.folder.name))
+
+    def scored(self, *, both: bool) -> list[tuple[str, Evaluation]]:
+        """Name of the row and evaluation: of the last checkpoint, and of the best if `both`."""
+        if self.evaluation is None:
+            return []
+        if not both or self.best is None:
+            return [(self.method, self.evaluation)]
+        return [(f"{self.method}, last", self.evaluation), (f"{self.method}, best", self.best)]
+
+
+def write_report(
+    runs: Sequence[Path], data: DataSet, out: Path, *, split: str = "test", scores: Path | None = None
+) -> Path:
+    """Write the report of a run, with other runs as baselines.
+
+    Args:
+        runs: Run folders; the first is reported, the others appear in its table.
+        data: The data set that the runs were trained on.
+        out: The HTML file.
+        split: `test` or `val`; runs that were not evaluated on it have no scores in the table.
+        scores: Folder with the first run's evaluation, where that is not its own.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: The first folder holds no finished run.
+    """
+    found = [_read_run(folder, split) for folder in runs]
+    if scores is not None:
+        last, best = (load_evaluation(scores, split, name) for name in ("last", "best"))
+        found[0] = replace(found[0], evaluation=last, best=best)
+    main = found[0]
+    if not main.facts:
+        cure = "let `secl train` finish, or go on with --resume"
+        raise InputError(main.folder, rule="a finished run", got=f"no {SUMMARY}", cure=cure)
+    names = structure_names(data.classes)
+    model = load_model(main.folder / LAST)
+    context = {
+        **_head(main, data, split),
+        **_scores(found, names),
+        "overlays": [],
+        "charts": [*_curves(main, names), *_patients(main, names)],
+        "facts": _facts(main, data),
+        "configuration": _text(main.folder / CONFIG),
+        "legend": _legend(names, COLOURS),
+        "split": split,
+    }
+    if main.evaluation is not None:
+        volumes = chosen_volumes(main.evaluation, data, main.folder, split)
+        context["overlays"] = [_overlay(model, *item) for item in volumes]
+        context["charts"] += _plane(model, [volume for _, _, volume in volumes], names)
+    write_atomic(out, _render(context).encode())
+    return out
+
+
+def _render(context: Mapping[str, Any]) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**context)
+
+
+def _read_run(folder: Path, split: str) -> _Run:
+    summary, history = folder / SUMMARY, folder / HISTORY
+    facts = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    rows: list[dict[str, str]] = []
+    if history.is_file():
+        with history.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    return _Run(folder, facts, load_evaluation(folder, split), rows, load_evaluation(folder, split, "best"))
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _head(run: _Run, data: DataSet, split: str) -> dict[str, Any]:
+    name = data.root.stem if data.root.is_file() else data.root.resolve().name
+    heading = f"{run.method} on {name}"
+    labeled = run.facts.get("labeled")
+    plural = "" if labeled == 1 else "s"
+    steps, seed = run.facts.get("steps"), run.facts.get("seed")
+    subtitle = f"{labeled} labelled patient{plural}, {steps} steps, seed {seed}"
+    figures = []
+    if run.evaluation is not None:
+        mean = run.evaluation.summary[-1]
+        figures += [
+            _figure(f"mean Dice, {split}", 100 * mean.dice[0], "%"),
+            _figure("mean HD95", mean.hd95[0], mean.unit),
+            _figure("mean ASSD", mean.assd[0], mean.unit),
+            {"name": "structures missed", "value": str(mean.missed), "unit": ""},
+        ]
+    seconds = float(run.facts.get("seconds", math.nan))
+    short = seconds < 120
+    figures.append(_figure("training", seconds if short else seconds / 60, "s" if short else "min"))
+    figures.append(_figure("peak memory", float(run.facts.get("peak_memory_mib", math.nan)) / 1024, "GiB"))
+    return {"title": f"SECL: {heading}", "heading": heading, "subtitle": subtitle, "figures": figures}
+
+
+def _figure(name: str, value: float, unit: str) -> dict[str, str]:
+    return {"name": name, "value": _number(value), "unit": unit}
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "-"
+
+
+def _scores(runs: Sequence[_Run], names: Sequence[str]) -> dict[str, Any]:
+    """Rows of the table, grouped by structure: last and best of the first run, last of the baselines."""
+    named = [pair for number, run in enumerate(runs) for pair in run.scored(both=number == 0)]
+    scored = [(title, {row.structure: row for row in evaluation.summary}) for title, evaluation in named]
+    groups = [
+        [_row(title, summary[name], names) for title, summary in scored if name in summary] for name in (*names, MEAN)
+    ]
+    means = [summary[MEAN] for _, summary in scored]
+    return {
+        "rows": groups if scored else [],
+        "methods": len(scored),
+        "patients": means[0].patients if means else 0,
+        "definitions": DEFINITIONS,
+        "best": any(run.best for run in runs[:1]),
+        "unit": means[0].unit if means else "",
+    }
+
+
+def _row(title: str, summary: StructureSummary, names: Sequence[str]) -> dict[str, Any]:
+    pairs = (
+        ("Dice %", summary.dice, 100.0),
+        (f"HD95 {summary.unit}", summary.hd95, 1.0),
+        (f"ASSD {summary.unit}", summary.assd, 1.0),
+    )
+    cells = [
+        {"name": name, "mean": _number(mean * scale), "sd": _number(sd * scale) if math.isfinite(sd) else ""}
+        for name, (mean, sd), scale in pairs
+    ]
+    known = summary.structure in names
+    return {
+        "structure": summary.structure,
+        "colour": colour(names.index(summary.structure) + 1) if known else "",
+        "mean": not known,
+        "run": title,
+        "cells": cells,
+        "counts": [("Missed", summary.missed), ("Invented", summary.spurious), ("Absent", summary.absent)],
+    }
+
+
+def _series(rows: Sequence[Mapping[str, str]], column: str, scale: float = 1.0) -> list[tuple[float, float]]:
+    return [(float(row["step"]), scale * float(row[column])) for row in rows if row.get(column)]
+
+
+def _curves(run: _Run, names: Sequence[str]) -> list[dict[str, Any]]:
+    losses = {name: points for name in LOSSES if (points := _series(run.rows, name))}
+    if "supervised" in losses and losses.get("loss") == losses["supervised"]:
+        del losses["supervised"]
+    dice = {name: points for name in names if (points := _series(run.rows, f"dice {name}", 100))}
+    charts = []
+    if losses:
+        svg = line_chart(losses, x="step", y="loss", colours=(GREY, *COLOURS))
+        text = "The loss is what was minimised; its terms are shown before their weights."
+        charts.append(_chart("Training loss", text, svg, _legend(losses, (GREY, *COLOURS))))
+    if dice:
+        svg = line_chart(dice, x="step", y="Dice (%)")
+        text = "Moving-average network on the validation patients."
+        charts.append(_chart("Validation Dice", text, svg, _legend(dice, COLOURS)))
+    return [*charts, *_pseudo_labels(run, names)]
+
+
+def _pseudo_labels(run: _Run, names: Sequence[str]) -> list[dict[str, Any]]:
+    """How far the teacher can be trusted, and what the contrast found to learn from."""
+    charts = []
+    texts = {
+        "coverage": ("Pseudo-label coverage", "Share of a structure's true voxels that get a confident class, any."),
+        "purity": ("Pseudo-label purity", "Share of the voxels confidently called a structure that are it."),
+    }
+    for kind, (title, text) in texts.items():
+        lines = {name: points for name in names if (points := _series(run.rows, f"{kind} {name}", 100))}
+        if lines:
+            svg = line_chart(lines, x="step", y=f"{kind} (%)", limits=(-3, 103))
+            charts.append(_chart(title, f"{text} Validation patients.", svg, _legend(lines, COLOURS)))
+    shares = {"anchors with a positive": "positives", "unlabelled pixels covered": "coverage", "cells used": "cells"}
+    found = {title: points for title, column in shares.items() if (points := _series(run.rows, column, 100))}
+    if found:
+        skipped = [number for _, number in _series(run.rows, "skipped")]
+        note = f" On average {statistics.fmean(skipped):.1f} classes a step found no positive." if skipped else ""
+        svg = line_chart(found, x="step", y="share (%)", limits=(-3, 103))
+        charts.append(
+            _chart("What the contrast found", f"In the training batches.{note}", svg, _legend(found, COLOURS))
+        )
+    return charts
+
+
+def _patients(run: _Run, names: Sequence[str]) -> list[dict[str, Any]]:
+    if run.evaluation is None:
+        return []
+    svg = patient_chart(run.evaluation.cases, names)
+    return [_chart("Dice of every case", "One dot per case; the bar is the mean of the cases.", svg)]
+
+
+def _chart(title: str, text: str, svg: str, legend: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+    # Markup: the picture module builds the element from numbers and text that matplotlib escapes.
+    return {"title": title, "text": text, "svg": Markup(svg), "legend": legend}
+
+
+def _legend(names: Iterable[str], colours: Sequence[str]) -> list[dict[str, str]]:
+    return [{"name": name, "colour": colours[i % len(colours)]} for i, name in enumerate(names)]
+
+
+def _facts(run: _Run, data: DataSet) -> list[tuple[str, str]]:
+    facts = run.facts
+    versions = ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())
+    best = facts.get("best_dice")
+    listed = {
+        "Data": f"{data.layout} layout, {len(data.cases)} cases, {', '.join(data.modality)}",
+        "Method": run.method,
+        "Parameters": f"{facts.get('parameters', 0):,}",
+        "Best validation Dice": "-" if best is None else f"{100 * best:.1f} % at step {facts.get('best_step')}",
+        "Machine": facts.get("machine"),
+        "Commit": facts.get("commit") or "not in a checkout",
+        "Versions": versions,
+        "Notes": "; ".join(facts.get("notes", ())) or "none",
+    }
+    return [(name, str(value)) for name, value in listed.items()]
+
+
+def _case_dice(case: CaseScores) -> float:
+    values = [score.dice for score in case.scores if score.dice is not None]
+    return statistics.fmean(values) if values else math.nan
+
+
+def chosen_volumes(evaluation: Evaluation, data: DataSet, run: Path, split: str) -> list[tuple[str, float, Volume]]:
+    """Rank, mean Dice and volume of the best, the median and the worst case of a run.
+
+    Args:
+        evaluation: Of the run.
+        data: The data set.
+        run: Run folder.
+        split: `test` or `val`.
+    """
+    cases = {case.name: case for case in evaluated_cases(run, data, split)}
+    scored = [case for case in evaluation.cases if case.case in cases and not math.isnan(_case_dice(case))]
+    ranked = sorted(scored, key=_case_dice, reverse=True)
+    places = {"Best": 0, "Median": len(ranked) // 2, "Worst": len(ranked) - 1}
+    chosen = dict.fromkeys(places.values()) if ranked else {}
+    titles = {place: next(title for title, at in places.items() if at == place) for place in chosen}
+    picked = [(titles[place], ranked[place]) for place in chosen]
+    return [(title, _case_dice(case), load_volume(cases[case.case], data)) for title, case in picked]
+
+
+def _overlay(model: LoadedModel, rank: str, dice: float, volume: Volume) -> dict[str, str]:
+    prediction = segment_volume(model.network, model.preprocess, model.config, volume).astype(np.int64)
+    spacing = volume.spacing or (1.0,) * prediction.ndim
+    png = overlay(volume.image[0], _label(volume), prediction, spacing)
+    return {"rank": rank, "dice": _number(100 * dice), "case": volume.case.name, "png": png}
+
+
+def _label(volume: Volume) -> npt.NDArray[np.int64]:
+    if volume.label is None:
+        raise InputError(volume.case.name, rule="a reported case has a label", got="none", cure="add its label")
+    return volume.label
+
+
+def _plane(model: LoadedModel, volumes: Sequence[Volume], names: Sequence[str]) -> list[dict[str, Any]]:
+    plane = principal_plane(model, volumes, len(names))
+    if plane is None:
+        return []
+    text = "Principal plane of normalised feature rows of the shown cases, coloured by true class."
+    legend = _legend(("background", *names), [colour(index) for index in range(len(names) + 1)])
+    return [_chart("Feature rows", text, plane_chart(*plane, names), legend)]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each method costs: the stages of its training step, timed in turn with the others."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.table import Table
+
+from secl_models.data.cases import DataSet
+from secl_models.data.preprocess import resolve
+from secl_models.data.splits import Split
+from secl_models.data.volumes import Volume, load_volume, write_atomic
+from secl_models.method.device import choose_device, machine
+from secl_models.method.learner import Learner, make_learner
+from secl_models.method.objective import TERMS
+from secl_models.method.processes import Processes, start_fabric
+from secl_models.method.profiler import STEP, Stages
+from secl_models.options.errors import InputError
+from secl_models.options.schema import RunConfig
+from secl_models.train.run import precision
+from secl_models.train.run_folder import commit
+
+ROUNDS = 5  # the first warms up
+STAGES = ("batch", "augment", "teacher", "student forward", "loss", "backward", "optimiser", "average")
+CAPTION = (
+    "Medians over rounds in which the methods take turns. The loss holds the supervised terms, the drawing and\n"
+    "gathering of pixels, and the terms that listen to the teacher; augment holds what mixes images."
+)
+Cost = Mapping[str, float]  # stage -> milliseconds of a step; `STEP` is the whole
+
+
+def measure_cost(config: RunConfig, data: DataSet, split: Split, methods: Sequence[str], steps: int) -> dict[str, Cost]:
+    """Time steps that listen to the teacher, method after method in each of several rounds.
+
+    Every pixel may be drawn, as late in a run: the teacher of a fresh network is sure of nothing.
+
+    Args:
+        config: Options that the methods share.
+        data: The data set.
+        split: Its labelled and unlabelled cases.
+        methods: What is timed.
+        steps: Of each method in a round.
+
+    Returns:
+        Method -> stage -> milliseconds: medians over the rounds.
+
+    Raises:
+        InputError: A method listens to the teacher and there is no unlabelled case.
+    """
+    listening = [method for method in methods if TERMS[method]]
+    if listening and not split.unlabeled:
+        cure = "name fewer --labeled, or --methods supervised"
+        raise InputError("--methods", rule="unlabelled cases for what listens to a teacher", got="none", cure=cure)
+    device = choose_device(config.train.device)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    labeled, unlabeled = ([load_volume(case, data) for case in part] for part in (split.labeled, split.unlabeled))
+    config = resolve(config, data, labeled)
+    learners = {
+        method: _learner(config, labeled, unlabeled, method, device, len(data.classes)) for method in methods
+    }  # fmt: skip
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
+    for number in range(ROUNDS):
+        for method, learner in learners.items():
+            stages = Stages(device)
+            learner.stages = stages
+            for _ in range(steps):
+                learner.step(1.0 if TERMS[method] else 0.0)
+            if number:
+                found[method].append(_milliseconds(stages))
+    return {
+        method: {stage: median(each.get(stage, 0.0) for each in rounds) for stage in (*STAGES, STEP)}
+        for method, rounds in found.items()
+    }
+
+
+def _milliseconds(stages: Stages) -> dict[str, float]:
+    return {stage: 1e3 * spent / calls for stage, (spent, calls) in stages.seconds().items()}
+
+
+def _learner(
+    config: RunConfig, labeled: list[Volume], unlabeled: list[Volume], method: str, device: torch.device, classes: int
+) -> Learner:
+    processes = Processes()
+    options = replace(config.train, method=method, warm_start=0.0)
+    config = replace(config, train=options, contrast=replace(config.contrast, confidence=0.0))
+    fabric = start_fabric(device, precision(config, device), processes.share)
+    return make_learner(config, labeled, unlabeled, classes, device, fabric, processes)
+
+
+def cost_rows(costs: Mapping[str, Cost]) -> list[tuple[str, ...]]:
+    """A line per method: the stages and the whole in milliseconds, and the whole beside that of the first method.
+
+    Args:
+        costs: From `measure_cost`.
+    """
+    first = next(iter(costs.values()))[STEP]
+    return [
+        (method, *(f"{cost[stage]:.1f}" for stage in STAGES), f"{cost[STEP]:.1f}", f"{cost[STEP] / first:.2f}")
+        for method, cost in costs.items()
+    ]
+
+
+def cost_table(costs: Mapping[str, Cost]) -> Table:
+    """The same for the terminal.
+
+    Args:
+        costs: From `measure_cost`.
+    """
+    table = Table(title="Milliseconds of a training step", title_justify="left", caption_justify="left")
+    table.box, table.padding = None, (0, 1, 0, 0)
+    for name in ("method", *STAGES, "step", "ratio"):
+        table.add_column(name.replace(" ", "\n"), justify="left" if name == "method" else "right")
+    for cells in cost_rows(costs):
+        table.add_row(*cells)
+    table.caption = CAPTION
+    return table
+
+
+def cost_markdown(costs: Mapping[str, Cost]) -> str:
+    """The same for a README.
+
+    Args:
+        costs: From `measure_cost`.
+    """
+    head = ("method", *STAGES, "step", "ratio")
+    rule = ("---", *["---:"] * (len(head) - 1))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *cost_rows(costs)))
+
+
+def write_cost(file: Path, costs: Mapping[str, Cost], device: torch.device) -> None:
+    """Write a line per method with the milliseconds of every stage, machine and commit, whole or not at all.
+
+    Args:
+        file: The CSV file.
+        costs: From `measure_cost`.
+        device: Where they were measured.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("method", *(stage.replace(" ", "_") for stage in STAGES), STEP, "machine", "commit"))
+    origin = machine(device), commit() or ""
+    for method, cost in costs.items():
+        writer.writerow((method, *(f"{cost[stage]:.3f}" for stage in (*STAGES, STEP)), *origin))
+    write_atomic(file, text.getvalue().encode())

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run from top to bottom: folder, data, model, optimiser, loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.preprocess import Preprocess, resolve
+from secl_models.data.splits import Split, save_split
+from secl_models.data.volumes import Volume, load_volume
+from secl_models.inference.validate import Validation, validate
+from secl_models.method import checkpoint
+from secl_models.method.device import choose_device, machine, peak_memory_mib
+from secl_models.method.learner import Learner, make_learner
+from secl_models.method.objective import TERMS
+from secl_models.method.processes import Processes, launched, leave, start_fabric
+from secl_models.method.profiler import Stages
+from secl_models.options.errors import InputError, writing
+from secl_models.options.schema import RunConfig, save_config, to_dict
+from secl_models.train import run_folder as records
+from secl_models.train.progress import shown, training_bar, training_name
+from secl_models.train.run_folder import History, RunSummary
+from secl_models.train.stopping import StopWish, Terminated
+from secl_models.train.warnings import notes_on
+
+PARTS = ("labeled", "unlabeled", "val", "test")
+LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
+GO_ON = "go on with the same command and --resume"
+
+
+@dataclass
+class _Run:
+    """A learner, and everything around it that changes while a run goes on."""
+
+    learner: Learner
+    out: Path
+    classes: dict[int, str]
+    preprocess: Preprocess
+    validation: Sequence[Volume]
+    cases: dict[str, list[str]]  # names in each part of the split
+    notes: tuple[str, ...]
+    seconds: float = 0.0  # spent in steps
+    processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
+    best: dict[str, float] = field(default_factory=dict)  # dice and step
+    last_dice: float | None = None
+    picture: npt.NDArray[np.uint8] | None = None  # of the validation at this step
+    pending: list[Tensor] = field(default_factory=list)  # losses not looked at yet
+    looked: tuple[int, float] = (0, 0.0)  # step and seconds of the last look
+
+    @property
+    def config(self) -> RunConfig:
+        return self.learner.config
+
+
+def train(
+    config: RunConfig,
+    data_set: DataSet,
+    split: Split,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    max_steps: int | None = None,
+    profile: bool = False,
+) -> RunSummary:
+    """Train one method on one split and leave checkpoints, curves and a summary in a folder.
+
+    A run that was stopped and resumed ends bit for bit as an uninterrupted one on the same machine. Under `torchrun`
+    the processes divide each batch; the first one alone validates and writes.
+
+    Args:
+        config: Every option of the run.
+        data_set: Where the cases come from.
+        split: Who is labelled, unlabelled and validates; the test cases are not looked at.
+        out: Run folder; gets `last.pt`, `best.pt`, `history.csv`, `config.yaml`, `split.json`, `summary.json`
+            and the folder `tensorboard`.
+        resume: Go on from `last.pt` where the folder has one.
+        overwrite: Remove an earlier run from the folder first.
+        progress: Show a progress bar on the terminal.
+        max_steps: Stop once so many of `train.steps` are done in all, and leave a run that can be resumed; the
+            schedules are those of `train.steps` all the same.
+        profile: Print at the end where the time of a step went.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        InputError: The folder holds a run or cannot be written, the device does not exist, the checkpoint is
+            damaged or of another configuration, the loss stopped being finite, or another process was lost.
+        Terminated: SIGTERM came; the last step is kept.
+    """
+    begin = time.perf_counter()
+    processes = Processes(launched())
+    device = choose_device(config.train.device, processes.share.count)
+    if processes.first:
+        records.refuse_held(out, resume, overwrite)
+    # torch's own generator is seeded in every step; whoever called keeps theirs.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        run = _set_up(config, data_set, split, out, device, processes)
+        if resume and (out / checkpoint.LAST).is_file():
+            _restore(run, out / checkpoint.LAST)
+        processes.require_one({"steps done": run.learner.done, **_flat(to_dict(run.config)), **_flat(run.cases)})
+        console = Console(stderr=True, quiet=not (progress and processes.first))
+        for note in run.notes:
+            console.print(note, markup=False)
+        if profile and processes.first:
+            run.learner.stages = Stages(device)
+        _run_to_end(run, data_set, split, console, max_steps, clear=overwrite and not resume)
+    summary = _summary(run, time.perf_counter() - begin)
+    if processes.first:
+        with writing(out / records.SUMMARY, GO_ON):
+            records.write_summary(out / records.SUMMARY, summary)
+            _show_profile(run)
+    leave()
+    return summary
+
+
+def _show_profile(run: _Run) -> None:
+    stages = run.learner.stages
+    if isinstance(stages, Stages) and stages.seconds():
+        options = run.config.train
+        images = options.batch, options.unlabeled_batch
+        Console(stderr=True).print(stages.table(*images, peak_memory_mib(run.learner.device)))
+
+
+def _set_up(
+    config: RunConfig, data_set: DataSet, split: Split, out: Path, device: torch.device, processes: Processes
+) -> _Run:
+    _require_divisible(config, processes.share.count)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    fabric = start_fabric(device, precision(config, device), processes.share)
+    labeled = _load(split.labeled, data_set)
+    config = resolve(config, data_set, labeled)
+    unlabeled = _load(split.unlabeled if TERMS[config.train.method] else (), data_set)
+    validation = _load(split.val, data_set) if processes.first else []
+    learner = make_learner(config, labeled, unlabeled, len(data_set.classes), device, fabric, processes)
+    return _Run(
+        learner,
+        out,
+        dict(data_set.classes),
+        Preprocess.from_config(config.data),
+        validation,
+        {name: [case.name for case in getattr(split, name)] for name in PARTS},
+        notes_on(config, learner.config, labeled, unlabeled, split.val, data_set.classes),
+    )
+
+
+def _run_to_end(
+    run: _Run, data_set: DataSet, split: Split, console: Console, max_steps: int | None, *, clear: bool
+) -> None:
+    if not run.learner.processes.first:
+        _loop(run, None, console, max_steps)
+        return
+    with writing(run.out, GO_ON):
+        history = _open_folder(run, data_set, split, clear=clear)
+    try:
+        _loop(run, history, console, max_steps)
+    except BaseException:
+        with suppress(OSError):  # what stopped the run is told, not what that led to
+            history.close()
+        raise
+    with writing(run.out / records.HISTORY, GO_ON):
+        history.close()
+
+
+def _require_divisible(config: RunConfig, count: int) -> None:
+    for name, images in (("batch", config.train.batch), ("unlabeled_batch", config.train.unlabeled_batch)):
+        if images % count:
+            raise InputError(
+                f"train.{name}",
+                rule=f"a multiple of the {count} processes, which divide the images of a step",
+                got=images,
+                cure=f"write {-(-images // count) * count}, or start another number of processes",
+            )
+
+
+def precision(config: RunConfig, device: torch.device) -> Any:
+    """What Fabric is asked for: the run's choice, or what suits the device.
+
+    Args:
+        config: Of the run.
+        device: Where it trains.
+    """
+    if config.train.precision != "auto":
+        return config.train.precision
+    return "bf16-mixed" if device.type == "cuda" else "32-true"
+
+
+def _open_folder(run: _Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
+    records.make_folder(run.out, clear=clear)
+    save_config(run.out / records.CONFIG, run.config)
+    save_split(run.out / records.SPLIT, split)
+    return History(run.out, [data_set.classes[value] for value in sorted(data_set.classes)], run.learner.done)
+
+
+def _loop(run: _Run, history: History | None, console: Console, max_steps: int | None) -> None:
+    options, learner = run.config.train, run.learner
+    end = options.steps if max_steps is None else min(max_steps, options.steps)
+    with StopWish() as stop, training_bar(console) as bar:
+        task = bar.add_task(training_name(options.method), total=options.steps, completed=learner.done, shown="")
+        while learner.done < end:
+            ramp = learner.ramp
+            logged = _timed_step(run, ramp, wish=stop.asked)
+            done = learner.done
+            last = done == options.steps
+            look = last or done % LOG_EVERY == 0 or done % options.validate_every == 0
+            stopping = not last and (done == end or _all_wish_to_stop(learner, stop.asked, look))
+            keep = last or stopping or done % options.checkpoint_every == 0
+            if look or keep:
+                _require_finite(run)
+            if look:
+                values = {name: float(value) for name, value in logged.items()} | _pace(run, ramp)
+                if run.validation and (last or done % options.validate_every == 0):
+                    values |= _validate(run)
+                if history:
+                    with writing(run.out / records.HISTORY, GO_ON):
+                        history.add(done, values, run.picture)
+                run.picture = None
+                pace = values["images_per_second"], values["memory_mib"]
+                bar.update(task, completed=done, shown=shown(values["loss"], run.last_dice, *pace))
+            if keep and history:
+                bar.update(task, completed=done)
+                with writing(run.out / records.HISTORY, GO_ON):
+                    history.write()
+                _save(run, checkpoint.LAST)
+            if stopping and done < end:
+                raise Terminated
+
+
+def _timed_step(run: _Run, ramp: float, *, wish: bool) -> dict[str, Tensor | float]:
+    start, processor = time.perf_counter(), time.process_time()
+    logged = run.learner.step(ramp, wish=wish)
+    run.pending.append(torch.as_tensor(logged["loss"]))
+    run.seconds += time.perf_counter() - start
+    run.processor_seconds += time.process_time() - processor
+    return logged
+
+
+def _all_wish_to_stop(learner: Learner, asked: bool, look: bool) -> bool:
+    """Whether all processes stop after this step: at the same one, and without waiting for a GPU in every step."""
+    if not learner.processes.several:
+        return asked
+    wait = look or learner.device.type == "cpu"
+    return wait and learner.wishes is not None and bool(learner.wishes > 0)
+
+
+def _require_finite(run: _Run) -> None:
+    """Look at all losses since the last look, so that the message can name the very step."""
+    start, processor = time.perf_counter(), time.process_time()
+    finite = torch.stack(run.pending).isfinite().tolist()  # waits for the device: part of the steps' time
+    run.seconds += time.perf_counter() - start
+    run.processor_seconds += time.process_time() - processor
+    if not all(finite):
+        step = run.learner.done - len(finite) + 1 + finite.index(False)
+        kept = run.out / checkpoint.LAST
+        where = f"go on from {kept} after that" if kept.is_file() else "train again"
+        raise InputError(
+            f"training step {step}",
+            rule="the loss is a finite number",
+            got=float(run.pending[finite.index(False)]),
+            cure=f"lower train.lr (now {run.config.train.lr:g}) or check the intensities, then {where}",
+        )
+    run.pending.clear()
+    if isinstance(run.learner.stages, Stages):
+        run.learner.stages.settle()
+
+
+def _validate(run: _Run) -> dict[str, float]:
+    network = run.learner.teacher.model.network
+    found: Validation = validate(network, run.preprocess, run.config, run.validation, len(run.classes))
+    run.last_dice = found.dice
+    if found.dice > run.best.get("dice", -1.0):
+        run.best = {"dice": found.dice, "step": float(run.learner.done)}
+        _save(run, checkpoint.BEST)
+    run.picture = found.picture
+    return found.row([run.classes[value] for value in sorted(run.classes)])
+
+
+def _save(run: _Run, name: str) -> None:
+    path = run.out / name
+    kept = " from the checkpoint that is there" if (run.out / checkpoint.LAST).is_file() else ""
+    with writing(path, GO_ON + kept):
+        checkpoint.save(path, _state(run))
+
+
+def _load(cases: Iterable[Case], data_set: DataSet) -> list[Volume]:
+    return [load_volume(case, data_set) for case in cases]
+
+
+def _state(run: _Run) -> dict[str, Any]:
+    return {
+        "format": checkpoint.FORMAT,
+        **run.learner.state(),
+        "processes": run.learner.processes.share.count,
+        "seconds": run.seconds,
+        "processor_seconds": run.processor_seconds,
+        "best": run.best,
+        "last_dice": run.last_dice,
+        "config": to_dict(run.config),
+        "preprocess": run.preprocess.to_dict(),
+        "classes": run.classes,
+        "cases": run.cases,
+        "channels": run.learner.data.channels,
+    }
+
+
+def _restore(run: _Run, path: Path) -> None:
+    """Take back everything a checkpoint holds, after making sure that it is of this very run."""
+    state = checkpoint.load(path)
+    differing = _differences(state["config"], to_dict(run.config))
+    if differing:
+        raise InputError(
+            path,
+            rule="the configuration that the run was started with",
+            got=f"other values of {differing}",
+            cure="resume with the options stored in config.yaml, or name another --out",
+        )
+    if (state["classes"], state["cases"]) != (run.classes, run.cases):
+        raise InputError(
+            path,
+            rule="the structures and cases that the run was started with",
+            got="another data set, or cases added, removed or split otherwise",
+            cure="restore the data folder, or name another --out",
+        )
+    checkpoint.load_weights(run.learner.student, state["student"], path)
+    run.learner.load_state(state)
+    run.seconds, run.processor_seconds = float(state["seconds"]), float(state["processor_seconds"])
+    before, now = int(state.get("processes", 1)), run.learner.processes.share.count
+    if before != now:
+        run.notes += (f"Started in {before} processes, resumed in {now}: equal to rounding, not bit for bit.",)
+    run.best, run.last_dice = dict(state["best"]), state["last_dice"]
+    run.looked = (run.learner.done, run.seconds)
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Names of the options that differ; where a run may move to, such as the device, is free."""
+    free = {"train.device", "train.threads", "train.checkpoint_every", "train.compile"}
+    one, other = _flat(stored), _flat(asked)
+    names = sorted((one.keys() | other.keys()) - free)
+    return ", ".join(name for name in names if one.get(name) != other.get(name))
+
+
+def _pace(run: _Run, ramp: float) -> dict[str, float]:
+    """Seconds so far, memory, and images per second of all processes since the last look."""
+    options, done = run.config.train, run.learner.done
+    images = (options.batch + (options.unlabeled_batch if ramp > 0 else 0)) * (done - run.looked[0])
+    rate = images / (run.seconds - run.looked[1])
+    run.looked = (done, run.seconds)
+    return {
+        "seconds": run.seconds,
+        "processor_seconds": run.processor_seconds,
+        "memory_mib": peak_memory_mib(run.learner.device),
+        "images_per_second": rate,
+    }
+
+
+def _summary(run: _Run, total: float) -> RunSummary:
+    best_step, learner, steps = run.best.get("step"), run.learner, run.config.train.steps
+    stopped = f"Stopped at {learner.done} of {steps} steps; the same command with --resume goes on."
+    return RunSummary(
+        out=str(run.out),
+        method=run.config.train.method,
+        labeled=run.config.labeled,
+        seed=run.config.seed,
+        steps=learner.done,
+        seconds=run.seconds,
+        processor_seconds=run.processor_seconds,
+        total_seconds=total,
+        best_dice=run.best.get("dice"),
+        best_step=None if best_step is None else int(best_step),
+        last_dice=run.last_dice,
+        peak_memory_mib=peak_memory_mib(learner.device),
+        parameters=sum(parameter.numel() for parameter in learner.student.network.parameters()),
+        notes=run.notes if learner.done == steps else (*run.notes, stopped),
+        versions=records.versions(),
+        commit=records.commit(),
+        machine=machine(learner.device),
+    )

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user should know about a run before it starts: nothing that stops it, all of it in the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from secl_models.data.preprocess import Preprocess
+from secl_models.data.volumes import Volume
+from secl_models.options.schema import RunConfig
+
+
+def notes_on(
+    asked: RunConfig,
+    config: RunConfig,
+    labeled: Sequence[Volume],
+    unlabeled: Sequence[Volume],
+    validation: Sequence[object],
+    classes: Mapping[int, str],
+) -> tuple[str, ...]:
+    """Sentences on what the data lack.
+
+    Args:
+        asked: The configuration that came.
+        config: The one that the run has.
+        labeled: Labelled training volumes.
+        unlabeled: Unlabelled ones.
+        validation: Validation cases.
+        classes: Label value to structure.
+    """
+    notes = []
+    if config.train.method != asked.train.method:
+        notes.append(f"There are no unlabelled cases: {asked.train.method} trains as supervised.")
+    if not validation:
+        notes.append("There are no validation cases: no best checkpoint is chosen.")
+    if absent := _absent(labeled, classes):
+        notes.append(
+            f"No labelled case shows {', '.join(absent)}: it cannot be learned. "
+            "Raise --labeled, or take another --seed, which draws other cases."
+        )
+    small, images = _small(config, [*labeled, *unlabeled])
+    if small:
+        notes.append(
+            f"{small} of {images} training images fill less than half of data.patch {list(config.data.patch)}; "
+            "the rest is padding, which is never learned from. A smaller patch is faster."
+        )
+    return tuple(notes)
+
+
+def _absent(labeled: Iterable[Volume], classes: Mapping[int, str]) -> list[str]:
+    shown: set[int] = set()
+    for volume in labeled:
+        shown.update(np.unique(np.asarray(volume.label)).tolist())
+    return [classes[value] for index, value in enumerate(sorted(classes), start=1) if index not in shown]
+
+
+def _small(config: RunConfig, volumes: Sequence[Volume]) -> tuple[int, int]:
+    preprocess, dims = Preprocess.from_config(config.data), config.data.dims
+    grids = np.array([preprocess.grid(volume)[:dims] for volume in volumes])
+    patch = np.array(config.data.patch)
+    return int((2 * np.minimum(grids, patch).prod(1) < patch.prod()).sum()), len(grids)
