@@ -16,7 +16,7 @@ from benchmarks.cases import Case, truth
 from benchmarks.gpu import demand_gpu
 from benchmarks.provenance import commit, machine
 from secl_ops import library
-from secl_ops.backends.select import MODULES
+from secl_ops.engines.select import MODULES
 
 SMALL = Case("small", 96, 64, 160, both=True, denominator="negatives")
 QUERY = (

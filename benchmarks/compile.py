@@ -31,7 +31,7 @@ SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # 8.6 and 8.9 r
 class Kernel(NamedTuple):
     """One way a kernel is launched."""
 
-    module: str  # of secl_ops.backends.triton
+    module: str  # of secl_ops.engines.triton
     function: str
     purpose: str = ""  # in tiles.pick; "" for a kernel that only moves memory
     products: int = 0  # of rows with rows: 1 for the similarities, 2 when an output is summed up as well
@@ -237,7 +237,7 @@ def _build(build: Build, tile: tiles.Tile | None) -> Built:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    module = importlib.import_module(f"secl_ops.backends.triton.{KERNELS[build.kernel].module}")
+    module = importlib.import_module(f"secl_ops.engines.triton.{KERNELS[build.kernel].module}")
     kernel = getattr(module, KERNELS[build.kernel].function)
     values, options = _launch(build, tile)
     signature = {name: _type(name, build) for name in kernel.arg_names}

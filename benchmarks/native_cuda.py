@@ -22,7 +22,7 @@ from benchmarks.gpu import demand_gpu
 from benchmarks.measure import Clock, Work, milliseconds, percentiles
 from benchmarks.provenance import commit, today, write_rows
 from benchmarks.verified import FIELDS
-from secl_ops.backends.select import MODULES
+from secl_ops.engines.select import MODULES
 from tests.budget import assert_within_budget
 
 ROUNDS, PATIENCE = 20, 2.0

@@ -24,7 +24,7 @@ from benchmarks.gpu import demand_gpu
 from benchmarks.measure import Clock, Work, milliseconds, percentiles
 from benchmarks.provenance import ORIGIN, Row, origin, read_rows, shown, write_rows
 from secl_ops import tiles
-from secl_ops.backends import reference, triton
+from secl_ops.engines import reference, triton
 from secl_ops.spec import Flag, Pairs
 from secl_ops.tiles import Tile
 from tests.budget import assert_within_budget

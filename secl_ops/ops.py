@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from secl_ops.backends.reference import ContrastState, MapLike, Reduction
-from secl_ops.backends.select import select
+from secl_ops.engines.reference import ContrastState, MapLike, Reduction
+from secl_ops.engines.select import select
 from secl_ops.spec import REDUCTIONS, Flag, Pairs, check_choice, check_places
 
 Function = TypeVar("Function", bound=Callable[..., Any])

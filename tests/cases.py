@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from secl_ops.backends.reference import ContrastState
+from secl_ops.engines.reference import ContrastState
 from tests.oracle import Call
 
 

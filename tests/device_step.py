@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from secl_ops import ops
 from secl_ops.autograd import Contrast, Gather
-from secl_ops.backends import triton
-from secl_ops.backends.triton import contrast
+from secl_ops.engines import triton
+from secl_ops.engines.triton import contrast
 from secl_ops.shards import ShardedContrast
 
 WAITS = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from secl_ops.backends.draws import _priorities
+from secl_ops.engines.draws import _priorities
 
 EPS = torch.finfo(torch.float32).eps
 

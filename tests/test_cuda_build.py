@@ -18,7 +18,7 @@ import torch
 
 from secl_models.command import doctor
 from secl_ops import library
-from secl_ops.backends import native, select
+from secl_ops.engines import native, select
 from tests.conftest import REPOSITORY, skip_or_fail
 
 ALL = ["80", "90a", "100"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secl_ops.backends import native, reference
+from secl_ops.engines import native, reference
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw, surrounded

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import secl_ops
 from secl_ops import tiles
-from secl_ops.backends.triton import grids, launch
+from secl_ops.engines.triton import grids, launch
 from tests.device_step import HostWaitError, fake_cuda, watched
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -88,7 +88,7 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_an_upward_import_is_seen() -> None:
     assert upward("secl_ops.spec", ast.parse("from secl_ops import functional")) != []
-    assert upward("secl_ops.backends.reference", ast.parse("import secl_ops.ops")) != []
+    assert upward("secl_ops.engines.reference", ast.parse("import secl_ops.ops")) != []
     assert upward("secl_models.data.check", ast.parse("from secl_models.method.networks import Output")) != []
 
 
@@ -100,7 +100,7 @@ def test_every_room_of_secl_models_has_modules_and_nothing_lies_beside_them() ->
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.stem == "__init__"], ids=module_name)
 def test_a_room_holds_one_docstring_and_exports_nothing(path: Path) -> None:
-    if module_name(path) in ("secl_ops", "secl_ops.backends.triton"):  # the public names; the lazy backend
+    if module_name(path) in ("secl_ops", "secl_ops.engines.triton"):  # the public names; the lazy backend
         return
     body = ast.parse(path.read_text()).body
     assert [type(node) for node in body] == [ast.Expr], path

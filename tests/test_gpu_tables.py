@@ -16,7 +16,7 @@ from benchmarks.contenders import NATIVE
 from benchmarks.native_cuda import Trial
 from benchmarks.provenance import read_rows
 from benchmarks.targets import TARGETS, Target
-from secl_ops.backends import triton
+from secl_ops.engines import triton
 from tests.conftest import skip_or_fail
 
 TINY = Case("tiny", 64, 16)

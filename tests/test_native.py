@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from secl_ops import library
-from secl_ops.backends import native, reference
-from secl_ops.backends.reference import MapLike
-from secl_ops.backends.select import select
+from secl_ops.engines import native, reference
+from secl_ops.engines.reference import MapLike
+from secl_ops.engines.select import select
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import secl_ops
 from secl_ops import ops
-from secl_ops.backends.reference import ContrastState
+from secl_ops.engines.reference import ContrastState
 from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
 from tests.cases import alone, labels, push_and_draw, rows, separate

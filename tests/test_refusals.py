@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import secl_ops
-from secl_ops.backends import reference
+from secl_ops.engines import reference
 
 A, Y = torch.ones(4, 3), torch.tensor([0, 0, 1, 1])
 K, Z = torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 1])
@@ -167,8 +167,8 @@ def test_a_named_backend_lists_every_reason(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_auto_never_takes_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from secl_ops.backends import native
-    from secl_ops.backends.select import select
+    from secl_ops.engines import native
+    from secl_ops.engines.select import select
 
     monkeypatch.setattr(native, "objections", lambda *_: ["not built"])
     assert select("auto", torch.device("cpu"), torch.float32, "info_nce") is reference

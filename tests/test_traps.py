@@ -16,8 +16,8 @@ from torch.autograd import grad
 from torch.profiler import ProfilerActivity, profile
 
 import secl_ops
-from secl_ops.backends import reference
-from secl_ops.backends.reference import MapLike
+from secl_ops.engines import reference
+from secl_ops.engines.reference import MapLike
 from secl_ops.spec import REDUCTIONS, Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, rows, separate, surrounded
@@ -74,7 +74,7 @@ def test_rows_beyond_a_ragged_tile_are_not_read(
 
 def test_no_lock_and_no_atomic_orders_the_sums(backend: str, device: str, threads: Callable[[int], None]) -> None:
     """CCE adds up under spin locks: who comes first decides the last bits, and a lost lock hangs."""
-    sources = {"native": ("csrc", "*.[ch]*"), "triton": ("secl_ops/backends/triton", "*.py")}
+    sources = {"native": ("csrc", "*.[ch]*"), "triton": ("secl_ops/engines/triton", "*.py")}
     if backend in sources:
         folder, pattern = sources[backend]
         text = "\n".join(path.read_text() for path in Path(REPOSITORY / folder).rglob(pattern))

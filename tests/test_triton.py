@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from secl_ops import tiles
-from secl_ops.backends import reference, triton
-from secl_ops.backends.reference import MapLike
+from secl_ops.engines import reference, triton
+from secl_ops.engines.reference import MapLike
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw
@@ -234,7 +234,7 @@ def version(name):
     return {version!r}
 importlib.metadata.version = version
 import secl_ops
-from secl_ops.backends import triton
+from secl_ops.engines import triton
 print(secl_ops.backends()["triton"], "triton" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import secl_ops
 from secl_ops import tiles
-from secl_ops.backends import triton
+from secl_ops.engines import triton
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, separate
@@ -53,7 +53,7 @@ def counted(function: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Grows by one with each call of a function that the second pass makes once for a tile."""
     if DEVICE == "cuda":
         pytest.skip("a compiled kernel cannot be counted from outside; the interpreter counts the same loop")
-    from secl_ops.backends.triton import contrast
+    from secl_ops.engines.triton import contrast
 
     seen: list[None] = []
     true = getattr(contrast, function)

@@ -12,7 +12,7 @@ from benchmarks import provenance, tune
 from benchmarks.compile import DTYPES, KERNELS, Built
 from benchmarks.tune import FIELDS, PURPOSES, Group, advice, proposals, sorting_advice, survey
 from secl_ops import tiles
-from secl_ops.backends import triton
+from secl_ops.engines import triton
 from secl_ops.tiles import Tile
 from tests.conftest import skip_or_fail
 
@@ -70,7 +70,7 @@ def test_a_survey_times_what_is_right_and_fits(purpose: str) -> None:
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_wrong_kernel_is_not_timed(purpose: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from secl_ops.backends.triton import launch
+    from secl_ops.engines.triton import launch
 
     monkeypatch.setattr(launch, "LOG2E", 1.46)
     (row,) = survey(Group(purpose, "fp32", 16), 40, 1, DEVICE, 90, [SMALL], compiled)

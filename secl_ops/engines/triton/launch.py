@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from secl_ops import tiles
-from secl_ops.backends.ordering import rank
-from secl_ops.backends.reference import ContrastState, Reduction
-from secl_ops.backends.triton import contrast, rows
-from secl_ops.backends.triton.grids import cells, copy_width, on
+from secl_ops.engines.ordering import rank
+from secl_ops.engines.reference import ContrastState, Reduction
+from secl_ops.engines.triton import contrast, rows
+from secl_ops.engines.triton.grids import cells, copy_width, on
 from secl_ops.spec import Flag, Pairs
 
 LOG2E = 1.4426950408889634

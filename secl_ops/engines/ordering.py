@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secl_ops import tiles
-from secl_ops.backends.reference import ContrastState
+from secl_ops.engines.reference import ContrastState
 from secl_ops.spec import Flag, Pairs
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from secl_ops.backends.triton.primitives import (
+from secl_ops.engines.triton.primitives import (
     LN2,
     dot_rows,
     finite_or_zero,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from secl_ops.backends import draws
+from secl_ops.engines import draws
 
 GOLDEN = tl.constexpr(draws.GOLDEN)
 MIX_1 = tl.constexpr(draws.MIX_1)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from secl_ops import library
-from secl_ops.backends import ordering
-from secl_ops.backends.reference import ContrastState, MapLike, Reduction
+from secl_ops.engines import ordering
+from secl_ops.engines.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import Flag, Pairs
 
 _CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels read as it is

@@ -9,8 +9,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from secl_ops.backends import native, reference, triton
-from secl_ops.backends.reference import ContrastState, MapLike, Reduction
+from secl_ops.engines import native, reference, triton
+from secl_ops.engines.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import BACKENDS, Flag, Pairs, check_choice
 from secl_ops.verified import VERIFIED
 

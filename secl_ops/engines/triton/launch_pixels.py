@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from secl_ops import tiles
-from secl_ops.backends import reference
-from secl_ops.backends.draws import CELLS_PER_AXIS
-from secl_ops.backends.reference import MapLike
-from secl_ops.backends.triton import pixels
-from secl_ops.backends.triton.grids import cells, copy_width, on
-from secl_ops.backends.triton.launch import unit_rows_backward
-from secl_ops.backends.triton.sampling import sample_kernel
+from secl_ops.engines import reference
+from secl_ops.engines.draws import CELLS_PER_AXIS
+from secl_ops.engines.reference import MapLike
+from secl_ops.engines.triton import pixels
+from secl_ops.engines.triton.grids import cells, copy_width, on
+from secl_ops.engines.triton.launch import unit_rows_backward
+from secl_ops.engines.triton.sampling import sample_kernel
 
 PIXEL_AXES = 3
 

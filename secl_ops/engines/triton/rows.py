@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from secl_ops.backends.triton.primitives import copy_unit, inverse_norm, load_scale, radial_part
+from secl_ops.engines.triton.primitives import copy_unit, inverse_norm, load_scale, radial_part
 
 
 @triton.jit(do_not_specialize=("n_rows",))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from secl_ops.backends.triton.primitives import copy_unit, inverse_norm, load_scale, radial_part
+from secl_ops.engines.triton.primitives import copy_unit, inverse_norm, load_scale, radial_part
 
 SIZES = ("n_rows", "n_pixels", "size_z", "size_y", "size_x")
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from secl_ops.backends.draws import sample as sample
+from secl_ops.engines.draws import sample as sample
 from secl_ops.spec import Flag, Pairs
 
 
