@@ -9,10 +9,10 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from benchmarks.budget import assert_within_budget
 from benchmarks.cases import Answer, Case, truth
 from benchmarks.contenders import YARDSTICKS, LeftOutError, Step, contender, names, ours, refuse_too_many
 from benchmarks.packages import CannotExpressError
-from tests.budget import assert_within_budget
 
 S = TypeVar("S")
 REASON = 160  # characters of a failure that a table keeps
@@ -27,7 +27,7 @@ class Admitted(NamedTuple, Generic[S]):
 
 
 def hold(name: str, answer: Answer, right: Answer, plain: Answer, temperature: float, dtype: torch.dtype) -> None:
-    """Hold loss and gradients against the truth, within the tests' budget.
+    """Hold loss and gradients against the truth, within the error budget.
 
     Raises:
         AssertionError: One is further from the truth than twice what plain torch is, and a rounding.

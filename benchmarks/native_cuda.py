@@ -16,6 +16,7 @@ from torch import Tensor
 
 import secl_ops
 from benchmarks import gate
+from benchmarks.budget import assert_within_budget
 from benchmarks.cases import Case
 from benchmarks.contenders import NATIVE, TRITON, contender
 from benchmarks.gpu import demand_gpu
@@ -23,7 +24,6 @@ from benchmarks.measure import Clock, Work, milliseconds, percentiles
 from benchmarks.provenance import commit, today, write_rows
 from benchmarks.verified import FIELDS
 from secl_ops.engines.select import MODULES
-from tests.budget import assert_within_budget
 
 ROUNDS, PATIENCE = 20, 2.0
 SIDES = ("native", "triton")

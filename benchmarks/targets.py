@@ -64,7 +64,7 @@ def _step(target: Target, case: Case | PixelCase) -> Work:
     """The work of a target, seen right.
 
     Raises:
-        AssertionError: Its result is outside the tests' budget.
+        AssertionError: Its result is outside the error budget.
     """
     if isinstance(case, PixelCase):
         pixel_step = pixel.pixel_contender(case, target.contender)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gate
+from benchmarks.budget import assert_within_budget
 from benchmarks.compile import CAPABILITIES, DTYPES, KERNELS, Build, Built, compile_apart, faults
 from benchmarks.gpu import demand_gpu
 from benchmarks.measure import Clock, Work, milliseconds, percentiles
@@ -27,7 +28,6 @@ from secl_ops import tiles
 from secl_ops.engines import reference, triton
 from secl_ops.spec import Flag, Pairs
 from secl_ops.tiles import Tile
-from tests.budget import assert_within_budget
 
 FIELDS = (
     "purpose", "dtype", "width", "rows", *Tile._fields, "in_table", "p20_ms", "p50_ms", "p80_ms", "registers",
@@ -104,7 +104,7 @@ def hold(group: Group, tile: Tile, device: str, rows: int = 150) -> None:
     """Hold a tile against the truth on a few ragged rows.
 
     Raises:
-        AssertionError: A result is outside the tests' budget.
+        AssertionError: A result is outside the error budget.
     """
     with pinned(group.purpose, tile):
         found = [launch() for launch in passes(group, rows, device)]

@@ -92,6 +92,11 @@ def test_an_upward_import_is_seen() -> None:
     assert upward("secl_models.data.check", ast.parse("from secl_models.method.networks import Output")) != []
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_nothing_but_a_test_imports_a_test(path: Path) -> None:
+    assert [name for name in imported(ast.parse(path.read_text())) if name.split(".")[0] == "tests"] == []
+
+
 def test_every_room_of_secl_models_has_modules_and_nothing_lies_beside_them() -> None:
     beside = {path.stem for path in (REPOSITORY / "secl_models").glob("*.py")}
     rooms = {path.parent.name for path in (REPOSITORY / "secl_models").glob("*/*.py") if path.stem != "__init__"}
