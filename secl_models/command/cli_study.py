@@ -39,7 +39,7 @@ def study(
         return
     if data is None:
         raise InputError("--data", rule="a data set to study", got="nothing", cure="add --data DIR")
-    from secl_models.study.curves import curves_file
+    from secl_models.study.rows import curves_file
     from secl_models.study.runs import Job, run_study
     from secl_models.study.table import as_table
 
@@ -83,7 +83,7 @@ def table(
     checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
 ) -> None:
     """Print the comparison table of a finished or running study."""
-    from secl_models.study.runs import read_rows
+    from secl_models.study.rows import read_rows
     from secl_models.study.table import as_markdown, as_table
 
     rows = [row for row in read_rows(file) if row.checkpoint == checkpoint]
@@ -103,9 +103,8 @@ def figure(
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("."),
 ) -> None:
     """Draw the gain over labels-only, accuracy per minute of training, and the quality of the pseudo-labels."""
-    from secl_models.study.curves import curves_file, read_points
     from secl_models.study.pictures import draw_study
-    from secl_models.study.runs import read_rows
+    from secl_models.study.rows import curves_file, read_points, read_rows
 
     rows = read_rows(file)
     if not rows:

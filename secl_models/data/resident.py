@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from secl_models.data.batch import IGNORED, Batch, partition
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.sampling import (
     WHOLE,
@@ -27,32 +27,9 @@ from secl_models.data.volumes import Volume
 from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig
 
-IGNORED = -1  # label of padding and of everything unlabelled
 _CENTRES = 256  # labelled voxels remembered per item and class, for centring patches on them
 _SLICE_NAME = re.compile(r"(?P<scan>.+?)_slice_?(?P<number>\d+)")  # SSL4MIS: patient001_frame01_slice_7
 _LABELED, _CENTRED, _UNLABELED, _PLACES, _PARTNERS = range(5)  # streams of randomness
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Training samples of one step, on the device of the data."""
-
-    image: Tensor  # [B, C, *patch] float32, 0 = padding
-    label: Tensor  # [B, *patch] int64 class index, -1 = padding or unlabelled
-    position: Tensor  # [B] float32 in [0, 1): where slice (2-D) or patch centre (3-D) lies along the slice axis
-    case: Tensor  # [B] int64, one number per scan, distinct between labelled and unlabelled scans
-
-
-def partition(position: Tensor, partitions: int) -> Tensor:
-    """Group of relative slice position, `floor(position * partitions)`, int64 in `[0, partitions)`.
-
-    Source: Chaitanya et al., Contrastive learning of global and local features, NeurIPS 2020.
-
-    Args:
-        position: `[B]` in `[0, 1)`.
-        partitions: Number of groups.
-    """
-    return (position * partitions).to(torch.int64).clamp_(0, partitions - 1)
 
 
 class ResidentData:
@@ -155,7 +132,7 @@ class ResidentData:
         if pool.dims == 3:
             starts[1::2] = pool.moved_to_height(items[1::2], starts[1::2], pool.heights(items[::2], starts[::2]))
         own = share.of(count)
-        return pool.cut(items[own], starts[own], first_case=self._labeled.scans)
+        return pool.cut(items[own], starts[own])
 
 
 class _Pool:
@@ -197,14 +174,10 @@ class _Pool:
         return len(self._offset)
 
     @property
-    def scans(self) -> int:
-        return int(self.scan.max(initial=-1)) + 1
-
-    @property
     def channels(self) -> int:
         return len(self._image)
 
-    def cut(self, items: Integers, starts: Integers, first_case: int = 0) -> Batch:
+    def cut(self, items: Integers, starts: Integers) -> Batch:
         """Patches of `items` `[B]` whose first voxels are `starts` `[B, dims]`, which may lie outside."""
         device = self._image.device
         table = np.concatenate([self._offset[items, None], self.shape[items], starts], 1)
@@ -221,9 +194,7 @@ class _Pool:
         label = torch.full_like(place, IGNORED)
         if self._label is not None:
             label = torch.where(inside, self._label[place].to(torch.int64), label)
-        position = _to_device(self.heights(items, starts), device)
-        case = _to_device(self.scan[items] + first_case, device)
-        return Batch(image, label, position, case)
+        return Batch(image, label, _to_device(self.heights(items, starts), device))
 
     def heights(self, items: Integers, starts: Integers) -> npt.NDArray[np.float32]:
         """Relative position `[B]` along the slice axis, of the slice or of the centre of a 3-D patch."""

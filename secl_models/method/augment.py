@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from secl_models.data.resident import IGNORED, Batch
+from secl_models.data.batch import IGNORED, Batch
 from secl_models.data.sampling import WHOLE, Share
 from secl_models.options.schema import AugmentConfig
 
@@ -43,7 +43,7 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator, sha
 
     Example:
         >>> image, label = torch.rand(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64)
-        >>> batch = Batch(image, label, position=torch.zeros(2), case=torch.arange(2))
+        >>> batch = Batch(image, label, position=torch.zeros(2))
         >>> augment(batch, AugmentConfig(), torch.Generator().manual_seed(0)).strong.shape
         torch.Size([2, 1, 8, 8])
     """

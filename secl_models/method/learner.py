@@ -14,7 +14,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from secl_models.data.resident import Batch, ResidentData
+from secl_models.data.batch import Batch
+from secl_models.data.resident import ResidentData
 from secl_models.data.volumes import Volume
 from secl_models.method.augment import Views, augment
 from secl_models.method.mixing import Mixture, draw_mixture

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import secl_ops
-from secl_models.data.resident import IGNORED, partition
+from secl_models.data.batch import IGNORED, partition
 from secl_models.method.label_maps import anchor_counts, pseudo_labels, region_labels, resize_labels
 from secl_models.method.largest_part import largest_parts
 from secl_models.method.mixing import Mixture

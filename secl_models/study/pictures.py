@@ -17,8 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from secl_models.inference.palette import COLOURS, GREY, colour
-from secl_models.study.curves import Point
-from secl_models.study.runs import BASELINE, STEPS, TIME, Row
+from secl_models.study.rows import BASELINE, STEPS, TIME, Point, Row
 from secl_models.study.table import own_options, paired
 
 METHOD_COLOURS = {

@@ -9,21 +9,30 @@ from __future__ import annotations
 import math
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import make_split
-from secl_models.data.tables import read_table, write_table
 from secl_models.inference.metrics import MEAN
 from secl_models.options.errors import InputError
 from secl_models.options.schema import load_preset, override
-from secl_models.study.curves import Point, RunKey, add_points, curves_file, read_curve
-
-BASELINE = "supervised"
-STEPS, TIME = "steps", "time"
+from secl_models.study.curves import read_curve
+from secl_models.study.rows import (
+    BASELINE,
+    STEPS,
+    TIME,
+    Point,
+    Row,
+    RunKey,
+    add_points,
+    curves_file,
+    read_rows,
+    row_key,
+    write_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -53,63 +62,10 @@ class Job:
     single: bool = False
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the CSV file: one checkpoint of one run. Dice in percent, distances in the data's unit."""
-
-    data: str
-    labeled: int
-    method: str
-    budget: str
-    seed: int
-    steps: int
-    seconds: float  # of training steps alone
-    processor_seconds: float  # of the same steps, all threads
-    checkpoint: str
-    dice: float
-    hd95: float
-    assd: float
-    peak_mib: float
-    machine: str
-    commit: str
-    structures: str  # "Anterior=78.1;Posterior=77.0"
-    options: str  # preset and overrides
-
-
 def job_key(job: Job) -> RunKey:
     """What a finished row must share with a job to stand for it."""
     options = " ".join((job.preset, *job.overrides))
     return RunKey(job.data.resolve().name, job.labeled, job.method, job.budget, job.seed, options)
-
-
-def row_key(row: Row) -> RunKey:
-    """The counterpart of `job_key`."""
-    return RunKey(row.data, row.labeled, row.method, row.budget, row.seed, row.options)
-
-
-def read_rows(file: Path) -> list[Row]:
-    """Read the CSV file of a study.
-
-    Args:
-        file: The file; missing is empty.
-
-    Returns:
-        Its rows.
-
-    Raises:
-        InputError: The columns or a value are not those of a study.
-    """
-    return read_table(file, Row, "a study", "name another --csv")
-
-
-def write_rows(file: Path, rows: Iterable[Row]) -> None:
-    """Write all rows of a study, whole or not at all.
-
-    Args:
-        file: The CSV file.
-        rows: All its rows.
-    """
-    write_table(file, Row, rows)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from secl_models.study.curves import Point
-from secl_models.study.runs import BASELINE, STEPS, TIME, Row
+from secl_models.study.rows import BASELINE, STEPS, TIME, Point, Row
 
 COLUMNS = (
     "data", "labelled", "method", "seeds", "structures, Dice %", "Dice %", "against labels-only, equal steps",

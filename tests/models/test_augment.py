@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secl_models.data.resident import Batch
+from secl_models.data.batch import Batch
 from secl_models.method.augment import Views, augment, random_affine
 from secl_models.options.schema import AugmentConfig
 
@@ -21,7 +21,7 @@ ROUNDING = 1e-3  # grey values of unit range: grid_sample in float32 reads a few
 def batch_of(image: Tensor, label: Tensor | None = None) -> Batch:
     count = len(image)
     label = torch.zeros(count, *image.shape[2:], dtype=torch.int64) if label is None else label
-    return Batch(image, label, torch.zeros(count), torch.arange(count))
+    return Batch(image, label, torch.zeros(count))
 
 
 def views_of(batch: Batch, config: AugmentConfig, seed: int = 0) -> Views:

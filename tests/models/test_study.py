@@ -21,19 +21,18 @@ from secl_models.options.schema import override
 from secl_models.study import cost as study_cost
 from secl_models.study import runs as study
 from secl_models.study.cost import STAGES, cost_markdown, cost_table, measure_cost, write_cost
-from secl_models.study.curves import Point, RunKey, add_points, curves_file, read_points
-from secl_models.study.runs import (
-    Job,
+from secl_models.study.rows import (
+    Point,
     Row,
-    job_key,
+    RunKey,
+    add_points,
+    curves_file,
+    read_points,
     read_rows,
     row_key,
-    run_folder,
-    run_job,
-    run_study,
-    timed_jobs,
     write_rows,
 )
+from secl_models.study.runs import Job, job_key, run_folder, run_job, run_study, timed_jobs
 from secl_models.study.table import Spread, as_markdown, as_table, comparison, paired
 from secl_models.train.run_folder import commit
 from tests.models.runs import TINY, TinyRun, tiny_run

@@ -16,9 +16,8 @@ from secl_models.inference.evaluate import evaluate
 from secl_models.options.errors import InputError
 from secl_models.study import pictures as study_pictures
 from secl_models.study.cases import draw_cases
-from secl_models.study.curves import Point
 from secl_models.study.pictures import accuracy_figure, draw_study, gain_figure, pseudo_label_figure
-from secl_models.study.runs import Row
+from secl_models.study.rows import Point, Row
 from tests.models.runs import tiny_run
 
 KEY = ("heart", 3)

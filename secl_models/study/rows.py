@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two files of a study: a row per checkpoint of a run, and beside it a point per validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from secl_models.data.tables import read_table, write_table
+
+BASELINE = "supervised"
+STEPS, TIME = "steps", "time"
+
+
+class RunKey(NamedTuple):
+    """What tells the runs of a study apart: the same columns in both of its files."""
+
+    data: str
+    labeled: int
+    method: str
+    budget: str
+    seed: int
+    options: str  # preset and overrides
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the CSV file: one checkpoint of one run. Dice in percent, distances in the data's unit."""
+
+    data: str
+    labeled: int
+    method: str
+    budget: str
+    seed: int
+    steps: int
+    seconds: float  # of training steps alone
+    processor_seconds: float  # of the same steps, all threads
+    checkpoint: str
+    dice: float
+    hd95: float
+    assd: float
+    peak_mib: float
+    machine: str
+    commit: str
+    structures: str  # "Anterior=78.1;Posterior=77.0"
+    options: str  # preset and overrides
+
+
+@dataclass(frozen=True)
+class Point:
+    """One validation of one run."""
+
+    data: str
+    labeled: int
+    method: str
+    budget: str
+    seed: int
+    options: str
+    step: int
+    seconds: float  # of training steps so far
+    processor_seconds: float  # of the same steps, all threads
+    dice: float  # percent, on the validation cases
+    coverage: str  # "Anterior=93.1;Posterior=90.2", percent of true pixels that have a confident pseudo-label
+    purity: str  # percent of the confident pseudo-labels that are right
+    commit: str
+
+    @property
+    def key(self) -> RunKey:
+        """The run that it belongs to."""
+        return RunKey(self.data, self.labeled, self.method, self.budget, self.seed, self.options)
+
+
+def curves_file(study: Path) -> Path:
+    """Where the curves of the study in a CSV file are kept: beside it."""
+    return study.with_name(f"{study.stem}_curves.csv")
+
+
+def row_key(row: Row) -> RunKey:
+    """The run that a row belongs to."""
+    return RunKey(row.data, row.labeled, row.method, row.budget, row.seed, row.options)
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Read the CSV file of a study.
+
+    Args:
+        file: The file; missing is empty.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        InputError: The columns or a value are not those of a study.
+    """
+    return read_table(file, Row, "a study", "name another --csv")
+
+
+def write_rows(file: Path, rows: Iterable[Row]) -> None:
+    """Write all rows of a study, whole or not at all.
+
+    Args:
+        file: The CSV file.
+        rows: All its rows.
+    """
+    write_table(file, Row, rows)
+
+
+def read_points(file: Path) -> list[Point]:
+    """Read the curves of a study.
+
+    Args:
+        file: The CSV file; missing is empty.
+
+    Raises:
+        InputError: The columns or a value are not those of curves.
+    """
+    return read_table(file, Point, "curves", "remove or rename the file")
+
+
+def add_points(file: Path, points: Iterable[Point]) -> None:
+    """Put the curves of some runs into the file, in the place of what it held of the same runs, whole or not at all.
+
+    Args:
+        file: The CSV file.
+        points: All points of these runs.
+    """
+    added = list(points)
+    runs = {point.key for point in added}
+    kept = [point for point in read_points(file) if point.key not in runs]
+    write_table(file, Point, [*kept, *added])
