@@ -238,7 +238,7 @@ def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, A
 
     checks = sanitizer()
     quiet = [f"-isystem{path}" for path in include_paths()]  # no warnings about headers that are not ours
-    module = CppExtension(  # type: ignore[no-untyped-call]  # torch's build helpers are untyped
+    module = CppExtension(
         "secl_ops._C",
         sorted(str(path) for path in Path("csrc").rglob("*.cpp") if CUDA_SOURCES not in path.parents),
         depends=sorted(str(path) for ending in ("*.h", "*.cuh") for path in Path("csrc").rglob(ending)),

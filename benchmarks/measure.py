@@ -56,7 +56,7 @@ class Clock:
             start = time.perf_counter()
             work()
             return 1e3 * (time.perf_counter() - start)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         if self.flush is not None:
             self.flush.zero_()
         begin.record()

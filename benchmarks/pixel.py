@@ -120,7 +120,7 @@ def _ours(case: PixelCase, problem: PixelProblem, backend: str) -> PixelStep:
 def _graph(case: PixelCase, problem: PixelProblem) -> PixelStep:
     """The same step captured once and replayed: no launch is paid for on the host."""
     step = _ours(case, problem, "triton")
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # as torch has it
+    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):

@@ -40,4 +40,4 @@ def test_forward_and_backward(case: Case, name: str, benchmark: BenchmarkFixture
 
     benchmark.group = f"{case.name} {case.dtype}"
     benchmark.extra_info["gflop"] = case.flop / 1e9
-    benchmark.pedantic(synchronised, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(synchronised, rounds=5, warmup_rounds=1)

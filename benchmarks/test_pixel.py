@@ -32,4 +32,4 @@ def test_pixel_step(case: PixelCase, name: str, benchmark: BenchmarkFixture) -> 
             torch.cuda.synchronize()
 
     benchmark.group = case.name
-    benchmark.pedantic(synchronised, rounds=3, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(synchronised, rounds=3, warmup_rounds=1)

@@ -20,7 +20,7 @@ def _load() -> str | None:
     if not found:
         return f"the C++ extension was not built (secl_ops/_C is absent); {HOW_TO_BUILD}"
     try:
-        torch.ops.load_library(str(found[0]))  # type: ignore[no-untyped-call]  # torch types it not
+        torch.ops.load_library(str(found[0]))
     except OSError as error:
         return f"the C++ extension {found[0].name} does not load: {error}; {HOW_TO_BUILD}"
     return None
@@ -91,7 +91,7 @@ def cuda_objections(operations: Sequence[str]) -> list[str]:
         return [absence]
     missing = [name for name in operations if not has_cuda(name)]
     reasons = [f"this build has no CUDA kernels for {', '.join(missing)}"] if missing else []
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch types it not
+    started = torch.cuda.is_initialized()
     if not (started or torch.cuda.is_available()):
         return [*reasons, "torch sees no CUDA device"]
     return reasons + _device_objections(torch.cuda.current_device())

@@ -85,7 +85,7 @@ def listed(mode: Watched, *, run: bool) -> Iterator[None]:
         def launch(*arguments: Any, **options: Any) -> None:
             mode.launches.append(kernel.fn.__name__)
             if run:
-                with _disable_current_modes():  # type: ignore[no-untyped-call]  # what the interpreter does is no launch
+                with _disable_current_modes():  # what the interpreter does is no launch
                     true(kernel, grid)(*arguments, **options)
 
         return launch

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Call:
         fresh = {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
         return replace(self, **fresh), list(fresh.values())
 
-    def arguments(self) -> dict[str, object]:
+    def arguments(self) -> dict[str, Any]:
         """Keywords of `secl_ops.info_nce`."""
         return dict(self.__dict__)
 

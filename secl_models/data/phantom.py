@@ -141,10 +141,10 @@ def _description(names: list[str]) -> dict[str, object]:
 
 
 def _write(path: Path, array: npt.NDArray[np.generic], affine: Plane) -> None:
-    image = nib.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
-    image.set_qform(affine, code=1)  # type: ignore[no-untyped-call]
-    image.set_sform(affine, code=1)  # type: ignore[no-untyped-call]
-    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(array, affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
     nib.save(image, path)
 
 

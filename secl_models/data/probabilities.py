@@ -45,7 +45,7 @@ class ProbabilityFile:
     def __enter__(self) -> ProbabilityFile:
         _, header, shape = nifti_like(self._source, np.float32)
         if header is None:
-            header = nib.Nifti1Image(np.zeros((1, 1, 1), np.float32), np.eye(4)).header  # type: ignore[no-untyped-call]
+            header = nib.Nifti1Image(np.zeros((1, 1, 1), np.float32), np.eye(4)).header
         volume = (*shape, *(1,) * (3 - len(shape)))
         header.set_data_shape((*volume, self._classes))
         header.set_data_offset(header.single_vox_offset)

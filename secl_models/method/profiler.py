@@ -100,7 +100,7 @@ class Stages:
 
     @contextmanager
     def _on_device(self, stage: str) -> Iterator[None]:
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         self._open.append((stage, events[0], events[1]))
         events[0].record()
         yield

@@ -29,7 +29,7 @@ def rewrite(path: Path, change: Callable[[Any], Any], shift: float = 0.0) -> Non
     image: Any = nib.load(path)
     affine = image.affine.copy()
     affine[0, 3] += shift
-    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), affine), path)  # type: ignore[no-untyped-call]
+    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), affine), path)
 
 
 def with_value(array: Any, value: float) -> Any:
@@ -121,7 +121,7 @@ def test_empty_slices_are_usual_unless_all_of_a_patient_are(tmp_path: Path) -> N
     for name, patient, value in (("a1", "a", 0), ("a2", "a", 1), ("b1", "b", 0), ("b2", "b", 0)):
         ramp = np.arange(16, dtype=np.int16).reshape(4, 4)
         for kind, array in (("image", ramp), ("label", np.full((4, 4), value, np.uint8))):
-            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}_{kind}.nii")  # type: ignore[no-untyped-call]
+            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}_{kind}.nii")
         cases.append(Case(name, patient, (tmp_path / f"{name}_image.nii",), tmp_path / f"{name}_label.nii", None))
     faults = check_data_set(DataSet(tmp_path, "csv", {1: "x"}, ("MRI",), tuple(cases)))
     assert [Path(fault.file).name for fault in faults] == ["b1_label.nii", "b2_label.nii"]

@@ -19,7 +19,7 @@ from secl_models.options.errors import InputError
 
 def write_nifti(path: Path, array: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.asarray(array), np.eye(4)), path)  # type: ignore[no-untyped-call]
+    nib.save(nib.Nifti1Image(np.asarray(array), np.eye(4)), path)
     return path
 
 

@@ -183,7 +183,7 @@ def test_no_backward_pass_waits_for_the_device(toy: tuple[DataSet, Split]) -> No
     ours = learner(CONFIG, toy)
     with watched() as mode:
         total, _ = ours._loss_with_teacher(1.0)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
     assert all(parameter.grad is not None for parameter in ours.student.parameters())
     assert "convolution_backward" in mode.launches
 

@@ -54,7 +54,7 @@ def test_another_voxel_orientation_gives_the_reoriented_segmentation(
 ) -> None:
     write_nifti(tmp_path / "ras.nii.gz", blobs((37, 29, 7)), OBLIQUE)
     turned = _reoriented(_read(tmp_path / "ras.nii.gz"), axes)
-    assert "".join(nib.orientations.aff2axcodes(turned.affine)) == axes  # type: ignore[no-untyped-call]
+    assert "".join(nib.orientations.aff2axcodes(turned.affine)) == axes
     turned.to_filename(tmp_path / "turned.nii.gz")
     for name in ("ras", "turned"):
         predict(models[dims], tmp_path / f"{name}.nii.gz", tmp_path / f"seg_{name}.nii.gz", probabilities=True)
@@ -136,7 +136,7 @@ def test_every_flavour_keeps_its_grid(
 ) -> None:
     values = blobs(shape[:3]).reshape(shape)
     array = np.round(values - values.min()).clip(0, 255).astype(kind)
-    image: Any = nib.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
+    image: Any = nib.Nifti1Image(array, affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 4)
     image.header.set_xyzt_units("mm", "sec")

@@ -118,7 +118,7 @@ def test_the_mean_is_over_the_valid_anchors_of_all_processes(tmp_path: Path) -> 
     def loss_of(processes: Processes, own: slice) -> tuple[torch.Tensor, torch.Tensor]:
         rows = anchors[own].clone().requires_grad_()
         loss = Objective(joined(), 1, processes)._info_nce(rows, [keys], labels[own], [key_labels])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         assert rows.grad is not None
         return loss.detach(), rows.grad
 

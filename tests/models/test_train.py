@@ -53,7 +53,7 @@ def write_toy(root: Path, cases: int = 10) -> DataSet:
         image = (label + random.normal(0, 0.3, label.shape)).astype(np.float32)
         names.append(f"toy_{number:02d}")
         for folder, array in (("imagesTr", image), ("labelsTr", label)):
-            stored: Any = nibabel.Nifti1Image(array, np.diag([1.0, 1, 4, 1]))  # type: ignore[no-untyped-call]
+            stored: Any = nibabel.Nifti1Image(array, np.diag([1.0, 1, 4, 1]))
             nibabel.save(stored, root / folder / f"{names[-1]}.nii.gz")
     description = {
         "modality": {"0": "MRI"},

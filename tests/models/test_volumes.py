@@ -26,10 +26,10 @@ SCANNER = np.array([[0.0, -1.4, 0.0, 10.0], [1.2, 0.0, 0.0, 20.0], [0.0, 0.0, 8.
 
 def write(path: Path, array: Any, affine: Any = OBLIQUE, codes: tuple[int, int] = (1, 4)) -> Path:
     """A NIfTI file whose qform and sform differ, in affine and in code."""
-    image = nib.Nifti1Image(array, SCANNER)  # type: ignore[no-untyped-call]
-    image.set_qform(SCANNER, code=codes[0])  # type: ignore[no-untyped-call]
-    image.set_sform(affine, code=codes[1])  # type: ignore[no-untyped-call]
-    image.header.set_xyzt_units("mm", "sec")  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(array, SCANNER)
+    image.set_qform(SCANNER, code=codes[0])
+    image.set_sform(affine, code=codes[1])
+    image.header.set_xyzt_units("mm", "sec")
     nib.save(image, path)
     return path
 
@@ -77,7 +77,7 @@ def test_segmentation_has_the_grid_of_the_image_bit_for_bit(
 
 
 def test_segmentation_drops_what_belongs_to_the_intensities(tmp_path: Path) -> None:
-    image: Any = nib.Nifti1Image(ramp(), OBLIQUE)  # type: ignore[no-untyped-call]
+    image: Any = nib.Nifti1Image(ramp(), OBLIQUE)
     image.header["cal_max"], image.header["descrip"] = 900, b"Jane Doe"
     image.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"Jane Doe"))
     image.header.set_slope_inter(2.0, 5.0)
@@ -108,7 +108,7 @@ def test_spacing_is_that_of_the_affine_in_millimetres(tmp_path: Path) -> None:
 
 
 def test_stored_slope_is_applied(tmp_path: Path) -> None:
-    image: Any = nib.Nifti1Image(ramp(), OBLIQUE)  # type: ignore[no-untyped-call]
+    image: Any = nib.Nifti1Image(ramp(), OBLIQUE)
     image.header.set_data_dtype(np.int16)
     image.header.set_slope_inter(0.5, -3.0)
     nib.save(image, tmp_path / "i.nii.gz")
@@ -156,7 +156,7 @@ def test_truncated_and_damaged_files(tmp_path: Path, suffix: str) -> None:
 
 def test_one_flipped_bit_of_a_compressed_file_is_found(tmp_path: Path) -> None:
     path = tmp_path / "i.nii.gz"
-    stored = nib.Nifti1Image(ramp((8, 8, 4)), OBLIQUE).to_bytes()  # type: ignore[no-untyped-call]
+    stored = nib.Nifti1Image(ramp((8, 8, 4)), OBLIQUE).to_bytes()
     payload = bytearray(gzip.compress(stored, 0))  # stored blocks: only the checksum can tell
     payload[len(payload) - 50] ^= 1
     path.write_bytes(payload)

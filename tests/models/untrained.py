@@ -64,7 +64,7 @@ def blobs(shape: tuple[int, ...], seed: int = 0) -> npt.NDArray[np.float32]:
 
 def write_nifti(path: Path, array: Any, affine: Any, **fields: Any) -> Path:
     """A NIfTI file with header fields of one's choice."""
-    image: Any = nib.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
+    image: Any = nib.Nifti1Image(array, affine)
     for name, value in fields.items():
         image.header[name] = value
     image.to_filename(path)
