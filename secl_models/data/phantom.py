@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from secl_models.data.cases import DataSet
+from secl_models.data.files import partial_path
 from secl_models.data.layouts import read_data_set
 from secl_models.options.errors import InputError
 
@@ -98,7 +99,7 @@ def write_phantom(
         ('myocardium', 4)
     """
     _require_arguments(out, cases, labeled, size)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = partial_path(out)
     try:
         for folder in ("imagesTr", "labelsTr", "imagesUn"):
             (partial / folder).mkdir(parents=True)

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from secl_models.data.files import partial_path, whole_file
 from secl_models.data.volumes import nifti_like
 
 
@@ -31,8 +32,7 @@ class ProbabilityFile:
 
     def __init__(self, path: Path, source: Path, classes: int) -> None:
         self._path, self._source, self._classes = path, source, classes
-        self._raw = path.with_name(f".{path.name}.{os.getpid()}.raw.partial")
-        self._packed = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._raw = partial_path(path.with_name(f"{path.name}.raw"))
         self._stored: npt.NDArray[Any] | None = None
 
     @property
@@ -70,7 +70,6 @@ class ProbabilityFile:
                 self._publish()
         finally:
             self._raw.unlink(missing_ok=True)
-            self._packed.unlink(missing_ok=True)
 
     def _publish(self) -> None:
         if not self._path.name.endswith(".gz"):
@@ -78,8 +77,7 @@ class ProbabilityFile:
             return
         with (
             self._raw.open("rb") as numbers,
-            self._packed.open("wb") as target,
+            whole_file(self._path) as target,
             gzip.GzipFile("", "wb", 1, target, mtime=0) as packed,  # mtime 0: equal predictions are equal files
         ):
             shutil.copyfileobj(numbers, packed, 1 << 20)
-        os.replace(self._packed, self._path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from secl_models.data.cases import Case, DataSet
-from secl_models.data.volumes import write_atomic
+from secl_models.data.files import write_text
 from secl_models.options.errors import InputError
 
 SPLIT_SEED = 2105  # draws test and validation: every seed of a study is tested on the same patients
@@ -105,7 +105,7 @@ def save_split(path: Path, split: Split) -> None:
         split: What to write.
     """
     names = {part: [case.name for case in getattr(split, part)] for part in PARTS}
-    write_atomic(path, (json.dumps(names, indent=1, ensure_ascii=False) + "\n").encode())
+    write_text(path, json.dumps(names, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_split(path: Path, data: DataSet) -> Split:

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from secl_models.data.volumes import write_atomic
+from secl_models.data.files import write_text
 from secl_models.options.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,4 +61,4 @@ def write_table(file: Path, kind: type[Kind], rows: Iterable[Kind]) -> None:
     writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    write_atomic(file, text.getvalue().encode())
+    write_text(file, text.getvalue())

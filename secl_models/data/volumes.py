@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from secl_models.data.files import write_bytes
 from secl_models.options.errors import InputError
 
 if TYPE_CHECKING:  # layouts imports this module
@@ -69,17 +69,6 @@ def file_stem(path: Path) -> str:
         if path.name.endswith(suffix):
             return path.name.removesuffix(suffix)
     return path.stem
-
-
-def write_atomic(path: Path, payload: bytes) -> None:
-    """Write `payload` so that `path` holds either its old content or all of the new one, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(payload)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_volume(case: Case, data: DataSet) -> Volume:
@@ -199,7 +188,7 @@ def save_segmentation(path: Path, label: npt.NDArray[Any], like: Path | Volume, 
     # An affine of None: nibabel leaves the stored form fields alone.
     payload = kind(values[label], np.eye(4) if header is None else None, header).to_bytes()
     # mtime 0: equal segmentations are equal files
-    write_atomic(path, gzip.compress(payload, 6, mtime=0) if path.name.endswith(".gz") else payload)
+    write_bytes(path, gzip.compress(payload, 6, mtime=0) if path.name.endswith(".gz") else payload)
 
 
 def nifti_like(source: Path, kind: npt.DTypeLike) -> tuple[Any, Any, tuple[int, ...]]:

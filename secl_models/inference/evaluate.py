@@ -22,8 +22,9 @@ from rich.progress import track
 from rich.table import Table
 
 from secl_models.data.cases import Case, DataSet
+from secl_models.data.files import write_text
 from secl_models.data.splits import load_split
-from secl_models.data.volumes import Volume, load_volume, write_atomic
+from secl_models.data.volumes import Volume, load_volume
 from secl_models.inference.metrics import (
     DEFINITIONS,
     MEAN,
@@ -242,13 +243,13 @@ def save_evaluations(results: Sequence[Evaluation], out: Path, *, pair: bool) ->
     summaries: dict[str, dict[str, object]] = {}
     for result in results:
         stem = f"evaluation_{result.split}_{result.checkpoint}"
-        write_atomic(out / f"{stem}.csv", _csv(result.cases).encode())
-        write_atomic(out / f"{stem}_patients.csv", _patients_csv(result.cases).encode())
+        write_text(out / f"{stem}.csv", _csv(result.cases))
+        write_text(out / f"{stem}_patients.csv", _patients_csv(result.cases))
         name = f"evaluation_{result.split}" if pair else stem
         summaries.setdefault(name, {})[result.checkpoint] = _as_json(result)
     for name, summary in summaries.items():
         text = json.dumps({**summary, "definitions": DEFINITIONS}, indent=2, allow_nan=False)
-        write_atomic(out / f"{name}.json", text.encode())
+        write_text(out / f"{name}.json", text)
 
 
 def load_evaluation(run: Path, split: str = "test", checkpoint: str = "last") -> Evaluation | None:

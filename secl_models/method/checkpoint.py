@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from secl_models.data.files import whole_file
 from secl_models.data.preprocess import Preprocess
 from secl_models.method.networks import SegmentationNetwork, build_network
 from secl_models.options.errors import InputError
@@ -44,16 +44,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: The disk is full or the folder cannot be written; `path` is as it was, and nothing else is left.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            _serialize(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path, durable=True) as stream:
+        _serialize(state, stream)
 
 
 def _serialize(state: Mapping[str, Any], stream: BinaryIO) -> None:
@@ -63,15 +55,6 @@ def _serialize(state: Mapping[str, Any], stream: BinaryIO) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk, or a power cut could take it back."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -375,10 +374,3 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
 def to_yaml(config: RunConfig) -> str:
     """All options as yaml text that `load_preset` reads back to an equal configuration."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=110)
-
-
-def save_config(path: Path, config: RunConfig) -> None:
-    """Write all options as yaml, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(to_yaml(config), encoding="utf-8")
-    os.replace(partial, path)

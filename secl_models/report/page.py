@@ -18,7 +18,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from secl_models.data.cases import DataSet
-from secl_models.data.volumes import Volume, load_volume, write_atomic
+from secl_models.data.files import write_text
+from secl_models.data.volumes import Volume, load_volume
 from secl_models.inference.evaluate import Evaluation, evaluated_cases, load_evaluation
 from secl_models.inference.metrics import DEFINITIONS, MEAN, CaseScores, StructureSummary, structure_names
 from secl_models.inference.palette import COLOURS, GREY, colour
@@ -98,7 +99,7 @@ def write_report(
         volumes = chosen_volumes(main.evaluation, data, main.folder, split)
         context["overlays"] = [_overlay(model, *item) for item in volumes]
         context["charts"] += _plane(model, [volume for _, _, volume in volumes], names)
-    write_atomic(out, _render(context).encode())
+    write_text(out, _render(context))
     return out
 
 

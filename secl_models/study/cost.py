@@ -14,9 +14,10 @@ import torch
 from rich.table import Table
 
 from secl_models.data.cases import DataSet
+from secl_models.data.files import write_text
 from secl_models.data.preprocess import resolve
 from secl_models.data.splits import Split
-from secl_models.data.volumes import Volume, load_volume, write_atomic
+from secl_models.data.volumes import Volume, load_volume
 from secl_models.method.device import choose_device, machine
 from secl_models.method.learner import Learner, make_learner
 from secl_models.method.objective import TERMS
@@ -149,4 +150,4 @@ def write_cost(file: Path, costs: Mapping[str, Cost], device: torch.device) -> N
     origin = machine(device), commit() or ""
     for method, cost in costs.items():
         writer.writerow((method, *(f"{cost[stage]:.3f}" for stage in (*STAGES, STEP)), *origin))
-    write_atomic(file, text.getvalue().encode())
+    write_text(file, text.getvalue())

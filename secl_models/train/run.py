@@ -17,8 +17,9 @@ from rich.console import Console
 from torch import Tensor
 
 from secl_models.data.cases import Case, DataSet
+from secl_models.data.files import write_text
 from secl_models.data.preprocess import Preprocess, resolve
-from secl_models.data.splits import Split, save_split
+from secl_models.data.splits import PARTS, Split, save_split
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.inference.validate import Validation, validate
 from secl_models.method import checkpoint
@@ -28,14 +29,13 @@ from secl_models.method.objective import TERMS
 from secl_models.method.processes import Processes, launched, leave, start_fabric
 from secl_models.method.profiler import Stages
 from secl_models.options.errors import InputError, writing
-from secl_models.options.schema import RunConfig, save_config, to_dict
+from secl_models.options.schema import RunConfig, to_dict, to_yaml
 from secl_models.train import run_folder as records
 from secl_models.train.progress import shown, training_bar, training_name
 from secl_models.train.run_folder import History, RunSummary
 from secl_models.train.stopping import StopWish, Terminated
 from secl_models.train.warnings import notes_on
 
-PARTS = ("labeled", "unlabeled", "val", "test")
 LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
 GO_ON = "go on with the same command and --resume"
 
@@ -202,7 +202,7 @@ def precision(config: RunConfig, device: torch.device) -> Any:
 
 def _open_folder(run: _Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
     records.make_folder(run.out, clear=clear)
-    save_config(run.out / records.CONFIG, run.config)
+    write_text(run.out / records.CONFIG, to_yaml(run.config))
     save_split(run.out / records.SPLIT, split)
     return History(run.out, [data_set.classes[value] for value in sorted(data_set.classes)], run.learner.done)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from secl_models.data.volumes import write_atomic
+from secl_models.data.files import UNFINISHED, write_text
 from secl_models.method import checkpoint
 from secl_models.options.errors import InputError
 
@@ -73,7 +73,7 @@ class RunSummary:
 
 def write_summary(path: Path, summary: RunSummary) -> None:
     """Write summary.json."""
-    write_atomic(path, (json.dumps(asdict(summary), indent=2) + "\n").encode())
+    write_text(path, json.dumps(asdict(summary), indent=2) + "\n")
 
 
 def refuse_held(out: Path, resume: bool, overwrite: bool) -> None:
@@ -106,7 +106,7 @@ def make_folder(out: Path, *, clear: bool) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     left = (*RUN_FILES, "evaluation_*", "report.html") if clear else ()
-    for pattern in (*left, ".*.partial", "*.partial"):
+    for pattern in (*left, UNFINISHED):
         for file in out.glob(pattern):
             file.unlink()
     if clear:
@@ -156,7 +156,7 @@ class History:
         writer = csv.DictWriter(stream, self._columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        write_atomic(self._path, stream.getvalue().encode())
+        write_text(self._path, stream.getvalue())
         self._board.flush()
 
     def close(self) -> None:

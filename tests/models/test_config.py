@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secl_models.data.files import write_text
 from secl_models.options.errors import InputError
 from secl_models.options.schema import (
     PRESETS,
@@ -25,7 +26,6 @@ from secl_models.options.schema import (
     load_preset,
     override,
     preset_names,
-    save_config,
     to_dict,
     to_yaml,
 )
@@ -104,7 +104,7 @@ def test_no_flip_where_it_swaps_structures() -> None:
 def test_dictionaries_and_files_give_back_exactly_what_went_in(config: RunConfig, tmp_path: Path) -> None:
     assert from_dict(to_dict(config)) == config
     assert from_dict(yaml.safe_load(to_yaml(config))) == config
-    save_config(tmp_path / "config.yaml", config)
+    write_text(tmp_path / "config.yaml", to_yaml(config))
     assert load_preset(tmp_path / "config.yaml") == config
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 

@@ -22,6 +22,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision.amp import MixedPrecision
 from torch import nn
 
+from secl_models.data import files
 from secl_models.data.cases import DataSet
 from secl_models.data.splits import Split, make_split
 from secl_models.method import checkpoint
@@ -100,7 +101,7 @@ def dying_in_the_middle_of_the_file(out: Path, count: int) -> None:
 
 
 def dying_before_the_folder_is_synced(out: Path, count: int) -> None:
-    sync, seen = checkpoint._sync_folder, 0
+    sync, seen = files._sync_folder, 0
 
     def syncing(folder: Path) -> None:
         nonlocal seen
@@ -109,7 +110,7 @@ def dying_before_the_folder_is_synced(out: Path, count: int) -> None:
             kill_self()
         sync(folder)
 
-    checkpoint._sync_folder = syncing
+    files._sync_folder = syncing
 
 
 @pytest.mark.parametrize("count", [1, 6])

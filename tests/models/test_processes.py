@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from secl_models.data.cases import DataSet
+from secl_models.data.files import write_text
 from secl_models.data.splits import Split, make_split
 from secl_models.method import checkpoint
 from secl_models.method.device import choose_device
@@ -25,7 +26,7 @@ from secl_models.method.learner import Learner
 from secl_models.method.objective import TERMS, Objective
 from secl_models.method.processes import Processes, launched, start_fabric
 from secl_models.options.errors import InputError
-from secl_models.options.schema import MIXING, RunConfig, save_config
+from secl_models.options.schema import MIXING, RunConfig, to_yaml
 from secl_models.train import run as train
 from tests.models.ranks import SECONDS, finish, start_ranks
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
@@ -233,7 +234,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_sigterm_to_torchrun_leaves_a_run_that_resumes_bit_for_bit(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
     config = set_train(joined(), steps=2000, validate_every=2000, checkpoint_every=2, batch=2, unlabeled_batch=2)
-    save_config(tmp_path / "config.yaml", config)
+    write_text(tmp_path / "config.yaml", to_yaml(config))
     out = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from secl_models.command import cli
 from secl_models.data.cases import DataSet
+from secl_models.data.files import write_text
 from secl_models.method import checkpoint
 from secl_models.method.learner import Learner
-from secl_models.options.schema import save_config
+from secl_models.options.schema import to_yaml
 from tests.models.test_train import CONFIG, write_toy
 
 
@@ -27,7 +28,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 
 def call(toy: DataSet, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error, each on one line."""
-    save_config(out.parent / "toy.yaml", CONFIG)
+    write_text(out.parent / "toy.yaml", to_yaml(CONFIG))
     arguments = ["train", "--data", str(toy.root), "--preset", str(out.parent / "toy.yaml"), "--out", str(out), *more]
     monkeypatch.setattr(sys, "argv", ["secl", *arguments])
     result = CliRunner().invoke(cli.app, arguments)

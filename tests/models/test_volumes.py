@@ -16,7 +16,7 @@ import pytest
 from secl_models.data import volumes
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.layouts import read_data_set
-from secl_models.data.volumes import examine_case, load_volume, save_segmentation, write_atomic
+from secl_models.data.volumes import examine_case, load_volume, save_segmentation
 from secl_models.options.errors import InputError
 
 CLASSES = {200: "edema", 500: "pool", 600: "scar"}
@@ -269,26 +269,6 @@ def test_segmentations_that_are_refused(tmp_path: Path, name: str, label: Any, m
     with pytest.raises(InputError, match=message):
         save_segmentation(tmp_path / name, label, image, CLASSES)
     assert sorted(os.listdir(tmp_path)) == ["i.nii.gz"]
-
-
-def test_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    write_atomic(path, b"old")
-
-    def fail(self: Path, payload: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(payload[:1])
-        raise OSError("disk full")
-
-    def fail_at_the_end(source: Path, target: Path) -> None:
-        raise OSError("disk full")
-
-    for owner, name, failure in ((os, "replace", fail_at_the_end), (Path, "write_bytes", fail)):
-        monkeypatch.setattr(owner, name, failure)
-        with pytest.raises(OSError, match="disk full"):
-            write_atomic(path, b"new")
-        assert path.read_bytes() == b"old"
-        assert os.listdir(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize("name", ["hippocampus", "sarcoma_ct"])
