@@ -223,18 +223,6 @@ def test_studies_that_differ_in_options_alone_are_told_apart() -> None:
     assert [line[0] for line in comparison([*base, *elsewhere])] == ["hippocampus"] * 2 + ["acdc"] * 2
 
 
-def test_the_readme_shows_the_committed_rows() -> None:
-    rows = read_rows(REPOSITORY / "benchmarks" / "results" / "study.csv")
-    assert as_markdown(rows) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_readme_shows_the_committed_cost() -> None:
-    with (REPOSITORY / "benchmarks" / "results" / "study_cost.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    costs = {row["method"]: {stage: float(row[stage.replace(" ", "_")]) for stage in (*STAGES, STEP)} for row in rows}
-    assert cost_markdown(costs) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-
-
 def test_cost_is_the_stages_of_a_step_beside_labels_only(tmp_path_factory: pytest.TempPathFactory) -> None:
     run: TinyRun = tiny_run(tmp_path_factory)
     config = override(run.config, ["train.batch=2"])

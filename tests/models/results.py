@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of benchmarks/results/README.md, made anew from the committed CSV files.
+
+`python -m tests.models.results` prints them, to be pasted where a file has changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from secl_models.study.cost import STAGES, STEP, cost_markdown
+from secl_models.study.rows import BASELINE, STEPS, TIME, Row, read_rows
+from secl_models.study.table import Spread, as_markdown, paired
+from tests.conftest import REPOSITORY
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+SETTINGS = {"ACDC, 1 patient": ("acdc", 1), "ACDC, 3 patients": ("acdc", 3), "hippocampus, 4 cases": ("hippocampus", 4)}
+T_95 = {3: 4.303}
+"""The 97.5 % point of Student's t by the number of seeds: two degrees of freedom for three."""
+OURS = "secl_ops native"
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> str:
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def difference(setting: tuple[str, int], method: str, other: str, budget: str = STEPS) -> Spread:
+    """Dice points of a method above another, last checkpoints, paired by seed."""
+    rows = [row for row in read_rows(RESULTS / "study.csv") if row.checkpoint == "last"]
+
+    def of(name: str, spent: str) -> list[Row]:
+        return [row for row in rows if ((row.data, row.labeled), row.method, row.budget) == (setting, name, spent)]
+
+    spread = paired(of(method, STEPS), of(other, budget))
+    assert spread is not None
+    assert spread.count == 3
+    return spread
+
+
+def signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0")
+
+
+def study_markdown() -> str:
+    """Every method of the study, last checkpoints."""
+    return as_markdown(read_rows(RESULTS / "study.csv"))
+
+
+def cost_of_a_step_markdown() -> str:
+    """What a step of each method costs."""
+    return cost_markdown(
+        {
+            row["method"]: {stage: float(row[stage.replace(" ", "_")]) for stage in (*STAGES, STEP)}
+            for row in table("study_cost.csv")
+        }
+    )
+
+
+def differences_markdown() -> str:
+    """What each ingredient gives: mean ± SD over seeds and its 95 % interval."""
+    pairs = (
+        ("`secl+` - labels-only, equal steps", "secl+", BASELINE, STEPS),
+        ("`secl+` - labels-only, equal time", "secl+", BASELINE, TIME),
+        ("`copy-paste` - labels-only, equal steps: mixing alone", "copy-paste", BASELINE, STEPS),
+        ("`secl+` - `copy-paste`: contrast beside mixing", "secl+", "copy-paste", STEPS),
+        ("`secl` - labels-only, equal steps: contrast without mixing", "secl", BASELINE, STEPS),
+        ("`secl` - `mean-teacher`: contrast in place of consistency", "secl", "mean-teacher", STEPS),
+    )
+    return markdown(
+        ("Dice points, last checkpoint", *SETTINGS),
+        [(name, *(interval(difference(place, *pair)) for place in SETTINGS.values())) for name, *pair in pairs],
+    )
+
+
+def interval(spread: Spread) -> str:
+    assert spread.deviation is not None
+    half = T_95[spread.count] * spread.deviation / math.sqrt(spread.count)
+    low, high = signed(spread.mean - half), signed(spread.mean + half)
+    return f"{signed(spread.mean)} ± {spread.deviation:.1f} [{low}, {high}]"
+
+
+def _time(row: dict[str, str]) -> str:
+    return f"{float(row['p50_ms']):.4g} ({float(row['p20_ms']):.4g} - {float(row['p80_ms']):.4g})"
+
+
+def fastest(rows: list[dict[str, str]], but: str) -> dict[str, str]:
+    """The fastest contender but one; the bare products are no contender."""
+    rivals = [r for r in rows if r["p50_ms"] and r["contender"] != but and not r["contender"].startswith("products")]
+    return min(rivals, key=lambda row: float(row["p50_ms"]))
+
+
+def cases(name: str) -> dict[str, list[dict[str, str]]]:
+    """Rows by case, in the order of the file."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in table(name):
+        found.setdefault(row["case"], []).append(row)
+    return found
+
+
+def published_markdown() -> str:
+    """Ours beside the fastest rival; the cases that we lose come first, then what was left out."""
+    head = ("case", "N x M x D", "`secl_ops` ms", "fastest rival", "rival ms", "times as fast")
+    lines = []
+    for name, rows in cases("cases.csv").items():
+        shape = f"{int(rows[0]['rows']):,} x {int(rows[0]['keys']):,} x {rows[0]['width']}"
+        own = next((row for row in rows if row["contender"] == OURS), None)
+        if own is None:
+            lines.append((math.inf, (name, shape, "", "", "", rows[0]["note"].partition(";")[0])))
+            continue
+        rival = fastest(rows, OURS)
+        ratio = float(rival["p50_ms"]) / float(own["p50_ms"])
+        lines.append((ratio, (name, shape, _time(own), rival["contender"], _time(rival), f"{ratio:.2f}")))
+    return markdown(head, [cells for _, cells in sorted(lines, key=lambda line: line[0])], left=2)
+
+
+def pixel_markdown() -> str:
+    head = ("case", "contender", "ms", "MiB", "rounds")
+    return markdown(
+        head,
+        [
+            (row["case"], row["contender"], _time(row), row["extra_mib"], row["rounds"])
+            for row in table("pixel.csv")
+        ],
+        left=2,
+    )  # fmt: skip
+
+
+def growth_markdown() -> str:
+    """A line for each number of rows, the median time and the memory of every contender."""
+    found = {name: [row for row in rows if row["p50_ms"]] for name, rows in cases("growth.csv").items()}
+    found = {name: rows for name, rows in found.items() if rows}
+    names = [row["contender"] for row in next(iter(found.values()))]
+
+    def cell(row: dict[str, str]) -> str:
+        time = f"{float(row['p50_ms']):.0f}" if float(row["p50_ms"]) >= 100 else f"{float(row['p50_ms']):.3g}"
+        return f"{time} / {float(row['extra_mib']):,.0f}"
+
+    lines = []
+    for rows in found.values():
+        by_name = {row["contender"]: row for row in rows}
+        lines.append((f"{int(rows[0]['rows']):,}", *(cell(by_name[name]) for name in names)))
+    return markdown(("rows, N = M", *names), lines)
+
+
+def memory_markdown() -> str:
+    head = ("contender", "rows that fit 128 MiB", "MiB", "next size tried", "MiB")
+    lines = [
+        (
+            row["contender"],
+            *((f"{int(row['rows']):,}", row["extra_mib"], f"{int(row['next_rows']):,}", row["next_extra_mib"])
+              if row["rows"] else (row["note"].partition(":")[0], "", "", "")),
+        )
+        for row in table("memory.csv")
+    ]  # fmt: skip
+    return markdown(head, lines)
+
+
+def training_markdown() -> str:
+    head = ("setting", "loss", "images/s (lowest - highest)", "s per step", "peak MiB")
+    lines = [
+        (
+            row["setting"],
+            row["loss"],
+            f"{row['images_per_second']} ({row['lowest']} - {row['highest']})",
+            f"{float(row['seconds_per_step']):.2f}",
+            row["peak_mib"],
+        )
+        if row["images"]
+        else (row["setting"], row["loss"], row["note"].partition(";")[0], "", "")
+        for row in table("training.csv")
+    ]
+    return markdown(head, lines, left=2)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "study": study_markdown,
+    "cost": cost_of_a_step_markdown,
+    "differences": differences_markdown,
+    "published": published_markdown,
+    "pixel": pixel_markdown,
+    "growth": growth_markdown,
+    "memory": memory_markdown,
+    "training": training_markdown,
+}
+
+if __name__ == "__main__":
+    for name, make in TABLES.items():
+        print(f"{name}\n\n{make()}")
