@@ -10,7 +10,8 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from secl_models.study.cost import STAGES, STEP, cost_markdown
+from secl_models.method.profiler import STEP
+from secl_models.study.cost import STAGES, cost_markdown
 from secl_models.study.rows import BASELINE, STEPS, TIME, Row, read_rows
 from secl_models.study.table import Spread, as_markdown, paired
 from tests.conftest import REPOSITORY
@@ -32,9 +33,11 @@ def table(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def difference(setting: tuple[str, int], method: str, other: str, budget: str = STEPS) -> Spread:
-    """Dice points of a method above another, last checkpoints, paired by seed."""
-    rows = [row for row in read_rows(RESULTS / "study.csv") if row.checkpoint == "last"]
+def difference(
+    setting: tuple[str, int], method: str, other: str, budget: str = STEPS, checkpoint: str = "last"
+) -> Spread:
+    """Dice points of a method above another, paired by seed."""
+    rows = [row for row in read_rows(RESULTS / "study.csv") if row.checkpoint == checkpoint]
 
     def of(name: str, spent: str) -> list[Row]:
         return [row for row in rows if ((row.data, row.labeled), row.method, row.budget) == (setting, name, spent)]
@@ -88,7 +91,8 @@ def interval(spread: Spread) -> str:
 
 
 def _time(row: dict[str, str]) -> str:
-    return f"{float(row['p50_ms']):.4g} ({float(row['p20_ms']):.4g} - {float(row['p80_ms']):.4g})"
+    median, low, high = (f"{float(row[name]):.4g}" for name in ("p50_ms", "p20_ms", "p80_ms"))
+    return f"{median} ({low} - {high})" if int(row["rounds"]) > 1 else f"{median} (one round)"
 
 
 def fastest(rows: list[dict[str, str]], but: str) -> dict[str, str]:
@@ -122,15 +126,9 @@ def published_markdown() -> str:
 
 
 def pixel_markdown() -> str:
-    head = ("case", "contender", "ms", "MiB", "rounds")
-    return markdown(
-        head,
-        [
-            (row["case"], row["contender"], _time(row), row["extra_mib"], row["rounds"])
-            for row in table("pixel.csv")
-        ],
-        left=2,
-    )  # fmt: skip
+    """The whole step: every contender of every case."""
+    lines = [(row["case"], row["contender"], _time(row), row["extra_mib"]) for row in table("pixel.csv")]
+    return markdown(("case", "contender", "ms", "MiB"), lines, left=2)
 
 
 def growth_markdown() -> str:
@@ -151,19 +149,20 @@ def growth_markdown() -> str:
 
 
 def memory_markdown() -> str:
+    """The most rows of every contender, or why it has none."""
+
+    def cells(row: dict[str, str]) -> tuple[str, ...]:
+        if not row["rows"]:
+            why = row["note"].partition(":")[0]
+            return ("not installed" if why == "ModuleNotFoundError" else why, "", "", "")
+        return (f"{int(row['rows']):,}", row["extra_mib"], f"{int(row['next_rows']):,}", row["next_extra_mib"])
+
     head = ("contender", "rows that fit 128 MiB", "MiB", "next size tried", "MiB")
-    lines = [
-        (
-            row["contender"],
-            *((f"{int(row['rows']):,}", row["extra_mib"], f"{int(row['next_rows']):,}", row["next_extra_mib"])
-              if row["rows"] else (row["note"].partition(":")[0], "", "", "")),
-        )
-        for row in table("memory.csv")
-    ]  # fmt: skip
-    return markdown(head, lines)
+    return markdown(head, [(row["contender"], *cells(row)) for row in table("memory.csv")])
 
 
 def training_markdown() -> str:
+    """Each setting with either loss, or why it was left out."""
     head = ("setting", "loss", "images/s (lowest - highest)", "s per step", "peak MiB")
     lines = [
         (

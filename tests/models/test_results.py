@@ -6,19 +6,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from secl_models.study.rows import BASELINE, STEPS, TIME
 from tests.conftest import REPOSITORY
-from tests.models.results import OURS, RESULTS, SETTINGS, TABLES, cases, difference, fastest, interval, signed
+from tests.models.results import OURS, RESULTS, SETTINGS, TABLES, cases, difference, fastest, interval, signed, table
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 REPORT = (RESULTS / "README.md").read_text(encoding="utf-8")
 
 
-def _means(method: str, other: str, budget: str = STEPS) -> list[str]:
-    return [signed(difference(place, method, other, budget).mean).removeprefix("+") for place in SETTINGS.values()]
+def _means(method: str, other: str, budget: str = STEPS, checkpoint: str = "last") -> list[str]:
+    found = [difference(place, method, other, budget, checkpoint) for place in SETTINGS.values()]
+    return [signed(spread.mean).removeprefix("+") for spread in found]
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
@@ -42,12 +48,36 @@ def test_the_readme_tells_the_truth_about_contrast_in_its_third_line() -> None:
 
 
 def test_the_report_s_answer_is_that_of_its_tables() -> None:
-    answer = " ".join(REPORT.partition("**Answer.**")[2].partition("###")[0].split())
+    answer = _words(REPORT.partition("**Answer.**")[2].partition("###")[0])
     steps, time = _means("secl+", BASELINE), _means("secl+", BASELINE, TIME)
     assert f"gains {steps[0]} Dice points" in answer
     assert f"at equal steps and {time[0]} at equal time;" in answer
     assert f"{steps[1]} and {time[1]} with three; {steps[2]} and {time[2]} with four" in answer
     assert "gains {}, {} and {} points".format(*_means("secl", BASELINE)) in answer
+
+
+def test_the_best_checkpoints_gain_what_the_report_says() -> None:
+    pairs = zip(*(_means("secl+", BASELINE, spent, "best") for spent in (STEPS, TIME)), strict=True)
+    assert "`secl+` gains {} points".format(", ".join(" and ".join(pair) for pair in pairs)) in _words(REPORT)
+
+
+def test_anchors_at_uncertain_pixels_did_on_validation_what_the_report_says() -> None:
+    """The last points of the study's curves are means over its validation patients."""
+    steps = [row for row in table("study_curves.csv") if row["budget"] == STEPS]
+    last = {(row["data"], int(row["labeled"]), row["method"], row["seed"]): float(row["dice"]) for row in steps}
+    said = []
+    for place in SETTINGS.values():
+        tries = [row for row in table("study_tries.csv") if (row["data"], int(row["labeled"])) == place]
+        hard = [
+            float(row["val_dice"])
+            for row in tries
+            if row["options"].endswith("contrast.weight=0.1 contrast.strategy=hard")
+        ]
+        others = [[dice for (*where, name, _), dice in last.items() if (*where, name) == (*place, method)]
+                  for method in ("secl+", "copy-paste")]  # fmt: skip
+        assert [len(values) for values in (hard, *others)] == [3, 3, 3]
+        said.append("{:.1f}, {:.1f} and {:.1f}".format(*map(fmean, (hard, *others))))
+    assert "means of three seeds: {} with one patient; {} with three; {} on".format(*said) in _words(REPORT)
 
 
 def test_the_intervals_that_leave_zero_out_are_those_that_the_report_names() -> None:
