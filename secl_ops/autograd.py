@@ -9,26 +9,8 @@ import torch
 from torch import Tensor
 
 from secl_ops import ops
-from secl_ops.spec import Flag, Pairs
-
-
-class ContrastOptions(NamedTuple):
-    """What of the options the passes need."""
-
-    scale: float
-    flags: Flag
-    normalize: bool
-    reduction: str
-    backend: str
-
-    @property
-    def share(self) -> float:
-        """Power of a temperature tensor that each side of a product takes: half where both sides are the same rows."""
-        return 0.5 if Flag.SELF in self.flags else 1.0
-
-    def teaching(self, keys: bool) -> ContrastOptions:
-        """The same with keys that learn, or that do not."""
-        return self._replace(flags=self.flags | Flag.KEY_GRADIENT if keys else self.flags & ~Flag.KEY_GRADIENT)
+from secl_ops.engines.reference import scaled
+from secl_ops.spec import ContrastSpec, Pairs
 
 
 class Places(NamedTuple):
@@ -36,6 +18,11 @@ class Places(NamedTuple):
 
     anchors: Tensor | None = None
     keys: Tensor | None = None
+
+
+def graphless(*sources: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What a function is applied to: under no_grad without the wish for a gradient, which it would prepare."""
+    return sources if torch.is_grad_enabled() else tuple(None if one is None else one.detach() for one in sources)
 
 
 class Contrast(torch.autograd.Function):
@@ -53,31 +40,33 @@ class Contrast(torch.autograd.Function):
         temperature: Tensor | None,  # one element
         weights: Tensor | None,  # [N]
         pairs: Pairs,
-        options: ContrastOptions,
+        options: ContrastSpec,
         places: Places,
+        ordered: bool,
     ) -> Tensor:
+        of_anchors, of_keys, of_temperature, of_weights = ctx.needs_input_grad[:4]
+        of_anchors, shared = of_anchors or of_temperature, keys is None
         unit, inverse = unit_source(anchors, places.anchors, pairs.anchor_labels, options)
-        shrink = shrink_factor(unit, temperature, options.share)
+        shrink = shrink_factor(unit, temperature, _share(shared))
         rows = folded(unit, shrink)
-        flags = options.flags
-        if Flag.SELF in flags:  # the gradient of shared rows needs every row's log-sum-exp first
-            flags &= ~Flag.ANCHOR_GRADIENT
         key_rows, key_unit, key_inverse, factor = rows, None, None, None
         if keys is not None:
-            key_unit, key_inverse, factor = key_source(keys, places.keys, pairs.key_labels, options)
+            key_unit, key_inverse, factor = key_source(keys, places.keys, pairs.key_labels, of_keys, options)
             key_rows = key_unit.to(rows.dtype)
+        # The gradient of shared rows needs every row's log-sum-exp first.
+        flags = options.flags(shared=shared, anchors=of_anchors and not shared, keys=of_keys, ordered=ordered)
         loss, lse, pull, count, grad_rows = ops.contrast(
-            rows, key_rows, *pairs, factor, None, options.scale, int(flags), options.backend
+            rows, key_rows, *pairs, factor, None, options.scale, flags, options.backend
         )
         value, *factors = ops.reduce(loss, pull, count, weights, options.reduction, options.backend)
-        weighing = (weights, loss, count, value) if ctx.needs_input_grad[3] else (None,) * 4
-        if Flag.KEY_GRADIENT not in flags:  # frozen keys may change before the backward pass, which has no need of them
+        weighing = (weights, loss, count, value) if of_weights else (None,) * 4
+        if not of_keys:  # frozen keys may change before the backward pass, which has no need of them
             key_unit = key_inverse = None
         ctx.save_for_backward(
             unit, inverse, key_unit, key_inverse, temperature, shrink, grad_rows, lse, *factors, *weighing, *places,
             *pairs[:5],
         )  # fmt: skip
-        ctx.options, ctx.range = options, (pairs.positive_start, pairs.negative_stop)
+        ctx.options, ctx.ordered, ctx.range = options, ordered, (pairs.positive_start, pairs.negative_stop)
         ctx.origins = Origin.of(anchors), None if keys is None else Origin.of(keys)
         return value  # type: ignore[no-any-return]
 
@@ -85,38 +74,38 @@ class Contrast(torch.autograd.Function):
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         unit, inverse, key_unit, key_inverse, temperature, shrink, grad_rows, lse, *rest = ctx.saved_tensors
         (factor, push, draw), weighing, places, pairs = rest[:3], rest[3:7], rest[7:9], rest[9:]
-        options: ContrastOptions = ctx.options
+        options: ContrastSpec = ctx.options
+        of_anchors, of_keys, of_temperature, of_weights = ctx.needs_input_grad[:4]
+        shared = ctx.origins[1] is None
         upstream = grad_value.expand(lse.shape)
         rows, grad_keys = folded(unit, shrink), None
         scales: Scales = (factor, upstream)
-        if options.flags & (Flag.SELF | Flag.KEY_GRADIENT):
-            shared = Flag.SELF in options.flags
-            flags = options.flags if shared else options.flags & ~Flag.ANCHOR_GRADIENT
+        if of_keys or (shared and (of_anchors or of_temperature)):
+            flags = options.flags(shared=shared, anchors=shared, keys=of_keys, ordered=ctx.ordered)
             grad_both, grad_keys = ops.contrast_backward(
-                upstream, push, draw, rows, rows if key_unit is None else key_unit.to(rows.dtype), *pairs, *ctx.range,
-                lse, options.scale, int(flags), options.backend,
+                upstream, push, draw, rows, rows if shared else key_unit.to(rows.dtype), *pairs, *ctx.range,
+                lse, options.scale, flags, options.backend,
             )  # fmt: skip
             if shared:
-                grad_rows, scales = grad_both, (None, None)
+                grad_rows, scales = grad_both, None
         grad_anchors, grad_temperature, grad_weights = None, None, None
-        if shrink is not None and (ctx.needs_input_grad[0] or ctx.needs_input_grad[2]):
-            grad_rows, scales = _scaled(grad_rows, *scales), (None, None)
-        if ctx.needs_input_grad[2]:
-            grad_temperature = temperature_gradient(grad_rows, rows, temperature, options)
-        if ctx.needs_input_grad[0]:
+        if shrink is not None and (of_anchors or of_temperature):
+            grad_rows, scales = scaled(grad_rows, scales), None
+        if of_temperature:
+            grad_temperature = temperature_gradient(grad_rows, rows, temperature, _share(shared))
+        if of_anchors:
             grad_rows = grad_rows if shrink is None else grad_rows * shrink
             grad_anchors = to_source(grad_rows, scales, unit, inverse, places[0], ctx.origins[0], options)
-        if ctx.needs_input_grad[1] and grad_keys is not None:
-            none = (None, None)
-            grad_keys = to_source(grad_keys, none, key_unit, key_inverse, places[1], ctx.origins[1], options)
+        if of_keys and grad_keys is not None:
+            grad_keys = to_source(grad_keys, None, key_unit, key_inverse, places[1], ctx.origins[1], options)
         else:
             grad_keys = None
-        if ctx.needs_input_grad[3]:
+        if of_weights:
             grad_weights = weight_gradient(upstream, weighing, options.reduction)
-        return *map(once, (grad_anchors, grad_keys, grad_temperature, grad_weights)), None, None, None
+        return *map(once, (grad_anchors, grad_keys, grad_temperature, grad_weights)), *(None,) * 4
 
 
-Scales = tuple[Tensor | None, Tensor | None]  # [n] factor and upstream number of each row, or neither
+Scales = tuple[Tensor, Tensor] | None  # [n] factor and upstream number of each row
 
 
 class Origin(NamedTuple):
@@ -132,7 +121,7 @@ class Origin(NamedTuple):
 
 
 def unit_source(
-    source: Tensor, place: Tensor | None, labels: Tensor, options: ContrastOptions
+    source: Tensor, place: Tensor | None, labels: Tensor, options: ContrastSpec
 ) -> tuple[Tensor, Tensor | None]:
     """Rows as the loss compares them, and 1 / norm of each where they were normalised."""
     if place is not None:
@@ -145,18 +134,23 @@ def unit_source(
 
 
 def key_source(
-    source: Tensor, place: Tensor | None, labels: Tensor, options: ContrastOptions
+    source: Tensor, place: Tensor | None, labels: Tensor, learns: bool, options: ContrastSpec
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Key rows, 1 / norm of each where they were normalised, and the factor of each where they still are not.
 
     Frozen rows are read where they lie: no unit copy of a queue or of a teacher's rows exists.
     """
-    if place is None and options.normalize and Flag.KEY_GRADIENT not in options.flags:
+    if place is None and options.normalize and not learns:
         return source, None, ops.row_inverse(source, labels, options.backend)
     return *unit_source(source, place, labels, options), None
 
 
-def shrink_factor(unit: Tensor, temperature: Tensor | None, share: float) -> Tensor | None:
+def _share(shared: bool) -> float:
+    """Power of a temperature tensor that each side of a product takes: half where both sides are the same rows."""
+    return 0.5 if shared else 1.0
+
+
+def shrink_factor(unit: Tensor, temperature: Tensor | None, share: float = 1.0) -> Tensor | None:
     """Factor on every row that a temperature tensor asks for, [1, 1]; None without one."""
     if temperature is None:
         return None
@@ -172,17 +166,10 @@ def folded(unit: Tensor, shrink: Tensor | None) -> Tensor:
     return rows if unit.dtype == torch.float16 else rows.to(unit.dtype)
 
 
-def _scaled(grad: Tensor, factor: Tensor | None, upstream: Tensor | None) -> Tensor:
-    """Rows times both numbers of each; a row without a gradient stays without, also under an infinite upstream."""
-    if factor is None or upstream is None:
-        return grad
-    return torch.where(grad == 0, 0.0, grad * (factor * upstream)[:, None])
-
-
-def temperature_gradient(grad_rows: Tensor, rows: Tensor, temperature: Tensor, options: ContrastOptions) -> Tensor:
+def temperature_gradient(grad_rows: Tensor, rows: Tensor, temperature: Tensor, share: float = 1.0) -> Tensor:
     """Gradient of a temperature tensor that is folded into these rows."""
     product = torch.where(grad_rows == 0, 0.0, grad_rows * rows)  # a row that does not count may hold a NaN
-    total = -options.share * product.sum() / temperature.detach().to(grad_rows.dtype)
+    total = -share * product.sum() / temperature.detach().to(grad_rows.dtype)
     return total.reshape(temperature.shape).to(temperature.dtype)
 
 
@@ -203,19 +190,20 @@ def to_source(
     inverse: Tensor | None,  # [n]
     place: Tensor | None,  # [n]
     origin: Origin,
-    options: ContrastOptions,
+    options: ContrastSpec,
 ) -> Tensor:
     """Gradient of what the rows came from, in its dtype and layout."""
+    pair = scales or (None, None)
     if place is not None:
         norm = None if inverse is None else unit
         found: Tensor = ops.gather_backward(
-            grad, *scales, place, norm, inverse, True, origin.size, origin.stride, origin.dtype, options.backend
+            grad, *pair, place, norm, inverse, True, origin.size, origin.stride, origin.dtype, options.backend
         )
         return found
     if inverse is None:
-        found = _scaled(grad, *scales).to(origin.dtype)
+        found = scaled(grad, scales).to(origin.dtype)
     else:
-        found = ops.unit_rows_backward(grad, *scales, unit, inverse, options.backend)
+        found = ops.unit_rows_backward(grad, *pair, unit, inverse, options.backend)
     columnwise = 0 < origin.stride[0] < origin.stride[1]
     return found.t().contiguous().t() if columnwise else found
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from secl_ops import spec
-from secl_ops.autograd import Contrast, ContrastOptions, Places
+from secl_ops.autograd import Contrast, Places, graphless
 from secl_ops.inputs import ContrastInput
 from secl_ops.shards import ContrastParts, contrast_shards
-from secl_ops.spec import ContrastSpec, Flag, Pairs
+from secl_ops.spec import ContrastSpec, Pairs
 
 
 def info_nce(
@@ -91,31 +91,24 @@ def info_nce(
     given.check(options)
     shards = given.arrange()
     if len(shards) > 1:
-        return contrast_shards(given, shards, options).loss
-    flags = options.flags | (Flag.SELF if shards[0].keys is None else Flag(0))
-    return contrast_sources(anchors, *shards[0], flags, options, weights=weights)
+        return contrast_shards(anchors, shards, options, weights=weights).loss
+    return contrast_sources(anchors, *shards[0], options, weights=weights)
 
 
 def contrast_sources(
     anchors: Tensor,  # [N, D], or [B, D, *spatial]
     keys: Tensor | None,  # [M, D], or [B', D, *spatial']; None: the anchors
     pairs: Pairs,
-    flags: Flag,
     options: ContrastSpec,
     *,
     weights: Tensor | None = None,  # [N]
     places: Places = Places(),  # noqa: B008  # immutable
+    ordered: bool = False,
 ) -> Tensor:
     """The loss of checked rows, or of the pixels of checked feature maps at `places`."""
-    learned = options.temperature if isinstance(options.temperature, Tensor) else None
-    if torch.is_grad_enabled():
-        if anchors.requires_grad or (learned is not None and learned.requires_grad):
-            flags |= Flag.ANCHOR_GRADIENT
-        if keys is not None and keys.requires_grad:
-            flags |= Flag.KEY_GRADIENT
-    passes = ContrastOptions(options.scale, flags, options.normalize, options.reduction, options.backend)
+    sources = graphless(anchors, keys, options.learned, weights)
     loss: Tensor = Contrast.apply(  # type: ignore[no-untyped-call]  # torch types no Function
-        anchors, keys, learned, weights, pairs, passes, places
+        *sources, pairs, options, places, ordered
     )
     return loss
 
@@ -191,4 +184,4 @@ def info_nce_parts(
     if lse is not None:
         spec.check_per_anchor("lse", lse, anchors)
         lse = lse.to(torch.float64 if anchors.dtype == torch.float64 else torch.float32)
-    return contrast_shards(given, given.arrange(), options, lse)
+    return contrast_shards(anchors, given.arrange(), options, lse=lse)

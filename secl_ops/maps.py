@@ -16,7 +16,7 @@ from secl_ops.inputs import ContrastInput
 from secl_ops.pixels import PixelSample, draw_pixels, gather_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.shards import contrast_shards
-from secl_ops.spec import ContrastSpec, Flag, Pairs, SampleSpec
+from secl_ops.spec import ContrastSpec, Pairs, SampleSpec
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
 KEY_DRAW = 0x5ECC  # the teacher's pixels are drawn apart from the student's
@@ -106,11 +106,10 @@ def pixel_contrast(
         return _with_queue(features, anchor, key_features, key, queue, contrast)
     if isinstance(temperature, Tensor):
         spec.check_device("temperature", temperature, features, "features")
-    flags = contrast.flags | Flag.ORDERED | (Flag.SELF if key_features is None else Flag(0))
     count = key.label.shape[0]
     pairs = Pairs(anchor.label, key.label, None, None, None, 0, count)
     places = Places(anchor.index, None if key_features is None else key.index)
-    return contrast_sources(features, key_features, pairs, flags, contrast, places=places)
+    return contrast_sources(features, key_features, pairs, contrast, places=places, ordered=True)
 
 
 def _with_queue(
@@ -130,7 +129,7 @@ def _with_queue(
         anchors, [newest, queue.keys.to(newest.dtype)], anchor.label, [key.label, queue.key_labels], exclude=exclude
     )
     given.check(options)
-    loss = contrast_shards(given, given.arrange(), options, flags=Flag.ORDERED).loss
+    loss = contrast_shards(anchors, given.arrange(), options, ordered=True).loss
     queue.enqueue(newest.detach(), key.label)
     return loss
 

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from secl_ops import ops
 from secl_ops.autograd import (
-    ContrastOptions,
     Origin,
-    Scales,
     folded,
+    graphless,
     key_source,
     once,
     shrink_factor,
@@ -32,10 +31,10 @@ from secl_ops.autograd import (
     unit_source,
     weight_gradient,
 )
-from secl_ops.inputs import ContrastInput, Shard
-from secl_ops.spec import ContrastSpec, Flag, Pairs
+from secl_ops.inputs import Shard
+from secl_ops.spec import ContrastSpec, Pairs
 
-FIRST_KEY = 6  # place of the first shard among the arguments of `ShardedContrast`
+FIRST_KEY = 7  # place of the first shard among the arguments of `ShardedContrast`
 
 
 class ContrastParts(NamedTuple):
@@ -65,23 +64,24 @@ class ShardedContrast(torch.autograd.Function):
         known_lse: Tensor | None,  # [N]: in place of the shards' own
         weights: Tensor | None,  # [N]
         pairs: Sequence[Pairs],
-        options: ContrastOptions,
+        options: ContrastSpec,
+        ordered: bool,
         *keys: Tensor,  # [M, D] each
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         unit, inverse = unit_source(anchors, None, pairs[0].anchor_labels, options)
-        shrink = shrink_factor(unit, temperature, options.share)
+        shrink = shrink_factor(unit, temperature)
         rows = folded(unit, shrink)
         learning = ctx.needs_input_grad[-len(keys) :]
         sides = [
-            key_source(key, None, pair.key_labels, options.teaching(learns))
+            key_source(key, None, pair.key_labels, learns, options)
             for key, pair, learns in zip(keys, pairs, learning, strict=True)
         ]
         calls = [
-            _Call(rows, side.to(rows.dtype), pair, factor, options)
+            _Call(rows, side.to(rows.dtype), pair, factor, options, ordered)
             for (side, _, factor), pair in zip(sides, pairs, strict=True)
         ]
-        wanted = bool(options.flags & Flag.ANCHOR_GRADIENT)
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         mean, lse = None, known_lse
         if lse is None:
             lse, mean = _scan(calls, wanted)
@@ -93,7 +93,7 @@ class ShardedContrast(torch.autograd.Function):
             *(side[0] if learns else None for side, learns in zip(sides, learning, strict=True)),
             *(side[1] for side in sides), *(tensor for pair in pairs for tensor in pair[:5]),
         )  # fmt: skip
-        ctx.options, ctx.shards, ctx.known = options, len(keys), known_lse is not None
+        ctx.options, ctx.ordered, ctx.shards, ctx.known = options, ordered, len(keys), known_lse is not None
         ctx.ranges = [(pair.positive_start, pair.negative_stop) for pair in pairs]
         ctx.origins = [Origin.of(source) for source in (anchors, *keys)]
         ctx.mark_non_differentiable(count)
@@ -113,30 +113,30 @@ class ShardedContrast(torch.autograd.Function):
         if ctx.known:
             grad_known, push = push, torch.zeros_like(push)
         grad_keys: list[Tensor | None] = [None] * shards
-        whole: Scales = (None, None)
+        flags = options.flags(keys=True, ordered=ctx.ordered)
         for k in range(shards):
             if not ctx.needs_input_grad[FIRST_KEY + k]:
                 continue
             _, grad = ops.contrast_backward(
                 torch.ones((), dtype=lse.dtype, device=lse.device).expand(lse.shape), push, draw, rows,
                 units[k].to(rows.dtype), *tensors[5 * k : 5 * k + 5], *ctx.ranges[k], lse, options.scale,
-                int(options.flags & ~Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT), options.backend,
+                flags, options.backend,
             )  # fmt: skip
-            grad_keys[k] = once(to_source(grad, whole, units[k], inverses[k], None, ctx.origins[1 + k], options))
+            grad_keys[k] = once(to_source(grad, None, units[k], inverses[k], None, ctx.origins[1 + k], options))
         grad_anchors = grad_temperature = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             grad_rows = (
                 _weighted(near, grad_loss) if mean is None else _weighted(near, grad_loss) + _weighted(mean, push)
             )
             if ctx.needs_input_grad[1]:
-                grad_temperature = once(temperature_gradient(grad_rows, rows, temperature, options))
+                grad_temperature = once(temperature_gradient(grad_rows, rows, temperature))
             if ctx.needs_input_grad[0]:
                 grad_rows = grad_rows if shrink is None else grad_rows * shrink
-                grad_anchors = once(to_source(grad_rows, whole, unit, inverse, None, ctx.origins[0], options))
+                grad_anchors = once(to_source(grad_rows, None, unit, inverse, None, ctx.origins[0], options))
         grad_weights = None
         if ctx.needs_input_grad[3]:
             grad_weights = once(weight_gradient(upstream, weighing, options.reduction))
-        return grad_anchors, grad_temperature, once(grad_known), grad_weights, None, None, *grad_keys
+        return grad_anchors, grad_temperature, once(grad_known), grad_weights, None, None, None, *grad_keys
 
 
 class _Call(NamedTuple):
@@ -146,18 +146,16 @@ class _Call(NamedTuple):
     keys: Tensor
     pairs: Pairs
     factor: Tensor | None
-    options: ContrastOptions
+    options: ContrastSpec
+    ordered: bool
 
-    def run(self, known_lse: Tensor | None, flags: Flag) -> tuple[Tensor, ...]:
+    def run(self, known_lse: Tensor | None, gradient: bool) -> tuple[Tensor, ...]:
+        """The log-sum-exp alone, or the positives at a known one; with its gradient, or without."""
+        flags = self.options.flags(anchors=gradient, scan=known_lse is None, ordered=self.ordered)
         found: tuple[Tensor, ...] = ops.contrast(
-            self.rows, self.keys, *self.pairs, self.factor, known_lse, self.options.scale, int(flags),
-            self.options.backend,
-        )  # fmt: skip
+            self.rows, self.keys, *self.pairs, self.factor, known_lse, self.options.scale, flags, self.options.backend
+        )
         return found
-
-    @property
-    def flags(self) -> Flag:
-        return self.options.flags & (Flag.NEGATIVES | Flag.UNIT | Flag.ORDERED)
 
     @property
     def attracts(self) -> bool:
@@ -167,13 +165,12 @@ class _Call(NamedTuple):
     @property
     def repels(self) -> bool:
         """Whether a key of the shard may be in the denominator."""
-        return self.pairs.negative_stop > 0 or (self.attracts and Flag.NEGATIVES not in self.flags)
+        return self.pairs.negative_stop > 0 or (self.attracts and self.options.denominator == "all")
 
 
 def _scan(calls: Sequence[_Call], wanted: bool) -> tuple[Tensor, Tensor | None]:
     """The log-sum-exp over all shards [N] and, where wanted, its gradient [N, D]."""
-    flags = Flag.SCAN | (Flag.ANCHOR_GRADIENT if wanted else Flag(0))
-    found = [call.run(None, call.flags | flags) for call in calls if call.repels]
+    found = [call.run(None, wanted) for call in calls if call.repels]
     if not found:
         rows, wide = calls[0].rows, calls[0].rows if calls[0].rows.dtype == torch.float64 else calls[0].rows.float()
         empty = wide.new_full((rows.shape[0],), -torch.inf)
@@ -187,8 +184,7 @@ def _scan(calls: Sequence[_Call], wanted: bool) -> tuple[Tensor, Tensor | None]:
 
 def _near(calls: Sequence[_Call], lse: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Loss, pull and count [N] over all positives and, where wanted, the gradient [N, D] at a constant lse."""
-    flags = Flag.ANCHOR_GRADIENT if wanted else Flag(0)
-    found = [call.run(lse, call.flags | flags) for call in calls if call.attracts]
+    found = [call.run(lse, wanted) for call in calls if call.attracts]
     if not found:
         nothing = torch.zeros_like(lse)
         gradient = torch.zeros_like(calls[0].rows, dtype=lse.dtype) if wanted else None
@@ -224,20 +220,18 @@ def _of_counted(number: Tensor, upstream: Tensor) -> Tensor:
 
 
 def contrast_shards(
-    given: ContrastInput,
+    anchors: Tensor,  # [N, D]
     shards: Sequence[Shard],
     options: ContrastSpec,
-    lse: Tensor | None = None,
-    flags: Flag = Flag(0),  # noqa: B008  # immutable
+    *,
+    weights: Tensor | None = None,  # [N]
+    lse: Tensor | None = None,  # [N]
+    ordered: bool = False,
 ) -> ContrastParts:
     """The reduced loss, and log-sum-exp and count of each anchor, over all shards; a given lse replaces theirs."""
-    learned = options.temperature if isinstance(options.temperature, Tensor) else None
-    flags |= options.flags
-    if torch.is_grad_enabled() and (given.anchors.requires_grad or (learned is not None and learned.requires_grad)):
-        flags |= Flag.ANCHOR_GRADIENT
-    keys = [given.anchors if shard.keys is None else shard.keys for shard in shards]
-    own = torch.arange(given.anchors.shape[0], device=given.anchors.device)  # whom an anchor must not see
+    own = torch.arange(anchors.shape[0], device=anchors.device)  # whom an anchor must not see
+    keys = [anchors if shard.keys is None else shard.keys for shard in shards]
     pairs = [shard.pairs if shard.keys is not None else shard.pairs._replace(exclude=own) for shard in shards]
-    passes = ContrastOptions(options.scale, flags, options.normalize, options.reduction, options.backend)
-    found = ShardedContrast.apply(given.anchors, learned, lse, given.weights, pairs, passes, *keys)  # type: ignore[no-untyped-call]
+    given = graphless(anchors, options.learned, lse, weights), graphless(*keys)
+    found = ShardedContrast.apply(*given[0], pairs, options, ordered, *given[1])  # type: ignore[no-untyped-call]
     return ContrastParts(*found)

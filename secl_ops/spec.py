@@ -110,16 +110,38 @@ class ContrastSpec:
             raise ValueError(f"temperature must be finite and above 0; got {self.temperature}")
 
     @property
+    def learned(self) -> Tensor | None:
+        """A temperature tensor, which is folded into the rows; None where the temperature is a number."""
+        return self.temperature if isinstance(self.temperature, Tensor) else None
+
+    @property
     def scale(self) -> float:
         """Factor on <a, k>: 1 / temperature, or 1 where a temperature tensor is folded into the rows."""
         return 1.0 if isinstance(self.temperature, Tensor) else 1.0 / float(self.temperature)
 
-    @property
-    def flags(self) -> Flag:
-        """The bits that depend on options alone."""
-        flags = Flag.NEGATIVES if self.denominator == "negatives" else Flag(0)
-        bounded = self.normalize and not isinstance(self.temperature, Tensor)
-        return flags | (Flag.UNIT if bounded else Flag(0))
+    def flags(
+        self, *, shared: bool = False, anchors: bool = False, keys: bool = False, scan: bool = False,
+        ordered: bool = False,
+    ) -> int:  # fmt: skip
+        """The `Flag` bits of a pass, as the plain number that an op schema carries and that torch.compile can trace.
+
+        Args:
+            shared: The keys are the anchors.
+            anchors: Whether a gradient of the anchors is asked for.
+            keys: The same of the keys.
+            scan: See `Flag.SCAN`.
+            ordered: See `Flag.ORDERED`.
+        """
+        unit = self.normalize and not isinstance(self.temperature, Tensor)
+        return (
+            Flag.NEGATIVES.value * (self.denominator == "negatives")
+            | Flag.SELF.value * shared
+            | Flag.UNIT.value * unit
+            | Flag.ANCHOR_GRADIENT.value * anchors
+            | Flag.KEY_GRADIENT.value * keys
+            | Flag.SCAN.value * scan
+            | Flag.ORDERED.value * ordered
+        )
 
 
 @dataclass(frozen=True)
