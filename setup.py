@@ -225,11 +225,12 @@ def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, A
     """
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
-    class Build(BuildExtension):  # type: ignore[misc]  # torch's build helpers are untyped
+    class Build(BuildExtension):
         """Compiles the CUDA half first, then the C++ sources as torch's own class does."""
 
         def build_extension(self, module: Any) -> None:
-            folder, archs, reason = Path(self.build_temp), [], absence
+            archs: list[str] = []
+            folder, reason = Path(self.build_temp), absence
             if cuda is not None:
                 archs, reason = try_cuda(module, cuda, folder, include_paths(), required)
             write_build_header(folder, archs, reason)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from secl_ops.engines.reference import ContrastState
-from tests.oracle import Call
+from tests.oracle import Call, Separate
 
 
 def rows(n: int, d: int, seed: int) -> torch.Tensor:
@@ -34,9 +34,9 @@ def surrounded(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return view, buffer
 
 
-def separate(n: int, m: int, d: int, seed: int = 0, classes: int = 4, ignored: float = 0.2) -> Call:
+def separate(n: int, m: int, d: int, seed: int = 0, classes: int = 4, ignored: float = 0.2) -> Separate:
     """Anchors and keys of their own."""
-    return Call(
+    return Separate(
         rows(n, d, seed), labels(n, classes, seed, ignored), rows(m, d, seed + 1), labels(m, classes, seed + 1, ignored)
     )
 

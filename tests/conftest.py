@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def pytest_sessionstart() -> None:
         raise pytest.UsageError("SECL_REQUIRE=cuda, and torch sees no CUDA device")
 
 
-def skip_or_fail(lane: str, reason: str) -> None:
+def skip_or_fail(lane: str, reason: str) -> NoReturn:
     """Skip a test whose lane cannot run here, or fail it where SECL_REQUIRE names the lane."""
     if lane in REQUIRED:
         pytest.fail(f"SECL_REQUIRE={lane}, and {reason}")

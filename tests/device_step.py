@@ -42,7 +42,7 @@ class Watched(TorchDispatchMode):
     """Lists the launches of what runs inside, and refuses an operation that waits for the device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch types it not
         self.launches: list[str] = []
 
     def __torch_dispatch__(

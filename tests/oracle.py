@@ -6,12 +6,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 DIFFERENTIABLE = ("anchors", "keys", "positives", "temperature", "weights")
+
+
+def present(value: T | None) -> T:
+    """What the caller knows to be there: an option that its case gives, the gradient of a leaf."""
+    assert value is not None
+    return value
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,18 @@ class Call:
     exclude: Tensor | None = None
     reduction: str = "mean"
 
-    def to(self, dtype: torch.dtype) -> Call:
+    @property
+    def degree(self) -> float:
+        """The temperature as a number."""
+        return float(self.temperature)
+
+    def to(self, dtype: torch.dtype) -> Self:
         """The same call with its rows, weights and a temperature tensor in another dtype."""
         given = {name: getattr(self, name) for name in DIFFERENTIABLE}
-        return replace(self, **{name: value.to(dtype) for name, value in given.items() if isinstance(value, Tensor)})
+        moved: dict[str, Any] = {name: value.to(dtype) for name, value in given.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
-    def leaves(self, names: Sequence[str] = DIFFERENTIABLE) -> tuple[Call, list[Tensor]]:
+    def leaves(self, names: Sequence[str] = DIFFERENTIABLE) -> tuple[Self, list[Tensor]]:
         """The same call with those of its tensors as fresh leaves that require gradients, and those leaves."""
         names = [name for name in names if isinstance(getattr(self, name), Tensor)]
         fresh = {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
@@ -50,28 +63,39 @@ class Call:
         return dict(self.__dict__)
 
 
+@dataclass(frozen=True)
+class Separate(Call):
+    """A call whose keys are not its anchors."""
+
+    keys: Tensor
+    key_labels: Tensor
+
+
 def scalar_loss(call: Call) -> list[float]:
     """Loss of every anchor by the contract's words, one pair at a time."""
     rows = [_row(row, call.normalize) for row in call.anchors.tolist()]
     key_source, key_labels = (call.anchors, call.anchor_labels) if call.keys is None else (call.keys, call.key_labels)
-    keys, labels = [_row(row, call.normalize) for row in key_source.tolist()], key_labels.tolist()
+    keys, labels = [_row(row, call.normalize) for row in key_source.tolist()], present(key_labels).tolist()
     losses = []
     for i, (row, label) in enumerate(zip(rows, call.anchor_labels.tolist(), strict=True)):
         positive, negative = [], []
         for j, (key, other) in enumerate(zip(keys, labels, strict=True)):
             if label < 0 or other < 0 or not _comparable(call, i, j):
                 continue
-            similarity = sum(a * b for a, b in zip(row, key, strict=True)) / call.temperature
+            similarity = sum(a * b for a, b in zip(row, key, strict=True)) / call.degree
             if other != label:
                 negative.append(similarity)
             elif call.positives is None:
                 positive.append(similarity)
         if call.positives is not None:
-            for p, (key, other) in enumerate(zip(call.positives.tolist(), call.positive_labels.tolist(), strict=True)):
-                seen = call.positive_groups is None or int(call.positive_groups[p]) == int(call.anchor_groups[i])
+            prototype_labels = present(call.positive_labels).tolist()
+            for p, (key, other) in enumerate(zip(call.positives.tolist(), prototype_labels, strict=True)):
+                seen = call.positive_groups is None or int(call.positive_groups[p]) == int(
+                    present(call.anchor_groups)[i]
+                )
                 if label >= 0 and other == label and seen:
                     unit = _row(key, call.normalize)
-                    positive.append(sum(a * b for a, b in zip(row, unit, strict=True)) / call.temperature)
+                    positive.append(sum(a * b for a, b in zip(row, unit, strict=True)) / call.degree)
         losses.append(_one_loss(positive, negative, call.denominator))
     return losses
 
@@ -89,7 +113,7 @@ def _comparable(call: Call, i: int, j: int) -> bool:
     if call.anchor_groups is None:
         return True
     key_groups = call.anchor_groups if call.keys is None else call.key_groups
-    return int(call.anchor_groups[i]) == int(key_groups[j])
+    return int(call.anchor_groups[i]) == int(present(key_groups)[j])
 
 
 def _one_loss(positive: list[float], negative: list[float], denominator: str) -> float:
@@ -122,21 +146,24 @@ def dense_loss(call: Call) -> Tensor:
     if keys is None:
         keys, key_labels, groups = call.anchors, call.anchor_labels, call.anchor_groups
     keys = _unit(keys) if call.normalize else keys
+    key_labels = present(key_labels)
     comparable = (call.anchor_labels >= 0)[:, None] & (key_labels >= 0)[None, :]
     if call.keys is None:
         comparable &= ~torch.eye(len(anchors), dtype=torch.bool)
     if call.exclude is not None:
         comparable &= call.exclude[:, None] != torch.arange(len(keys))[None, :]
     if groups is not None:
-        comparable &= call.anchor_groups[:, None] == groups[None, :]
+        comparable &= present(call.anchor_groups)[:, None] == groups[None, :]
     same = call.anchor_labels[:, None] == key_labels[None, :]
     positive, negative = comparable & same, comparable & ~same
     similarity = anchors @ keys.T / call.temperature
     if call.positives is not None:
         prototypes = _unit(call.positives) if call.normalize else call.positives
-        own = (call.anchor_labels[:, None] == call.positive_labels[None, :]) & (call.anchor_labels >= 0)[:, None]
+        own = (call.anchor_labels[:, None] == present(call.positive_labels)[None, :]) & (call.anchor_labels >= 0)[
+            :, None
+        ]
         if call.positive_groups is not None:
-            own &= call.anchor_groups[:, None] == call.positive_groups[None, :]
+            own &= present(call.anchor_groups)[:, None] == call.positive_groups[None, :]
         similarity = torch.cat([similarity, anchors @ prototypes.T / call.temperature], dim=1)
         positive = torch.cat([torch.zeros_like(positive), own], dim=1)
         negative = torch.cat([negative, torch.zeros_like(own)], dim=1)

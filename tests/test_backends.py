@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -14,15 +15,16 @@ from secl_ops import ops
 from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, separate
-from tests.oracle import Call, dense_loss
+from tests.oracle import Call, dense_loss, present
 from tests.oracle import dense as plain
 
+C = TypeVar("C", bound=Call)
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-def on(call: Call, device: str) -> Call:
-    moved = {name: value.to(device) for name, value in call.__dict__.items() if isinstance(value, Tensor)}
-    return replace(call, **moved)
+def on(call: C, device: str) -> C:
+    given: dict[str, Any] = {name: value for name, value in call.__dict__.items() if isinstance(value, Tensor)}
+    return replace(call, **{name: value.to(device) for name, value in given.items()})
 
 
 def run(call: Call, backend: str, device: str) -> tuple[Tensor, list[Tensor]]:
@@ -38,8 +40,8 @@ def check(call: Call, backend: str, device: str) -> None:
     truth, true_gradients = plain(call.to(torch.float64))
     rough, rough_gradients = plain(call)
     assert loss.dtype == (torch.float64 if call.anchors.dtype == torch.float64 else torch.float32)
-    amplification = 4 / call.temperature
-    assert_within_budget("loss", loss, truth, rough, amplification=amplification, magnitude=1 / call.temperature)
+    amplification = 4 / call.degree
+    assert_within_budget("loss", loss, truth, rough, amplification=amplification, magnitude=1 / call.degree)
     for number, gradient in enumerate(gradients):
         assert gradient.dtype == call.anchors.dtype
         assert_within_budget(
@@ -112,11 +114,10 @@ def test_only_the_gradients_asked_for(backend: str, device: str) -> None:
     for name in ("anchors", "keys"):
         moved = on(call, device)
         leaf = getattr(moved, name).clone().requires_grad_()
-        secl_ops.info_nce(**replace(moved, **{name: leaf}).arguments(), backend=backend).backward()
+        secl_ops.info_nce(**{**moved.arguments(), name: leaf}, backend=backend).backward()
         (truth,), (rough,) = (plain(value, (name,))[1] for value in (call.to(torch.float64), call))
-        assert_within_budget(name, leaf.grad.cpu(), truth, rough, amplification=4 / call.temperature)
-        other = moved.keys if name == "anchors" else moved.anchors
-        assert other.grad is None
+        assert_within_budget(name, present(leaf.grad).cpu(), truth, rough, amplification=4 / call.degree)
+        assert (moved.keys if name == "anchors" else moved.anchors).grad is None
 
 
 def test_permuted_input_and_gradient_layout(backend: str, device: str) -> None:
@@ -174,7 +175,7 @@ def test_nan_in_an_anchor_without_a_positive_stays_there(denominator: str, backe
 
 def test_nan_where_nothing_counts_leaves_zero_gradients(backend: str, device: str) -> None:
     call = CASES["no positive"]()
-    keys = call.keys.clone()
+    keys = present(call.keys).clone()
     keys[3] = torch.nan
     loss, gradients = run(replace(call, keys=keys), backend, device)
     assert loss == 0
@@ -212,7 +213,7 @@ def test_a_queue_may_take_rows_before_the_backward_pass(normalize: bool, backend
     )
     queue.enqueue(call.keys, call.key_labels)
     loss.backward()
-    assert leaf.grad.isfinite().all()
+    assert present(leaf.grad).isfinite().all()
 
 
 def test_second_derivative_is_refused(backend: str, device: str) -> None:
@@ -329,12 +330,12 @@ def test_weights_get_their_gradient(backend: str, device: str) -> None:
     for reduction in ("mean", "sum"):
         found = []
         for at, name, dtype in ((device, backend, torch.float32), ("cpu", "reference", torch.float64)):
-            weights = call.weights.to(at, dtype).requires_grad_()
+            weights = present(call.weights).to(at, dtype).requires_grad_()
             moved = on(replace(call.to(dtype), weights=weights, reduction=reduction), at)
             moved = replace(moved, weights=weights)
             loss = secl_ops.info_nce(**moved.arguments(), backend=name)
             found.append(torch.autograd.grad(loss, weights)[0].cpu())
-        moved, weights = call.to(torch.float64), call.weights.double().requires_grad_()
+        moved, weights = call.to(torch.float64), present(call.weights).double().requires_grad_()
         truth = torch.autograd.grad(dense_loss(replace(moved, weights=weights, reduction=reduction)), weights)[0]
         assert_within_budget(reduction, found[0], truth, truth.float(), amplification=40)
         assert_within_budget(reduction, found[1], truth, truth, amplification=40)

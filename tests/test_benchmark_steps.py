@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import baseline, figures, limits, memory, pixel, plot, provenance, published, run, training
+from benchmarks.cases import Answer, Case
 from benchmarks.contenders import BY_ROWS, NATIVE
 from benchmarks.pixel import EAGER, LEAN, LOOP, PixelCase, PixelProblem, pixel_contender
 from tests.conftest import skip_or_fail
@@ -80,7 +81,7 @@ def test_the_pixel_table_has_every_contender(tmp_path: Path, monkeypatch: pytest
     assert rows[LEAN]["note"].startswith("wrong: ")
     assert [provenance.fault(row) for row in rows.values()] == [None] * len(rows)
     monkeypatch.setattr(pixel, "_ours", lambda case, problem, backend: true(case, problem, True))
-    monkeypatch.setattr(pixel, "_truth", lambda *_: pixel.Answer(torch.ones(()), (torch.ones(2, 8, 16, 16),)))
+    monkeypatch.setattr(pixel, "_truth", lambda *_: Answer(torch.ones(()), (torch.ones(2, 8, 16, 16),)))
     with pytest.raises(SystemExit, match="nothing was timed"):
         pixel.admit(FLAT)
 
@@ -111,7 +112,7 @@ def test_a_search_that_time_ends_says_at_least_and_one_that_finds_nothing_says_s
 
 
 def test_the_memory_table_counts_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(case: published.Case, name: str, threads: int, **_: object) -> float:
+    def measured(case: Case, name: str, threads: int, **_: object) -> float:
         if case.rows > 2048:
             raise RuntimeError("no more")
         return case.rows / 64
@@ -218,10 +219,8 @@ def test_a_failure_is_told_in_a_few_words() -> None:
 
 
 def test_small_cases_keep_the_kind() -> None:
-    for case in (*published.CASES, *pixel.CASES):
-        small = case.small()
-        assert replace(small, **{key: getattr(case, key) for key in _sizes(case)}) == case
-
-
-def _sizes(case: object) -> tuple[str, ...]:
-    return ("batch", "size", "classes", "per_class") if isinstance(case, PixelCase) else ("rows", "keys")
+    for case in published.CASES:
+        assert replace(case.small(), rows=case.rows, keys=case.keys) == case
+    for maps in pixel.CASES:
+        grown = replace(maps.small(), batch=maps.batch, size=maps.size, classes=maps.classes)
+        assert replace(grown, per_class=maps.per_class) == maps

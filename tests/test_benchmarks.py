@@ -17,6 +17,7 @@ import secl_ops
 from benchmarks import contenders, gate, limits, measure, packages, provenance, published, rivals, run
 from benchmarks.cases import Answer, Case, Problem, truth
 from benchmarks.contenders import BY_KEYS, BY_ROWS, COMPILED, NATIVE, Step, contender, names
+from tests.budget import assert_within_budget
 from tests.conftest import skip_or_fail
 
 SELF = Case("self", 96, 16, classes=4, denominator="negatives")
@@ -167,7 +168,7 @@ def test_yardsticks_multiply_what_the_loss_must(block: int, monkeypatch: pytest.
 
     def check(case: Case, name: str, place: int, of: Callable[[Tensor, Tensor], Tensor]) -> None:
         exact, usual = (of(*pair).detach() for pair in ((anchors.double(), keys.double()), (anchors, keys)))
-        gate.assert_within_budget(name, contender(case, name)().gradients[place], exact, usual)
+        assert_within_budget(name, contender(case, name)().gradients[place], exact, usual)
 
     for name in (BY_ROWS, BY_KEYS):
         check(FROZEN, name, 0, lambda a, k: a @ k.T @ k)
@@ -175,7 +176,7 @@ def test_yardsticks_multiply_what_the_loss_must(block: int, monkeypatch: pytest.
     check(BOTH, BY_ROWS, 1, lambda a, k: k @ a.T @ a)
     rows = SELF.problem().anchors.detach()
     exact, usual = (2 * each @ each.T @ each for each in (rows.double(), rows))
-    gate.assert_within_budget(BY_ROWS, contender(SELF, BY_ROWS)().gradients[0], exact, usual)
+    assert_within_budget(BY_ROWS, contender(SELF, BY_ROWS)().gradients[0], exact, usual)
     assert [each.flop // (each.pairs * 16) for each in (SELF, FROZEN, BOTH)] == [6, 4, 8]
     assert BY_KEYS not in names(SELF)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_gather(depth: int, dtype: torch.dtype, layout: str, gpu: Any) -> None:
     index = torch.tensor([0, 59, -1, 29, 30, 7, 7, 0, 12])
     for to in DTYPES:
         truth, plain = (reference.gather(features.to(kind), index, True, kind) for kind in (torch.float64, dtype))
-        unit, inverse = repeated(gpu, lambda to=to: native.gather(features, index, True, to))
+        unit, inverse = repeated(gpu, partial(native.gather, features, index, True, to))
         assert_within_budget("unit", unit, truth[0], plain[0].to(to))
         assert_within_budget("inverse", inverse, truth[1], plain[1])
         copied, none = native.gather(features, index, False, to)
@@ -178,7 +179,8 @@ def test_gather_gradient(dtype: torch.dtype, depth: int, layout: str, norm: bool
 
     def run(backend: Any, kind: torch.dtype) -> Tensor:
         along = (unit.to(kind), inverse.to(kind)) if norm else None
-        return backend.gather_backward(grad.to(kind), factors, index, along, unique, like._replace(dtype=kind))
+        found: Tensor = backend.gather_backward(grad.to(kind), factors, index, along, unique, like._replace(dtype=kind))
+        return found
 
     given = (unit, inverse) if norm else None
     found = repeated(gpu, lambda: native.gather_backward(grad, factors, index, given, unique, like))
@@ -205,7 +207,7 @@ def test_draws(shape: tuple[int, ...], strategy: str, dtype: torch.dtype, gpu: A
     labels, eligible, scores = sample_problem(shape, dtype)
     for seed, per_class in ((0, 1), (-5, 31), (2**62, 200)):
         given = (labels, eligible, scores, torch.tensor([seed]), per_class, 7, 3, strategy, 9)
-        index, label = native.sample(*given) if per_class == 1 else repeated(gpu, lambda g=given: native.sample(*g))
+        index, label = native.sample(*given) if per_class == 1 else repeated(gpu, partial(native.sample, *given))
         expected = reference.sample(*given)
         assert torch.equal(label, expected[1])
         drawn, other = (each.view(-1, per_class).sort(dim=1).values for each in (index, expected[0]))

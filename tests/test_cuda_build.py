@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -224,7 +225,7 @@ def test_code_runs_where_it_was_made_for(archs: list[str], capability: tuple[int
 
 
 @pytest.fixture
-def on_gpu(built: None, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def on_gpu(built: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A machine with an H100 and a build for it, as far as questions go."""
     monkeypatch.setattr(library, "cuda_absence", lambda: None)
     monkeypatch.setattr(library, "cuda_archs", lambda: ("80", "90a"))
@@ -262,7 +263,10 @@ def test_objections_on_a_gpu(on_gpu: pytest.MonkeyPatch) -> None:
 def test_auto_takes_a_cuda_kernel_only_where_a_gpu_has_shown_it_right_and_faster(on_gpu: pytest.MonkeyPatch) -> None:
     on_gpu.setattr(select.MODULES["triton"], "objections", lambda device, dtype, operation: [])
     place = torch.device("cuda", 0)
-    taken = lambda dtype, operation, width: select.select("auto", place, dtype, operation, width)  # noqa: E731
+
+    def taken(dtype: torch.dtype, operation: str, width: int) -> object:
+        return select.select("auto", place, dtype, operation, width)
+
     assert taken(torch.bfloat16, "info_nce", 128) is select.MODULES["triton"]
     on_gpu.setattr(select, "VERIFIED", frozenset({("90", "bfloat16", 128, "info_nce")}))
     assert taken(torch.bfloat16, "info_nce", 128) is native

@@ -158,11 +158,10 @@ def test_weights_of_any_size(dtype: torch.dtype, hopper: Any) -> None:
     state = reference.contrast_forward(anchors.double(), keys.double(), pairs, 10.0, Flag.UNIT)
     push, share = push_and_draw(state)
     for weights in (torch.logspace(-20, 20, 300), torch.logspace(25, -5, 300), torch.full((300,), 1e-30)):
-        wide = (weights.double(), push, share)
         truth, plain = (
             reference.contrast_backward(
-                tuple(factor.to(kind) for factor in wide), anchors.to(kind), keys.to(kind), pairs, state.lse.to(kind),
-                10.0, Flag.UNIT | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT,
+                (weights.to(kind), push.to(kind), share.to(kind)), anchors.to(kind), keys.to(kind), pairs,
+                state.lse.to(kind), 10.0, Flag.UNIT | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT,
             )
             for kind in (torch.float64, torch.float32)
         )  # fmt: skip
@@ -215,11 +214,11 @@ def test_nothing_is_read_outside_the_rows(width: int, hopper: Any) -> None:
     for side, labels in zip(rows, pairs[:2], strict=True):
         side[labels < 0] = torch.nan
     alone = Problem(rows[0], rows[1], pairs, 10.0, Flag.UNIT).run(native)
-    views, buffers = zip(*map(surrounded, rows), strict=True)
-    fields = [surrounded(value)[0] if isinstance(value, Tensor) else value for value in pairs]
-    assert same(Problem(*views, Pairs(*fields), 10.0, Flag.UNIT).run(native), alone)
+    (anchors, before), (keys, after) = map(surrounded, rows)
+    fields: list[Any] = [surrounded(value)[0] if isinstance(value, Tensor) else value for value in pairs]
+    assert same(Problem(anchors, keys, Pairs(*fields), 10.0, Flag.UNIT).run(native), alone)
     assert all(values.isfinite().all() for values in alone if values.ndim == 2)
-    assert all(buffer[:80].isnan().all() and buffer[-80:].isnan().all() for buffer in buffers)
+    assert all(buffer[:80].isnan().all() and buffer[-80:].isnan().all() for buffer in (before, after))
 
 
 @pytest.mark.parametrize("flags", MODES, ids=str)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def _runs() -> None:
         skip_or_fail("triton", "; ".join(reasons))
 
 
-def launches(*, teacher: bool, **options: object) -> list[str]:
+def launches(*, teacher: bool, **options: Any) -> list[str]:
     """What a step and its backward pass launch; seed and upstream gradient are there, as from a term above."""
     generator = torch.Generator().manual_seed(0)
     features, keys = (torch.randn(2, 16, 6, 7, generator=generator).to(DEVICE) for _ in range(2))
@@ -73,7 +74,7 @@ def test_sorting_does_not_wait_for_the_device(kind: str, grouped: bool) -> None:
     with fake_cuda() as (mode, tape):
         anchors, *keys = (torch.empty(rows, 16, device="cuda").requires_grad_() for rows in (40, 70, 30))
         labels, *key_labels = (torch.zeros(rows, dtype=torch.int64, device="cuda") for rows in (40, 70, 30))
-        given: dict[str, object] = {"anchor_labels": labels, "anchor_groups": labels if grouped else None}
+        given: dict[str, Any] = {"anchor_labels": labels, "anchor_groups": labels if grouped else None}
         if kind != "self":
             sides = {"keys": keys, "key_labels": key_labels, "key_groups": key_labels if grouped else None}
             given |= {name: side[0] if side and kind == "keys" else side for name, side in sides.items()}

@@ -128,7 +128,8 @@ def test_every_module_is_found_by_its_dotted_name(path: Path) -> None:
     name = module_name(path)
     if name == "secl_models.__main__" or name.startswith("benchmarks"):
         return
-    exec(f"import {name} as found", space := {})
+    space: dict[str, object] = {}
+    exec(f"import {name} as found", space)
     assert space["found"] is sys.modules[name]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_a_wrong_native_kernel_is_written_down_as_wrong(tmp_path: Path, monkeypa
 
 @pytest.mark.usefixtures("interpreted")
 def test_what_does_not_run_is_printed_and_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken(_: str) -> object:
+    def broken(_: str) -> NoReturn:
         raise RuntimeError("no kernel image")
 
     good = native_cuda.contrasting(Case("self", 24, 16))

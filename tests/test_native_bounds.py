@@ -105,5 +105,5 @@ def test_every_pair_of_blocks_meets_once(flags: Flag, n: int) -> None:
         factors = (upstream.to(dtype), *push_and_draw(state))
         gradient = backend.contrast_backward(factors, values, values, pairs, state.lse, 5.0, flags)[0]
         found.append((state.loss, gradient))
-    for name, *values in zip(("loss", "gradient"), *found, strict=True):
-        assert_within_budget(name, *values, amplification=20, magnitude=5.0 if name == "loss" else 0.0)
+    for name, *each in zip(("loss", "gradient"), *found, strict=True):
+        assert_within_budget(name, *each, amplification=20, magnitude=5.0 if name == "loss" else 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def permuted(value: Tensor) -> Tensor:
     return value.T.contiguous().T
 
 
-def contrast_arguments(flags: Flag, permute: bool) -> tuple[object, ...]:
+def contrast_arguments(flags: Flag, permute: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     call = separate(9, 13, 8)
     anchors, keys = (permuted(value) if permute else value for value in (call.anchors, call.keys))
     pairs = (
@@ -37,7 +38,7 @@ def contrast_arguments(flags: Flag, permute: bool) -> tuple[object, ...]:
         0,
         13,
     )
-    return (anchors, keys, *pairs), (None, None, 10.0, int(flags), "auto")  # type: ignore[return-value]
+    return (anchors, keys, *pairs), (None, None, 10.0, int(flags), "auto")
 
 
 @pytest.mark.parametrize("permute", [False, True])
@@ -91,8 +92,8 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 def test_info_nce_compiles_to_one_graph_for_any_size(denominator: str) -> None:
-    for build in (lambda n: separate(n, n + 5, 8), lambda n: alone(n, 8)):
-        calls = [replace(build(n), denominator=denominator) for n in (12, 23)]
+    for kind in ([separate(n, n + 5, 8) for n in (12, 23)], [alone(n, 8) for n in (12, 23)]):
+        calls = [replace(call, denominator=denominator) for call in kind]
 
         def loss(anchors: Tensor, anchor_labels: Tensor, keys: Tensor | None, key_labels: Tensor | None) -> Tensor:
             return secl_ops.info_nce(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -127,7 +128,8 @@ def run(drawn: Drawn, backend: str, device: str) -> tuple[Tensor, list[Tensor]]:
             buffers.append((buffer, buffer.clone()))
         elif name == "temperature":
             moved = moved.to(drawn.temperature_dtype)
-        call = replace(call, **{name: moved.detach().requires_grad_(name in drawn.learning)})
+        change: dict[str, Any] = {name: moved.detach().requires_grad_(name in drawn.learning)}
+        call = replace(call, **change)
     arguments = call.arguments()
     if drawn.cut is not None:
         for name in ("keys", "key_labels", "key_groups"):
@@ -186,7 +188,7 @@ def check(drawn: Drawn, backend: str, device: str) -> None:
         assert_within_budget(name, *found, amplification=4 * peak, magnitude=terms[name])
 
 
-def every_example(backend: str, count: int, *dtypes: torch.dtype) -> Any:
+def every_example(backend: str, count: int, *dtypes: torch.dtype) -> Callable[[Callable[[Drawn], None]], Any]:
     """Decorators of a test over all calls, the same ones each time; a failing one is made small."""
     drawn = calls(WIDEST[backend], dtypes) if dtypes else calls(WIDEST[backend])
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -241,7 +243,9 @@ def test_refused_combinations(change: dict[str, Any], message: str) -> None:
             positive_groups=None, anchor_groups=None, key_groups=None, exclude=None,
         )  # fmt: skip
         secl_ops.info_nce(**bare.arguments())
-        given = {name: beside.get(value) if isinstance(value, str) else value for name, value in change.items()}
+        given: dict[str, Any] = {
+            name: beside.get(value) if isinstance(value, str) else value for name, value in change.items()
+        }
         with pytest.raises(ValueError, match=message):
             secl_ops.info_nce(**replace(bare, **given).arguments())
 

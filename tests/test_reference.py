@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 import secl_ops
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, separate
-from tests.oracle import DIFFERENTIABLE, Call, dense_loss, scalar_loss
+from tests.oracle import DIFFERENTIABLE, Call, dense_loss, present, scalar_loss
 
 
 def reference(call: Call) -> torch.Tensor:
@@ -26,7 +27,7 @@ def reference(call: Call) -> torch.Tensor:
 def test_loss_of_each_anchor_equals_scalar_loops(name: str, denominator: str) -> None:
     call = replace(CASES[name](), denominator=denominator, reduction="none", weights=None).to(torch.float64)
     expected = torch.tensor(scalar_loss(call), dtype=torch.float64)
-    assert_within_budget(name, reference(call), expected, dense_loss(call), amplification=1 / call.temperature)
+    assert_within_budget(name, reference(call), expected, dense_loss(call), amplification=1 / call.degree)
 
 
 def test_closed_forms() -> None:
@@ -51,7 +52,8 @@ def test_gradients_equal_finite_differences(name: str, denominator: str) -> None
     _, leaves = call.leaves(names)
 
     def loss(*values: torch.Tensor) -> torch.Tensor:
-        return reference(replace(call, **dict(zip(names, values, strict=True))))
+        changes: dict[str, Any] = dict(zip(names, values, strict=True))
+        return reference(replace(call, **changes))
 
     assert torch.autograd.gradcheck(loss, leaves, fast_mode=True)
 
@@ -77,7 +79,7 @@ def test_weights_get_their_gradient() -> None:
     def loss(weights: torch.Tensor) -> torch.Tensor:
         return reference(replace(call, weights=weights))
 
-    assert torch.autograd.gradcheck(loss, call.weights.double().requires_grad_())
+    assert torch.autograd.gradcheck(loss, present(call.weights).double().requires_grad_())
 
 
 @settings(max_examples=60, deadline=None)

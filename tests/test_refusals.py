@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 import secl_ops
 from secl_ops.engines import reference
 
+untyped: Any = secl_ops  # what mypy would refuse is refused at run time too
 A, Y = torch.ones(4, 3), torch.tensor([0, 0, 1, 1])
 K, Z = torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 1])
 F, MAP = torch.ones(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
@@ -18,17 +20,17 @@ F, MAP = torch.ones(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
 
 def loss(anchors: object = A, keys: object = None, **options: object) -> Callable[[], object]:
     given = {"anchor_labels": Y, **options}
-    return lambda: secl_ops.info_nce(anchors, keys, **given)
+    return lambda: untyped.info_nce(anchors, keys, **given)
 
 
 def pixels(labels: object = MAP, per_class: object = 2, **options: object) -> Callable[[], object]:
     given = {"num_classes": 2, "seed": 0, **options}
-    return lambda: secl_ops.sample_pixels(labels, per_class, **given)
+    return lambda: untyped.sample_pixels(labels, per_class, **given)
 
 
 def maps(features: object = F, labels: object = MAP, *keys: object, **options: object) -> Callable[[], object]:
     given = {"per_class": 2, "num_classes": 2, "seed": 0, **options}
-    return lambda: secl_ops.pixel_contrast(features, labels, *keys, **given)
+    return lambda: untyped.pixel_contrast(features, labels, *keys, **given)
 
 
 REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
@@ -103,12 +105,12 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         lambda: secl_ops.gather_pixels(F, torch.tensor([1, 3, 3]), unique=True, validate=True), ValueError,
         "index must name no pixel twice under unique=True; got 3 twice",
     ),
-    ("gather norm", lambda: secl_ops.gather_pixels(F, Y, normalize=1), TypeError, "normalize must be a bool; got int"),
+    ("gather norm", lambda: untyped.gather_pixels(F, Y, normalize=1), TypeError, "normalize must be a bool; got int"),
     ("gather dtype", lambda: secl_ops.gather_pixels(F, Y, dtype=torch.int32), TypeError, "dtype must be None or float"),
     ("no channel", maps(F[:, :0], MAP), ValueError, "features must have at least one channel"),
     ("grid rank", lambda: secl_ops.pool_regions(F, (2,)), ValueError, "grid must have one number per spatial axis"),
     ("grid fine", lambda: secl_ops.pool_regions(F, (2, 5)), ValueError, r"grid must not be finer than the map"),
-    ("grid kind", lambda: secl_ops.pool_regions(F, 2), TypeError, "grid must be a sequence"),
+    ("grid kind", lambda: untyped.pool_regions(F, 2), TypeError, "grid must be a sequence"),
     ("grid zero", lambda: secl_ops.pool_regions(F, (2, 0)), ValueError, "grid must be at least 1; got 0"),
     ("class count", lambda: secl_ops.class_means(A, Y, 0), ValueError, "num_classes must be at least 1; got 0"),
     ("float labels", pixels(MAP.float()), TypeError, "labels must hold integers; got torch.float32; cast it"),
@@ -131,8 +133,8 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("queue kind", maps(queue=[1]), TypeError, "queue must be a ClassQueue; got list"),
     ("queue classes", maps(queue=secl_ops.ClassQueue(3, 2, 3)), ValueError, "queue must hold num_classes=2 classes"),
     ("queue map", maps(queue=secl_ops.ClassQueue(2, 2, 5)), ValueError, "queue must be as wide as features, 3"),
-    ("module seed", lambda: secl_ops.PixelContrastLoss(2, 2, seed=1.5), TypeError, "seed must be an int; got float"),
-    ("module queue", lambda: secl_ops.PixelContrastLoss(2, 2, queue=1), TypeError, "queue must be a ClassQueue"),
+    ("module seed", lambda: untyped.PixelContrastLoss(2, 2, seed=1.5), TypeError, "seed must be an int; got float"),
+    ("module queue", lambda: untyped.PixelContrastLoss(2, 2, queue=1), TypeError, "queue must be a ClassQueue"),
     ("validate kind", loss(validate=1), TypeError, "validate must be a bool; got int"),
     ("temperature kind", loss(temperature=torch.ones(1).to(torch.float8_e5m2)), ValueError, "dtype torch.float8_e5m2"),
     ("draws", pixels(per_class=2**30), ValueError, r"B \* num_classes \* per_class must stay below 2\^31; got 42949"),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from scipy import stats
@@ -29,7 +31,7 @@ def maps(seed: int = 0, shape: tuple[int, ...] = (3, 9, 11), classes: int = 3) -
     return torch.randint(-1, classes, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def flat_draw(labels: Tensor, per_class: int, classes: int, **options: object) -> Tensor:
+def flat_draw(labels: Tensor, per_class: int, classes: int, **options: Any) -> Tensor:
     """Drawn pixels [C, B, K], -1 where there was none, after checking what holds for every draw."""
     sample = secl_ops.sample_pixels(labels, per_class, num_classes=classes, **options)
     assert sample.index.dtype == torch.int64
@@ -109,7 +111,7 @@ def test_every_eligible_pixel_of_each_class_is_equally_likely(strategy: str, sam
     scores = torch.arange(63.0).view(7, 9) if strategy == "hard" else None
     hits = torch.zeros(63)
     for seed in range(draws):
-        many = {
+        many: dict[str, Any] = {
             "eligible": eligible.expand(images, 7, 9),
             "scores": None if scores is None else scores.expand(images, 7, 9),
         }
@@ -170,7 +172,10 @@ def test_stratified_draws_are_spread(sampler: str) -> None:
 
 def test_seeds(sampler: str) -> None:
     labels = maps()
-    draw = lambda seed: secl_ops.sample_pixels(labels, 4, num_classes=3, seed=seed, backend=sampler).index  # noqa: E731
+
+    def draw(seed: int | Tensor) -> Tensor:
+        return secl_ops.sample_pixels(labels, 4, num_classes=3, seed=seed, backend=sampler).index
+
     assert torch.equal(draw(3), draw(3))
     assert torch.equal(draw(3), draw(torch.tensor([3])))
     assert not torch.equal(draw(3), draw(4))
@@ -180,7 +185,7 @@ def test_seeds(sampler: str) -> None:
 def test_backends_that_sample_agree(sampler: str) -> None:
     labels = maps(shape=(2, 13, 17))
     for strategy in STRATEGIES:
-        options = {"num_classes": 3, "seed": 11, "strategy": strategy}
+        options: dict[str, Any] = {"num_classes": 3, "seed": 11, "strategy": strategy}
         truth = secl_ops.sample_pixels(labels, 6, **options, backend="reference").index.view(-1, 6)
         found = secl_ops.sample_pixels(labels, 6, **options, backend=sampler).index.view(-1, 6)
         if sampler != "triton":

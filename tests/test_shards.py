@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 import secl_ops
 from tests.budget import assert_within_budget
 from tests.cases import labels, rows, separate
-from tests.oracle import Call
-from tests.test_backends import on, plain
+from tests.oracle import Call, Separate, present
+from tests.oracle import dense as plain
+from tests.test_backends import on
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 LEARNING = ("anchors", "keys")
@@ -25,7 +27,7 @@ def pieces(value: Tensor) -> list[Tensor]:
     return [value[begin:end] for begin, end in itertools.pairwise(CUTS)]
 
 
-def joined(denominator: str) -> Call:
+def joined(denominator: str) -> Separate:
     call = separate(31, 45, 16, 3)
     return replace(
         call, denominator=denominator, anchor_groups=labels(31, 2, 8), key_groups=labels(45, 2, 9),
@@ -33,10 +35,10 @@ def joined(denominator: str) -> Call:
     )  # fmt: skip
 
 
-def in_pieces(call: Call) -> dict[str, object]:
+def in_pieces(call: Separate) -> dict[str, Any]:
     """Keywords of `info_nce` with the keys cut, and leaves of their own."""
     shards = [piece.detach().clone().requires_grad_() for piece in pieces(call.keys)]
-    cut = {"keys": shards, "key_labels": pieces(call.key_labels)}
+    cut: dict[str, Any] = {"keys": shards, "key_labels": pieces(call.key_labels)}
     if call.key_groups is not None:
         cut["key_groups"] = pieces(call.key_groups)
     return {**call.arguments(), **cut}
@@ -48,8 +50,8 @@ def compare(call: Call, loss: Tensor, gradients: list[Tensor]) -> None:
     values = zip((loss, *gradients), (truth, *true_gradients), (rough, *rough_gradients), strict=True)
     for number, (actual, true, near) in enumerate(values):
         assert_within_budget(
-            f"output {number}", actual.detach().cpu(), true, near, amplification=4 / call.temperature,
-            magnitude=0 if number else 1 / call.temperature,
+            f"output {number}", actual.detach().cpu(), true, near, amplification=4 / call.degree,
+            magnitude=0 if number else 1 / call.degree,
         )  # fmt: skip
 
 
@@ -73,20 +75,20 @@ def test_places_merge_to_the_joined_loss(denominator: str, backend: str, device:
     call = replace(joined(denominator), exclude=None, weights=None, reduction="none")
     moved = on(call, device)
     anchors, keys = (value.clone().requires_grad_() for value in (moved.anchors, moved.keys))
-    common = {
+    common: dict[str, Any] = {
         "anchor_labels": moved.anchor_labels, "anchor_groups": moved.anchor_groups, "denominator": denominator,
         "backend": backend,
     }  # fmt: skip
-    places = [
+    places: list[dict[str, Any]] = [
         {"keys": part, "key_labels": part_labels, "key_groups": groups}
         for part, part_labels, groups in zip(
-            pieces(keys), pieces(moved.key_labels), pieces(moved.key_groups), strict=True
+            pieces(keys), pieces(moved.key_labels), pieces(present(moved.key_groups)), strict=True
         )
     ]
     found = [secl_ops.info_nce_parts(anchors, **place, **common) for place in places]
     lse = torch.stack([part.lse for part in found]).logsumexp(0)
     parts = [secl_ops.info_nce_parts(anchors, **place, **common, lse=lse) for place in places]
-    count = sum(part.count for part in parts)
+    count = torch.stack([part.count for part in parts]).sum(0)
     loss = sum(part.loss * part.count for part in parts) / count.clamp(min=1)
     assert all(torch.equal(part.lse, lse) for part in parts)
     compare(call, loss, list(torch.autograd.grad(loss.sum(), [anchors, keys])))

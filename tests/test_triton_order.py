@@ -202,8 +202,8 @@ def test_frozen_keys_when_sorted(name: str, pieces: int) -> None:
     truth = frozen(call, parts, "reference", torch.float64)
     for title, actual, exact, plain in zip(("loss", "gradient"), found, truth, rough, strict=True):
         assert_within_budget(
-            title, actual, exact, plain, amplification=4 / call.temperature,
-            magnitude=1 / call.temperature if title == "loss" else 0.0,
+            title, actual, exact, plain, amplification=4 / call.degree,
+            magnitude=1 / call.degree if title == "loss" else 0.0,
         )  # fmt: skip
 
 

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,11 +42,12 @@ PAIRS = (LABELS, LABELS, None, None, None, 0, 4)
 
 def back(**changes: object) -> torch.Tensor:
     """The gradient of a map from that of four of its pixels, on the reference."""
-    given = {
+    given: dict[str, Any] = {
         "grad": ROWS, "factor": None, "upstream": None, "index": LABELS.long(), "unit": None, "inverse": None,
         "unique": False, "size": [1, 3, 4], "stride": [12, 4, 1], "dtype": torch.float32, "backend": "reference",
     }  # fmt: skip
-    return ops.gather_backward(**given | changes)
+    found: torch.Tensor = ops.gather_backward(**given | changes)
+    return found
 
 
 RAW = [
@@ -125,7 +128,7 @@ RAW = [
 
 
 @pytest.mark.parametrize(("call", "message"), [row[1:] for row in RAW], ids=[row[0] for row in RAW])
-def test_a_raw_operation_refuses_what_its_kernel_would_read_past(call: object, message: str) -> None:
+def test_a_raw_operation_refuses_what_its_kernel_would_read_past(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 

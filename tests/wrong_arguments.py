@@ -88,7 +88,7 @@ def _public() -> list[Target]:
         "temperature": 0.1, "denominator": "all", "normalize": True, "reduction": "mean", "backend": "auto",
         "validate": False,
     }  # fmt: skip
-    info = {
+    info: dict[str, Any] = {
         "anchors": rows, "keys": keys, "anchor_labels": labels, "key_labels": key_labels, "weights": torch.ones(4),
         "positives": None, "positive_labels": None, "positive_groups": None, "anchor_groups": labels,
         "key_groups": key_labels, "exclude": labels, **contrasting,

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import secl_models.train.run
 from secl_models.command import cli
 from secl_models.command.doctor import Finding, examine, findings_table
-from secl_models.study.runs import Row, write_rows
+from secl_models.study.rows import Row, write_rows
 from tests.models.runs import TINY, TinyRun, tiny_run
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "check", "doctor", "study")

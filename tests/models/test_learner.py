@@ -290,7 +290,7 @@ def test_a_step_costs_a_tenth_more_than_its_networks(
     config = set_train(CONFIG, batch=8, unlabeled_batch=8)
     config = replace(config, network=replace(config.network, channels=(16, 32, 64, 128), projection=128))
     config = replace(config, data=replace(config.data, patch=(48, 64)), contrast=replace(config.contrast, per_class=8))
-    monkeypatch.setattr(stages.time, "perf_counter", time.process_time)
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
     ours, ratios = learner(config, toy), []
     ours.step(1.0)
     for _ in range(7):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,6 @@ from monai.inferers.utils import sliding_window_inference
 from typer.testing import CliRunner
 
 from secl_models.command import cli
-from secl_models.data import probabilities
 from secl_models.data.cases import Case
 from secl_models.data.volumes import Volume
 from secl_models.inference import windows as inference
@@ -135,7 +135,7 @@ def test_an_interruption_leaves_nothing(when: str, tmp_path: Path, monkeypatch: 
         calls = iter(range(100))
         monkeypatch.setattr(inference._Windows, "__call__", second)
     else:
-        monkeypatch.setattr(probabilities.shutil, "copyfileobj", stop)
+        monkeypatch.setattr(shutil, "copyfileobj", stop)
     result = CliRunner().invoke(cli.app, [*map(str, arguments), "--probabilities"])
     assert result.exit_code == (2 if when == "disk" else 130)
     assert ("No space left" if when == "disk" else "Stopped.") in result.stderr

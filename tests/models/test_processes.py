@@ -42,6 +42,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSet, Split]:
     return data, make_split(data, 2, 0)
 
 
+def run_of_each(config: RunConfig, data: tuple[DataSet, Split], out: Path, **options: Any) -> Callable[[int], object]:
+    """A run as what each rank does."""
+    return lambda rank: run(config, data, out, **options)
+
+
 def joined(**contrast: Any) -> RunConfig:
     """Every term from the first step on, and two taps; the queue overflows."""
     config = set_train(CONFIG, warm_start=0.0, batch=4, unlabeled_batch=4, steps=6)
@@ -148,9 +153,7 @@ def test_two_processes_resume_bit_for_bit_and_only_the_first_writes(
 
     monkeypatch.setattr(checkpoint, "save", of_rank_zero)
     for folder, options in (("whole", {}), ("broken", {"max_steps": 4}), ("broken", {"resume": True})):
-        ranks = start_ranks(
-            2, lambda rank, folder=folder, options=options: run(config, toy, tmp_path / folder, **options)
-        )
+        ranks = start_ranks(2, run_of_each(config, toy, tmp_path / folder, **options))
         assert [finish(rank) for rank in ranks] == [0, 0]
     ours, theirs = (checkpoint.load(tmp_path / name) for name in ("broken", "whole"))
     for clock in ("seconds", "processor_seconds"):
@@ -250,9 +253,7 @@ def test_sigterm_to_torchrun_leaves_a_run_that_resumes_bit_for_bit(toy: tuple[Da
     kept = checkpoint.load(out)["step"]
     assert 0 < kept < 2000
     for folder, options in ((out, {"resume": True}), (tmp_path / "whole", {})):
-        ranks = start_ranks(
-            2, lambda rank, folder=folder, options=options: run(config, toy, folder, max_steps=kept + 2, **options)
-        )
+        ranks = start_ranks(2, run_of_each(config, toy, folder, max_steps=kept + 2, **options))
         assert [finish(rank) for rank in ranks] == [0, 0]
     ours, theirs = (checkpoint.load(folder) for folder in (out, tmp_path / "whole"))
     for clock in ("seconds", "processor_seconds"):

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from secl_models.data.sampling import Share
 from secl_models.data.splits import make_split
+from secl_models.method.processes import start_fabric
 from secl_models.method.profiler import STEP
 from secl_models.options.errors import InputError
 from secl_models.options.schema import override
@@ -260,11 +261,11 @@ def test_cost_is_measured_in_the_precision_of_the_run(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run: TinyRun = tiny_run(tmp_path_factory)
-    asked, start = [], study_cost.start_fabric
+    asked = []
 
     def watched(device: torch.device, precision: str, share: Share) -> Fabric:
         asked.append(precision)
-        return start(device, precision, share)
+        return start_fabric(device, precision, share)
 
     monkeypatch.setattr(study_cost, "start_fabric", watched)
     config = override(run.config, ["train.precision=bf16-mixed"])
