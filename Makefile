@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 READY := $(VENV)/.ready
+LANE := build/torch-$(TORCH)
 
-.PHONY: help setup demo test test-gpu sanitize lint bench clean
+.PHONY: help setup demo test test-torch test-gpu sanitize lint bench clean
 
 help:            ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
@@ -30,6 +31,18 @@ demo: setup      ## Make a phantom data set, train on three labelled cases, segm
 
 test: setup lint ## Style, types and every test that runs without a GPU
 	@SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} $(BIN)/python -m pytest -q
+
+test-torch:      ## Every test on another release of torch, in a copy with its own environment: TORCH=2.14.1
+	@test -n "$(TORCH)" || { echo "make: say which release, as in: make test-torch TORCH=2.14.1" >&2; exit 2; }
+	@mkdir -p $(LANE)
+	@find $(LANE) -mindepth 1 \( -path $(LANE)/.venv -o -path $(LANE)/build -o -name '*.egg-info' \) -prune \
+		-o -type f ! -name '*.so' -exec rm {} +
+	@git ls-files -z --cached --others --exclude-standard | tar -c --null -T - --ignore-failed-read 2>/dev/null | tar -x -C $(LANE)
+	@sed -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^\(triton\|setuptools\)==.*/\1/' $(LOCK) > $(LANE)/$(LOCK)
+	@touch -r $(LOCK) $(LANE)/$(LOCK)
+	@$(MAKE) --no-print-directory -C $(LANE) setup
+	@cd $(LANE) && SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" \
+		$(BIN)/python -m pytest -q
 
 test-gpu: setup  ## The tests on a CUDA device; none may be skipped for want of one
 	@SECL_REQUIRE=cuda,triton $(BIN)/python -m pytest -q tests --ignore tests/models
