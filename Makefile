@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 READY := $(VENV)/.ready
 LANE := build/torch-$(TORCH)
+# The Triton of torch 2.11 interprets no loop under NumPy 2.4.
+LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
 .PHONY: help setup demo test test-torch test-gpu sanitize lint bench clean
 
@@ -38,7 +40,7 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@find $(LANE) -mindepth 1 \( -path $(LANE)/.venv -o -path $(LANE)/build -o -name '*.egg-info' \) -prune \
 		-o -type f ! -name '*.so' -exec rm {} +
 	@git ls-files -z --cached --others --exclude-standard | tar -c --null -T - --ignore-failed-read 2>/dev/null | tar -x -C $(LANE)
-	@sed -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^\(triton\|setuptools\)==.*/\1/' $(LOCK) > $(LANE)/$(LOCK)
+	@sed $(LANE_NUMPY) -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^\(triton\|setuptools\)==.*/\1/' $(LOCK) > $(LANE)/$(LOCK)
 	@touch -r $(LOCK) $(LANE)/$(LOCK)
 	@$(MAKE) --no-print-directory -C $(LANE) setup
 	@cd $(LANE) && SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" \

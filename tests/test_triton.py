@@ -219,6 +219,25 @@ def test_an_interpreting_process_and_an_old_card_are_refused(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
+    ("compiler", "arrays", "reasons"),
+    [
+        ("3.6.0", "2.4.6", ["Triton 3.6.0 interprets no loop under NumPy 2.4.6; pip install 'numpy<2.4'"]),
+        ("3.6.0", "2.3.5", []),
+        ("3.7.0", "2.4.6", []),
+    ],
+)
+def test_a_triton_that_cannot_interpret_under_this_numpy_is_refused(
+    monkeypatch: pytest.MonkeyPatch, compiler: str, arrays: str, reasons: list[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton, "_interpreted", lambda: True)
+    monkeypatch.setattr("importlib.metadata.version", {"triton": compiler, "numpy": arrays}.__getitem__)
+    triton._interpreter.cache_clear()
+    assert triton.objections("cpu", torch.float32, "info_nce") == reasons
+    triton._interpreter.cache_clear()
+
+
+@pytest.mark.parametrize(
     ("version", "message"),
     [(None, "Triton is not installed; pip install triton"), ("3.5.1", "Triton 3.5.1 is older than 3.6")],
 )

@@ -47,7 +47,7 @@ def _installation() -> list[str]:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return ["Triton is not installed; pip install triton"]
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+    if _release(version) < OLDEST:
         return [f"Triton {version} is older than {'.'.join(map(str, OLDEST))}; pip install --upgrade triton"]
     return []
 
@@ -56,7 +56,7 @@ def _device(device: str, *, installed: bool) -> list[str]:
     interpreted = installed and "TRITON_INTERPRET" in os.environ and _interpreted()
     if device == "cpu":
         cure = "set TRITON_INTERPRET=1 before Triton is imported to interpret its kernels on the CPU"
-        return [] if interpreted else [f"Triton compiles for GPUs only; {cure}"]
+        return _interpreter() if interpreted else [f"Triton compiles for GPUs only; {cure}"]
     if device != "cuda":
         return [f"it runs on CUDA devices, not on {device}"]
     if interpreted:
@@ -69,6 +69,19 @@ def _interpreted() -> bool:
     """Whether Triton was imported to interpret; it reads the environment only then."""
     primitives = importlib.import_module(f"{__name__}.primitives")
     return bool(primitives.INTERPRETED.value)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+@cache
+def _interpreter() -> list[str]:
+    """Triton 3.6 makes a loop's bounds of arrays of one element, which NumPy takes for numbers no more since 2.4."""
+    compiler, arrays = (importlib.metadata.version(name) for name in ("triton", "numpy"))
+    if _release(compiler) < (3, 7) and _release(arrays) >= (2, 4):
+        return [f"Triton {compiler} interprets no loop under NumPy {arrays}; pip install 'numpy<2.4'"]
+    return []
 
 
 @cache
