@@ -33,6 +33,7 @@ from secl_models.command.errors_to_exit import (
     say,
     terminable,
 )
+from secl_models.options.methods import DEFAULT, METHODS
 
 if TYPE_CHECKING:
     from secl_models.data.cases import DataSet
@@ -77,9 +78,7 @@ def train(
     labeled: Annotated[int | None, typer.Option(help="Patients whose labels are used; default: the preset's.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            help="supervised, mean-teacher, copy-paste, secl-region, secl-anatomical, secl or secl+; default: secl+."
-        ),
+        typer.Option(help=f"{', '.join(METHODS)}; default: {DEFAULT}."),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Name or yaml file; default: the data folder's, else `default`.")

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from secl_models.command.arguments import DataOption, SetOption, configure, data_and_split
 from secl_models.options.errors import InputError
+from secl_models.options.methods import METHODS
 
-STUDIED = "supervised,mean-teacher,copy-paste,secl,secl+"
+STUDIED = ",".join(name for name, method in METHODS.items() if method.studied)
 study_app = typer.Typer(help="Compare methods over seeds.", rich_markup_mode="markdown")
 
 
@@ -66,8 +67,6 @@ def _numbers(text: str) -> list[int]:
 
 
 def _methods(text: str) -> list[str]:
-    from secl_models.options.schema import METHODS
-
     named = [part.strip() for part in text.split(",")]
     unknown = [name for name in named if name not in METHODS]
     if unknown:

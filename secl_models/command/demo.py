@@ -17,13 +17,14 @@ from secl_models.data.splits import make_split
 from secl_models.inference.evaluate import Evaluation, evaluate, format_mean
 from secl_models.inference.predict import predict
 from secl_models.options.errors import InputError
+from secl_models.options.methods import BASELINE, DEFAULT
 from secl_models.options.schema import RunConfig, load_preset
 from secl_models.report.page import write_report
 from secl_models.train.run import train
 from secl_models.train.run_folder import RunSummary
 
-METHODS = ("supervised", "secl+")
-WRITTEN = ("phantom", *METHODS, "segmentation", "report.html")
+COMPARED = (BASELINE, DEFAULT)
+WRITTEN = ("phantom", *COMPARED, "segmentation", "report.html")
 
 
 def run_demo(
@@ -56,10 +57,10 @@ def run_demo(
     config = replace(config or load_preset("demo"), seed=seed)
     place = out / "phantom"
     console.print(f"Phantom: {len(data.cases)} images in {place}, {config.labeled} labelled to train on.", markup=False)
-    runs = {method: _run(method, config, data, out) for method in METHODS}
+    runs = {method: _run(method, config, data, out) for method in COMPARED}
     scan = next(case.image[0] for case in data.cases if case.label is None)
-    written = predict(out / METHODS[-1], scan, out / "segmentation")
-    report = write_report([out / method for method in reversed(METHODS)], data, out / "report.html")
+    written = predict(out / DEFAULT, scan, out / "segmentation")
+    report = write_report([out / method for method in reversed(COMPARED)], data, out / "report.html")
     console.print(_table(runs))
     console.print(
         f"{time.perf_counter() - begin:.0f} s in all. Segmentation of {scan.name}: {written[0]}", markup=False

@@ -20,12 +20,13 @@ from secl_models.data.volumes import Volume
 from secl_models.method.augment import Views, augment
 from secl_models.method.mixing import Mixture, draw_mixture
 from secl_models.method.networks import ContrastModel, build_network
-from secl_models.method.objective import TERMS, Objective, StepContext, stream_seed, supervised_loss
+from secl_models.method.objective import Objective, StepContext, stream_seed, supervised_loss
 from secl_models.method.processes import Processes
 from secl_models.method.profiler import STEP, TEACHER, Watch, unwatched
 from secl_models.method.teacher import Teacher
+from secl_models.options.methods import BASELINE, METHODS
 from secl_models.options.schedules import poly_lr, sigmoid_ramp, warm_start_steps
-from secl_models.options.schema import MIXING, RunConfig
+from secl_models.options.schema import RunConfig
 
 
 @dataclass
@@ -51,8 +52,8 @@ class Learner:
         """Weight of the terms that listen to the teacher; 0 during the warm start and for labels only."""
         options = self.config.train
         warm = warm_start_steps(options.steps, options.warm_start)
-        ramped = bool(TERMS[options.method])
-        return sigmoid_ramp(self.done, warm, round(options.steps * options.ramp)) if ramped else 0.0
+        listens = METHODS[options.method].listens
+        return sigmoid_ramp(self.done, warm, round(options.steps * options.ramp)) if listens else 0.0
 
     def step(self, ramp: float, *, wish: bool = False) -> dict[str, Tensor | float]:
         """Take one step, on labels only while `ramp` is 0.
@@ -140,7 +141,7 @@ class Learner:
         return total, logged
 
     def _mixture(self, labeled: Views, unlabeled: Views) -> Mixture | None:
-        if self.config.train.method not in MIXING:
+        if not METHODS[self.config.train.method].mixes:
             return None
         counts = len(labeled.label), len(unlabeled.label)
         patch, generator = tuple(labeled.label.shape[1:]), self._generator("mixture")
@@ -174,7 +175,7 @@ def make_learner(
     """Networks with freshly drawn weights, their optimiser, and the data on the device.
 
     Args:
-        config: Resolved; without unlabelled volumes the method becomes "supervised".
+        config: Resolved; without unlabelled volumes the method becomes `BASELINE`.
         labeled: Labelled volumes.
         unlabeled: Unlabelled ones; may be empty.
         classes: Structures K.
@@ -183,7 +184,7 @@ def make_learner(
         processes: This process and the others.
     """
     if not unlabeled:
-        config = replace(config, train=replace(config.train, method="supervised"))
+        config = replace(config, train=replace(config.train, method=BASELINE))
     data = ResidentData(labeled, unlabeled, config, device)
     # Drawn on the CPU, so that the initial weights do not depend on the device.
     with torch.random.fork_rng(devices=[]):

@@ -19,17 +19,9 @@ from secl_models.method.largest_part import largest_parts
 from secl_models.method.mixing import Mixture
 from secl_models.method.networks import ContrastModel, Output
 from secl_models.method.processes import Processes
+from secl_models.options.methods import METHODS
 from secl_models.options.schema import ContrastConfig, RunConfig
 
-TERMS: dict[str, tuple[str, ...]] = {
-    "supervised": (),
-    "mean-teacher": ("consistency",),
-    "secl-region": ("region",),
-    "secl-anatomical": ("anatomical",),
-    "secl": ("region", "anatomical"),
-    "copy-paste": ("mixed",),
-    "secl+": ("mixed", "anatomical"),
-}
 STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network", "mixture")
 ALONE = Processes()
 
@@ -124,7 +116,7 @@ def _classes(logits: Tensor) -> Tensor:
 class Objective(nn.Module):
     """Supervised loss plus ramped terms; holds the queues of teacher rows as its buffers.
 
-    Total = supervised + ramp (w_consistency consistency + w_contrast (region + anatomical) + w_mix mixed); `TERMS`
+    Total = supervised + ramp (w_consistency consistency + w_contrast (region + anatomical) + w_mix mixed); `METHODS`
     says which method has which. Xiang et al., arXiv:2105.12924 (idea); hyper-parameters of Zhao et al., ICCV 2021,
     and Chaitanya et al., NeurIPS 2020.
 
@@ -140,7 +132,7 @@ class Objective(nn.Module):
         self.contrast: ContrastConfig = config.contrast
         self.seed = config.seed
         self.classes = classes + 1
-        self.names = TERMS[config.train.method]
+        self.names = METHODS[config.train.method].terms
         self.weights = {
             "consistency": config.train.consistency,
             "region": config.contrast.weight,

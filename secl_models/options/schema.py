@@ -12,16 +12,13 @@ from typing import Any, NoReturn
 import yaml
 
 from secl_models.options.errors import InputError
+from secl_models.options.methods import DEFAULT, METHODS
 from secl_models.options.plain import dotted_names, from_plain, refuse_unknown, to_plain
+from secl_ops import BACKENDS, DENOMINATORS, STRATEGIES
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 
-METHODS = ("supervised", "mean-teacher", "secl-region", "secl-anatomical", "secl", "copy-paste", "secl+")
-MIXING = ("copy-paste", "secl+")  # methods whose student sees mixtures of labelled and unlabelled images
 NORMALIZE = ("auto", "volume", "slice", "window")
-DENOMINATORS = ("negatives", "all")
-STRATEGIES = ("uniform", "stratified", "hard")
-BACKENDS = ("auto", "reference", "native", "triton")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -173,7 +170,7 @@ class MixConfig:
 class TrainConfig:
     """Schedule, optimiser and bookkeeping."""
 
-    method: str = "secl+"
+    method: str = DEFAULT
     steps: int = 1000
     batch: int = 8  # labelled images of a step, over all processes
     unlabeled_batch: int = 4
@@ -192,7 +189,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_choice("train.method", self.method, METHODS)
-        if self.method in MIXING:
+        if METHODS[self.method].mixes:
             _require_range(f"train.unlabeled_batch of {self.method}", self.unlabeled_batch, 1, math.inf)
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
             _require_range(f"train.{name}", getattr(self, name), 1, math.inf)

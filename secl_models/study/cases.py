@@ -23,6 +23,7 @@ from secl_models.inference.palette import colour
 from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import LAST, LoadedModel, load_model
 from secl_models.options.errors import InputError
+from secl_models.options.methods import BASELINE, short_name
 from secl_models.report.features import principal_plane
 from secl_models.report.page import chosen_volumes
 from secl_models.report.pictures import contours, window
@@ -89,7 +90,7 @@ def _read(folder: Path, split: str) -> _Method:
             cure="keep the runs of a study with --keep-runs, or call `secl evaluate`",
         )
     method = str(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["method"])
-    return _Method("labels only" if method == "supervised" else method, load_model(folder / LAST), evaluation)
+    return _Method(short_name(method) if method == BASELINE else method, load_model(folder / LAST), evaluation)
 
 
 def _overlays(methods: Sequence[_Method], chosen: Sequence[tuple[str, float, Volume]], names: Sequence[str]) -> Figure:

@@ -20,10 +20,10 @@ from secl_models.data.splits import Split
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.method.device import choose_device, machine
 from secl_models.method.learner import Learner, make_learner
-from secl_models.method.objective import TERMS
 from secl_models.method.processes import Processes, start_fabric
 from secl_models.method.profiler import STEP, Stages
 from secl_models.options.errors import InputError
+from secl_models.options.methods import BASELINE, METHODS
 from secl_models.options.schema import RunConfig
 from secl_models.train.run import precision
 from secl_models.train.run_folder import commit
@@ -55,9 +55,9 @@ def measure_cost(config: RunConfig, data: DataSet, split: Split, methods: Sequen
     Raises:
         InputError: A method listens to the teacher and there is no unlabelled case.
     """
-    listening = [method for method in methods if TERMS[method]]
+    listening = [method for method in methods if METHODS[method].listens]
     if listening and not split.unlabeled:
-        cure = "name fewer --labeled, or --methods supervised"
+        cure = f"name fewer --labeled, or --methods {BASELINE}"
         raise InputError("--methods", rule="unlabelled cases for what listens to a teacher", got="none", cure=cure)
     device = choose_device(config.train.device)
     if config.train.threads:
@@ -73,7 +73,7 @@ def measure_cost(config: RunConfig, data: DataSet, split: Split, methods: Sequen
             stages = Stages(device)
             learner.stages = stages
             for _ in range(steps):
-                learner.step(1.0 if TERMS[method] else 0.0)
+                learner.step(1.0 if METHODS[method].listens else 0.0)
             if number:
                 found[method].append(_milliseconds(stages))
     return {

@@ -17,19 +17,12 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from secl_models.inference.palette import COLOURS, GREY, colour
-from secl_models.study.rows import BASELINE, STEPS, TIME, Point, Row
+from secl_models.options.methods import BASELINE, METHODS, short_name
+from secl_models.study.rows import STEPS, TIME, Point, Row
 from secl_models.study.table import own_options, paired
 
-METHOD_COLOURS = {
-    "supervised": GREY,
-    "mean-teacher": COLOURS[0],
-    "copy-paste": COLOURS[1],
-    "secl-region": COLOURS[4],
-    "secl-anatomical": COLOURS[5],
-    "secl": COLOURS[2],
-    "secl+": COLOURS[3],
-}
-PURE_LABELS = "labels only"
+METHOD_COLOURS = dict(zip(METHODS, (GREY, *(COLOURS[place] for place in (0, 1, 4, 5, 2, 3))), strict=True))
+PURE_LABELS = short_name(BASELINE)
 COLUMNS = 3  # panels side by side that a README shows at a readable size
 _STYLE: dict[Any, Any] = {
     "font.size": 9,

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from secl_models.data.tables import read_table, write_table
 
-BASELINE = "supervised"
 STEPS, TIME = "steps", "time"
 
 

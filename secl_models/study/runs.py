@@ -18,10 +18,10 @@ from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import make_split
 from secl_models.inference.metrics import MEAN
 from secl_models.options.errors import InputError
+from secl_models.options.methods import BASELINE
 from secl_models.options.schema import load_preset, override
 from secl_models.study.curves import read_curve
 from secl_models.study.rows import (
-    BASELINE,
     STEPS,
     TIME,
     Point,

@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from secl_models.study.rows import BASELINE, STEPS, TIME, Point, Row
+from secl_models.options.methods import BASELINE
+from secl_models.study.rows import STEPS, TIME, Point, Row
 
 COLUMNS = (
     "data", "labelled", "method", "seeds", "structures, Dice %", "Dice %", "against labels-only, equal steps",

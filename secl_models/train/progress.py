@@ -7,8 +7,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-SHORT = {"supervised": "labels only", "secl-region": "region", "secl-anatomical": "anatomical"}
-
 
 def training_bar(console: Console) -> Progress:
     """Bar with step, times and one field `shown`, such as loss and Dice.
@@ -29,11 +27,6 @@ def training_bar(console: Console) -> Progress:
         console=console,
         expand=True,
     )
-
-
-def training_name(method: str) -> str:
-    """The method in at most 12 columns."""
-    return SHORT.get(method, method)
 
 
 def shown(loss: float, dice: float | None, images_per_second: float, memory_mib: float) -> str:

@@ -25,13 +25,13 @@ from secl_models.inference.validate import Validation, validate
 from secl_models.method import checkpoint
 from secl_models.method.device import choose_device, machine, peak_memory_mib
 from secl_models.method.learner import Learner, make_learner
-from secl_models.method.objective import TERMS
 from secl_models.method.processes import Processes, launched, leave, start_fabric
 from secl_models.method.profiler import Stages
 from secl_models.options.errors import InputError, writing
+from secl_models.options.methods import METHODS, short_name
 from secl_models.options.schema import RunConfig, to_dict, to_yaml
 from secl_models.train import run_folder as records
-from secl_models.train.progress import shown, training_bar, training_name
+from secl_models.train.progress import shown, training_bar
 from secl_models.train.run_folder import History, RunSummary
 from secl_models.train.stopping import StopWish, Terminated
 from secl_models.train.warnings import notes_on
@@ -145,7 +145,7 @@ def _set_up(
     fabric = start_fabric(device, precision(config, device), processes.share)
     labeled = _load(split.labeled, data_set)
     config = resolve(config, data_set, labeled)
-    unlabeled = _load(split.unlabeled if TERMS[config.train.method] else (), data_set)
+    unlabeled = _load(split.unlabeled if METHODS[config.train.method].listens else (), data_set)
     validation = _load(split.val, data_set) if processes.first else []
     learner = make_learner(config, labeled, unlabeled, len(data_set.classes), device, fabric, processes)
     return _Run(
@@ -211,7 +211,7 @@ def _loop(run: _Run, history: History | None, console: Console, max_steps: int |
     options, learner = run.config.train, run.learner
     end = options.steps if max_steps is None else min(max_steps, options.steps)
     with StopWish() as stop, training_bar(console) as bar:
-        task = bar.add_task(training_name(options.method), total=options.steps, completed=learner.done, shown="")
+        task = bar.add_task(short_name(options.method), total=options.steps, completed=learner.done, shown="")
         while learner.done < end:
             ramp = learner.ramp
             logged = _timed_step(run, ramp, wish=stop.asked)

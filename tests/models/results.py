@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from secl_models.method.profiler import STEP
+from secl_models.options.methods import BASELINE
 from secl_models.study.cost import STAGES, cost_markdown
-from secl_models.study.rows import BASELINE, STEPS, TIME, Row, read_rows
+from secl_models.study.rows import STEPS, TIME, Row, read_rows
 from secl_models.study.table import Spread, as_markdown, paired
 from tests.conftest import REPOSITORY
 

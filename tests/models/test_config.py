@@ -218,7 +218,7 @@ def test_a_bad_override_names_the_key_and_the_cure(assignment: str, message: str
         ({"contrast": {"strategy": "best"}}, "contrast.strategy: one of uniform, stratified, hard"),
         ({"contrast": {"backend": "cuda"}}, "contrast.backend: one of auto, reference, native, triton"),
         ({"contrast": {"confidence": 2}}, "contrast.confidence: between 0 and 1"),
-        ({"train": {"method": "magic"}}, "train.method: one of supervised, mean-teacher, secl-region"),
+        ({"train": {"method": "magic"}}, "train.method: one of supervised, mean-teacher, copy-paste, secl-region"),
         ({"train": {"steps": 0}}, "train.steps: at least 1"),
         ({"train": {"lr": 0}}, "train.lr: above 0"),
         ({"train": {"decay": 1.1}}, "train.decay: between 0 and 1"),

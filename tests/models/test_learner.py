@@ -28,9 +28,10 @@ from secl_models.method import augment
 from secl_models.method import profiler as stages
 from secl_models.method.learner import Learner, make_learner
 from secl_models.method.networks import TappedModule
-from secl_models.method.objective import TERMS, StepContext
+from secl_models.method.objective import StepContext
 from secl_models.method.processes import Processes, start_fabric
-from secl_models.options.schema import MIXING, NetworkConfig, RunConfig
+from secl_models.options.methods import METHODS
+from secl_models.options.schema import NetworkConfig, RunConfig
 from tests.device_step import HostWaitError, fake_cuda, watched
 from tests.models.test_train import CONFIG, rows, run, set_train, write_toy
 
@@ -148,9 +149,9 @@ def test_no_step_waits_for_the_device(on_fake_device: tuple[Learner, list[str]])
     ours, launches = on_fake_device
     logged = ours.step(1.0)
     method = ours.config.train.method
-    parts = ("max_pool2d_with_indices",) if method in MIXING else ()  # of pseudo-labels
-    assert {*TERMS[method], "coverage"} <= logged.keys()
-    assert ("precision" in logged) == (method not in MIXING)
+    parts = ("max_pool2d_with_indices",) if METHODS[method].mixes else ()  # of pseudo-labels
+    assert {*METHODS[method].terms, "coverage"} <= logged.keys()
+    assert ("precision" in logged) is not METHODS[method].mixes
     for operation in ("sample_kernel", "positive_kernel", "index_copy_", "_fused_adamw_", "_foreach_lerp_", *parts):
         assert operation in launches, operation
     launches.clear()

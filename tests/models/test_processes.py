@@ -23,10 +23,11 @@ from secl_models.data.splits import Split, make_split
 from secl_models.method import checkpoint
 from secl_models.method.device import choose_device
 from secl_models.method.learner import Learner
-from secl_models.method.objective import TERMS, Objective
+from secl_models.method.objective import Objective
 from secl_models.method.processes import Processes, launched, start_fabric
 from secl_models.options.errors import InputError
-from secl_models.options.schema import MIXING, RunConfig, to_yaml
+from secl_models.options.methods import METHODS
+from secl_models.options.schema import RunConfig, to_yaml
 from secl_models.train import run as train
 from tests.models.ranks import SECONDS, finish, start_ranks
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
@@ -109,9 +110,9 @@ def test_two_processes_are_one_with_the_joined_batch(
     assert_near(first, alone)
     ours, theirs = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert [row["step"] for row in theirs] == ["1", "2", "3"]
-    judged = () if method in MIXING else ("precision",)  # a mixture's teacher sees no image whose truth is known
+    judged = () if METHODS[method].mixes else ("precision",)  # a mixture's teacher sees no image whose truth is known
     for one, other in zip(ours, theirs, strict=True):
-        for name in ("loss", "supervised", *TERMS[method], "coverage", *judged):
+        for name in ("loss", "supervised", *METHODS[method].terms, "coverage", *judged):
             assert float(one[name]) == pytest.approx(float(other[name]), rel=SAME), (name, other["step"])
 
 

@@ -10,7 +10,8 @@ from statistics import fmean
 
 import pytest
 
-from secl_models.study.rows import BASELINE, STEPS, TIME
+from secl_models.options.methods import BASELINE
+from secl_models.study.rows import STEPS, TIME
 from tests.conftest import REPOSITORY
 from tests.models.results import OURS, RESULTS, SETTINGS, TABLES, cases, difference, fastest, interval, signed, table
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from secl_models.command import cli
 from secl_models.data.cases import DataSet
 from secl_models.data.phantom import write_phantom
-from secl_models.options.schema import METHODS, load_preset
+from secl_models.options.methods import METHODS
+from secl_models.options.schema import load_preset
 
 SMALL = (
     "data.dims=3", "data.spacing=null", "data.patch=[16,16,8]", "contrast.grid=[2,2,1]", "network.channels=[4,8,16]",

@@ -22,7 +22,8 @@ from secl_models.inference import validate as validation
 from secl_models.method import checkpoint
 from secl_models.method.learner import Learner
 from secl_models.options.errors import InputError
-from secl_models.options.schema import METHODS, RunConfig, from_dict, load_preset, to_dict
+from secl_models.options.methods import METHODS
+from secl_models.options.schema import RunConfig, from_dict, load_preset, to_dict
 from secl_models.train import run as train
 from secl_models.train.run_folder import RunSummary
 
