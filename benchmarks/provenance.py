@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import os
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+from secl_models.method.origin import git, installed, processor
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ORIGIN = ("threads", "machine", "versions", "commit", "date")
@@ -22,11 +22,7 @@ Row = dict[str, str]
 
 def commit() -> str:
     """The commit of this checkout, marked where files differ from it."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    return found.stdout.strip() or "unknown"
+    return git(RESULTS.parent, "describe", "--always", "--dirty") or "unknown"
 
 
 def today() -> str:
@@ -36,24 +32,16 @@ def today() -> str:
 
 def machine(device: str = "cpu") -> str:
     """The processor's name and its widest vectors; with a GPU, its name and driver first."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    here = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
     if device == "cpu":
-        return processor
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {processor}"
+        return here
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {here}"
 
 
 def versions() -> str:
     """Python, torch and whichever rivals are installed."""
-    found = [f"python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "; ".join(found)
+    found = {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}}
+    return "; ".join(f"{name} {number}" for name, number in found.items() if number)
 
 
 def origin(threads: int, device: str = "cpu") -> tuple[object, ...]:

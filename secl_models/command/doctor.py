@@ -8,7 +8,6 @@ import platform
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import secl_ops
+from secl_models.method.origin import installed, processor
 
 OK, MISSING = "ok", "missing"
 NEEDED = (
@@ -90,13 +90,12 @@ def _versions() -> list[Finding]:
 
 def _processor() -> list[Finding]:
     lines = _lines(Path("/proc/cpuinfo"))
-    model = _after(lines, "model name") or platform.processor() or platform.machine()
     flags = set(_after(lines, "flags").split())
     known = [name for name in FEATURES if name in flags]
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
     capability = torch.backends.cpu.get_cpu_capability()
     return [
-        Finding("processor", OK, model),
+        Finding("processor", OK, processor()),
         Finding("instructions", OK, f"{', '.join(known) or 'unknown'}; torch uses {capability}"),
         Finding("threads", OK, threads + "; set OMP_NUM_THREADS or --set train.threads=N"),
         Finding("memory", OK, _memory()),
@@ -152,12 +151,7 @@ def _cuda_half() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    found: dict[str, str | None] = {}
-    for name in NEEDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
+    found = {name: installed(name) for name in NEEDED}
     present = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     missing = [name for name, number in found.items() if number is None]
     findings = [Finding("packages", OK, present)] if present else []

@@ -16,7 +16,7 @@ from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
 from secl_models.inference.panels import slice_panels
 from secl_models.inference.windows import predict_volume
-from secl_models.method.networks import SegmentationNetwork
+from secl_models.method.networks import TappedModule
 from secl_models.options.schema import RunConfig
 
 
@@ -76,7 +76,7 @@ def _confusion(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 
 def validate(
-    network: SegmentationNetwork,
+    network: TappedModule,
     preprocess: Preprocess,
     config: RunConfig,
     volumes: Sequence[Volume],

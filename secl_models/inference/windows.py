@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
-from secl_models.method.networks import SegmentationNetwork
+from secl_models.method.networks import TappedModule
 from secl_models.options.schema import RunConfig
 
 WINDOWS = {2: 16, 3: 2}  # windows per forward pass; more gains nothing on a CPU
@@ -38,7 +38,7 @@ class Slab:
 
 
 def predict_volume(
-    network: SegmentationNetwork,
+    network: TappedModule,
     preprocess: Preprocess,
     config: RunConfig,
     volume: Volume,
@@ -67,7 +67,7 @@ def predict_volume(
 
 
 def segment_volume(
-    network: SegmentationNetwork,
+    network: TappedModule,
     preprocess: Preprocess,
     config: RunConfig,
     volume: Volume,
@@ -119,7 +119,7 @@ def put(
 
 @torch.no_grad()
 def predict_slabs(
-    network: SegmentationNetwork,
+    network: TappedModule,
     preprocess: Preprocess,
     config: RunConfig,
     volume: Volume,
@@ -154,7 +154,7 @@ def predict_slabs(
 class _Windows:
     """The network over overlapping windows; logits come back on the CPU."""
 
-    def __init__(self, network: SegmentationNetwork, config: RunConfig, flips: Sequence[int]) -> None:
+    def __init__(self, network: TappedModule, config: RunConfig, flips: Sequence[int]) -> None:
         self._network, self.patch, self.dims = network, config.data.patch, config.data.dims
         self._device = next(network.parameters()).device
         self._flips = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secl_models.data.files import whole_file
 from secl_models.data.preprocess import Preprocess
-from secl_models.method.networks import SegmentationNetwork, build_network
+from secl_models.method.networks import TappedModule, build_network
 from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig, from_dict
 
@@ -26,7 +26,7 @@ _ENTRIES = ("format", "step", "teacher", "config", "preprocess", "classes", "cha
 class LoadedModel:
     """A trained network as it stands in a checkpoint: the teacher's weights, in evaluation mode."""
 
-    network: SegmentationNetwork
+    network: TappedModule
     config: RunConfig
     preprocess: Preprocess
     classes: dict[int, str]  # label value in the files -> structure, in the order of the class indices 1..K

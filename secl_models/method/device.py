@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
 from pathlib import Path
 
 import torch
 
+from secl_models.method.origin import processor
 from secl_models.options.errors import InputError
 
 
@@ -62,15 +62,8 @@ def machine(device: torch.device) -> str:
     """The processor or accelerator a run used, with its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        names = [
-            line.split(":", 1)[1] for line in information.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0].strip() if names else cpu
     threads = torch.get_num_threads()
-    return f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def peak_memory_mib(device: torch.device) -> float:

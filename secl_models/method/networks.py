@@ -88,9 +88,6 @@ class TappedModule(nn.Module):
         return Output(logits, tuple(tap.take() for tap in self._taps))
 
 
-SegmentationNetwork = TappedModule
-
-
 class ProjectionHead(nn.Module):
     """Linear, ReLU, Linear on rows [n, C] -> [n, D]; not normalised, since `info_nce` does that.
 
@@ -110,7 +107,7 @@ class ProjectionHead(nn.Module):
 class ContrastModel(nn.Module):
     """Network and one projection head per tap: what the optimiser trains and the teacher averages."""
 
-    def __init__(self, network: SegmentationNetwork, projection: int) -> None:
+    def __init__(self, network: TappedModule, projection: int) -> None:
         super().__init__()
         self.network = network
         self.heads = nn.ModuleList(ProjectionHead(channels, projection) for channels in network.channels)
@@ -121,7 +118,7 @@ class ContrastModel(nn.Module):
         return output
 
 
-def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> SegmentationNetwork:
+def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> TappedModule:
     levels = len(config.channels)
     strides = [1] + [2] * (levels - 1)
     if levels < 3:  # MONAI's DynUNet
@@ -141,13 +138,13 @@ def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> S
     return TappedModule(module, layers, [config.channels[tap] for tap in config.taps])
 
 
-NETWORKS: dict[str, Callable[[NetworkConfig, int, int, int], SegmentationNetwork]] = {"unet": _unet}
+NETWORKS: dict[str, Callable[[NetworkConfig, int, int, int], TappedModule]] = {"unet": _unet}
 
 
-def _imported(name: str) -> Callable[[NetworkConfig, int, int, int], SegmentationNetwork]:
+def _imported(name: str) -> Callable[[NetworkConfig, int, int, int], TappedModule]:
     module, _, attribute = name.partition(":")
     try:
-        factory: Callable[[NetworkConfig, int, int, int], SegmentationNetwork] = getattr(
+        factory: Callable[[NetworkConfig, int, int, int], TappedModule] = getattr(
             importlib.import_module(module), attribute
         )
     except (ImportError, AttributeError) as error:
@@ -160,7 +157,7 @@ def _imported(name: str) -> Callable[[NetworkConfig, int, int, int], Segmentatio
     return factory
 
 
-def build_network(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> SegmentationNetwork:
+def build_network(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> TappedModule:
     """Build the network that a configuration names.
 
     Args:

@@ -20,13 +20,13 @@ from secl_models.data.splits import Split
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.method.device import choose_device, machine
 from secl_models.method.learner import Learner, make_learner
+from secl_models.method.origin import commit
 from secl_models.method.processes import Processes, start_fabric
 from secl_models.method.profiler import STEP, Stages
 from secl_models.options.errors import InputError
 from secl_models.options.methods import BASELINE, METHODS
 from secl_models.options.schema import RunConfig
 from secl_models.train.run import precision
-from secl_models.train.run_folder import commit
 
 ROUNDS = 5  # the first warms up
 STAGES = ("batch", "augment", "teacher", "student forward", "loss", "backward", "optimiser", "average")

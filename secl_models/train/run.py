@@ -25,6 +25,7 @@ from secl_models.inference.validate import Validation, validate
 from secl_models.method import checkpoint
 from secl_models.method.device import choose_device, machine, peak_memory_mib
 from secl_models.method.learner import Learner, make_learner
+from secl_models.method.origin import commit, versions
 from secl_models.method.processes import Processes, launched, leave, start_fabric
 from secl_models.method.profiler import Stages
 from secl_models.options.errors import InputError, writing
@@ -394,7 +395,7 @@ def _summary(run: _Run, total: float) -> RunSummary:
         peak_memory_mib=peak_memory_mib(learner.device),
         parameters=sum(parameter.numel() for parameter in learner.student.network.parameters()),
         notes=run.notes if learner.done == steps else (*run.notes, stopped),
-        versions=records.versions(),
-        commit=records.commit(),
+        versions=versions(),
+        commit=commit(),
         machine=machine(learner.device),
     )

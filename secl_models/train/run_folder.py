@@ -7,9 +7,7 @@ import csv
 import io
 import json
 import math
-import platform
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,34 +161,3 @@ class History:
         """Write what is left and release the TensorBoard file."""
         self.write()
         self._board.close()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for name in ("secl", "torch", "monai", "lightning-fabric", "nibabel", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def commit() -> str | None:
-    """Commit of the checkout this package runs from, with `+` where files differ; None outside one."""
-    folder = Path(__file__).resolve().parent.parent
-    try:
-        answers = [
-            subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-            )
-            for arguments in (
-                ["rev-parse", "--short=12", "HEAD"],
-                ["status", "--porcelain", "--", str(folder)],
-            )
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answers[0].stdout.strip() + ("+" if answers[1].stdout.strip() else "")

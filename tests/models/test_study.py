@@ -15,6 +15,7 @@ from rich.console import Console
 
 from secl_models.data.sampling import Share
 from secl_models.data.splits import make_split
+from secl_models.method.origin import commit
 from secl_models.method.processes import start_fabric
 from secl_models.method.profiler import STEP
 from secl_models.options.errors import InputError
@@ -35,7 +36,6 @@ from secl_models.study.rows import (
 )
 from secl_models.study.runs import Job, job_key, run_folder, run_job, run_study, timed_jobs
 from secl_models.study.table import Spread, as_markdown, as_table, comparison, paired
-from secl_models.train.run_folder import commit
 from tests.models.runs import TINY, TinyRun, tiny_run
 
 REPOSITORY = Path(__file__).parents[2]
