@@ -31,7 +31,7 @@ def configure(preset: str | None, data: Path, assignments: Sequence[str]) -> Run
 
     Args:
         preset: Name or file; None: named like the data folder, else `default`.
-        data: The data set.
+        data: Folder or CSV; its last part may be the name of a preset.
         assignments: `key=value` each.
     """
     from secl_models.method.device import choose_device

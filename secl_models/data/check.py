@@ -57,7 +57,7 @@ def check_data_set(
     so slices are reported only where all of a patient are empty.
 
     Args:
-        data: The data set.
+        data: Its classes and channels are what a file is held against.
         cases: Those to read, by default all.
         progress: Called after each case with the number read and the number to read.
 

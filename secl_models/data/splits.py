@@ -45,7 +45,7 @@ def make_split(data: DataSet, labeled: int, seed: int) -> Split:
     always a subset of more.
 
     Args:
-        data: The data set.
+        data: Its layout decides how patients are divided.
         labeled: Number of training patients whose labels are used.
         seed: Draws them.
 

@@ -280,8 +280,8 @@ def chosen_volumes(evaluation: Evaluation, data: DataSet, run: Path, split: str)
 
     Args:
         evaluation: Of the run.
-        data: The data set.
-        run: Run folder.
+        data: Where images and truth of the cases are read.
+        run: Its folder, whose split names the cases.
         split: `test` or `val`.
     """
     cases = {case.name: case for case in evaluated_cases(run, data, split)}
