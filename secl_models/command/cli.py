@@ -36,9 +36,11 @@ from secl_models.command.errors_to_exit import (
 from secl_models.options.methods import DEFAULT, METHODS
 
 if TYPE_CHECKING:
-    from secl_models.data.cases import DataSet
+    from secl_models.data.cases import Case, DataSet
     from secl_models.data.check import Fault
     from secl_models.data.splits import Split
+    from secl_models.data.volumes import Volume
+    from secl_models.train.run import Load
 
 SHOWN_FAULTS = 20
 
@@ -105,15 +107,13 @@ def train(
     config = configure(preset, data, [*(set_ or []), *chosen])
     data_set, split = data_and_split(data, config)
 
+    from secl_models.data.volumes import load_volumes
     from secl_models.train.run import train as run
-    from secl_models.train.run_folder import refuse_held
 
-    if first_process():
-        refuse_held(out, resume, overwrite)
-        _refuse_faults(data_set, split)
     summary = run(
-        config, data_set, split, out, resume=resume, overwrite=overwrite, max_steps=max_steps, profile=profile
-    )
+        config, data_set, split, out, resume=resume, overwrite=overwrite, max_steps=max_steps, profile=profile,
+        load=_checking(split) if first_process() else load_volumes,
+    )  # fmt: skip
     if not first_process():
         return
     best = "" if summary.best_dice is None else f", best validation Dice {100 * summary.best_dice:.1f} %"
@@ -127,16 +127,28 @@ def train(
     typer.echo(f"  secl predict --checkpoint {place} --input scan.nii.gz --out seg.nii.gz")
 
 
-def _refuse_faults(data_set: DataSet, split: Split) -> None:
-    """Read every case once before training, so that no fault surfaces an hour later."""
+def _checking(split: Split) -> Load:
+    """Reads what training needs, and checks every other case of the split with it, so that no fault comes later."""
     from secl_models.data.check import ERROR, check_data_set
 
-    cases = [*split.labeled, *split.unlabeled, *split.val, *split.test]
-    with progress_bar(f"checking {len(cases)} cases") as progress:
-        errors = [fault for fault in check_data_set(data_set, cases, progress) if fault.severity == ERROR]
-    if errors:
-        _show_faults(errors)
-        raise typer.Exit(BAD_INPUT)
+    def load(data_set: DataSet, needed: Sequence[Case]) -> list[Volume]:
+        cases = [*split.labeled, *split.unlabeled, *split.val, *split.test]
+        wanted = set(needed)
+        volumes: list[Volume] = []
+
+        def keep(volume: Volume) -> None:
+            if volume.case in wanted:
+                volumes.append(volume)
+
+        with progress_bar(f"checking {len(cases)} cases") as progress:
+            faults = check_data_set(data_set, cases, progress, keep)
+        errors = [fault for fault in faults if fault.severity == ERROR]
+        if errors:
+            _show_faults(errors)
+            raise typer.Exit(BAD_INPUT)
+        return volumes
+
+    return load
 
 
 def _show_faults(faults: Sequence[Fault]) -> None:

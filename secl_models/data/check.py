@@ -47,7 +47,10 @@ class _Findings:
 
 
 def check_data_set(
-    data: DataSet, cases: Sequence[Case] | None = None, progress: Callable[[int, int], None] | None = None
+    data: DataSet,
+    cases: Sequence[Case] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    keep: Callable[[Volume], None] | None = None,
 ) -> list[Fault]:
     """Read the cases and collect every fault instead of stopping at the first.
 
@@ -60,6 +63,7 @@ def check_data_set(
         data: Its classes and channels are what a file is held against.
         cases: Those to read, by default all.
         progress: Called after each case with the number read and the number to read.
+        keep: Called with the volume of each case that can be read; otherwise one is held at a time.
 
     Returns:
         Errors first, each kind in the order of the cases.
@@ -79,6 +83,8 @@ def check_data_set(
         errors += map(_fault, faults)
         if volume is not None:
             _note(volume, findings)
+            if keep is not None:
+                keep(volume)
         if progress is not None:
             progress(done, len(chosen))
     return errors + list(_warnings(data, findings))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,11 @@ def load_volume(case: Case, data: DataSet) -> Volume:
     if volume is None:
         raise faults[0]
     return volume
+
+
+def load_volumes(data: DataSet, cases: Iterable[Case]) -> list[Volume]:
+    """Read cases one after the other; the first fault is raised, as by `load_volume`."""
+    return [load_volume(case, data) for case in cases]
 
 
 def examine_case(case: Case, data: DataSet) -> tuple[Volume | None, list[InputError]]:

@@ -172,19 +172,26 @@ class _Total(torch.autograd.Function):
         return gradient, None
 
 
-def start_fabric(device: torch.device, precision: Any, share: Share) -> Fabric:
-    """Fabric on this process's device, joined with the other processes where there are any."""
+def start_fabric(device: torch.device, precision: str, share: Share) -> Fabric:
+    """Fabric on this process's device, joined with the other processes where there are any.
+
+    Args:
+        device: Of this process.
+        precision: As `train.precision`; "auto" is what suits the device.
+        share: This process among the others.
+    """
+    asked: Any = precision  # Fabric annotates the values one by one
+    if precision == "auto":
+        asked = "bf16-mixed" if device.type == "cuda" else "32-true"
     if share.count == 1:
-        return Fabric(
-            accelerator=device.type, devices=[device.index] if device.type == "cuda" else 1, precision=precision
-        )
+        return Fabric(accelerator=device.type, devices=[device.index] if device.type == "cuda" else 1, precision=asked)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", str(share.count)))
     fabric = Fabric(
         accelerator=device.type,
         devices=here,
         num_nodes=share.count // here,
         strategy=DDPStrategy(timeout=PATIENCE),
-        precision=precision,
+        precision=asked,
     )
     fabric.launch()
     return fabric

@@ -17,7 +17,7 @@ from secl_models.data.cases import DataSet
 from secl_models.data.files import write_text
 from secl_models.data.preprocess import resolve
 from secl_models.data.splits import Split
-from secl_models.data.volumes import Volume, load_volume
+from secl_models.data.volumes import Volume, load_volumes
 from secl_models.method.device import choose_device, machine
 from secl_models.method.learner import Learner, make_learner
 from secl_models.method.origin import commit
@@ -26,7 +26,6 @@ from secl_models.method.profiler import STEP, Stages
 from secl_models.options.errors import InputError
 from secl_models.options.methods import BASELINE, METHODS
 from secl_models.options.schema import RunConfig
-from secl_models.train.run import precision
 
 ROUNDS = 5  # the first warms up
 STAGES = ("batch", "augment", "teacher", "student forward", "loss", "backward", "optimiser", "average")
@@ -62,7 +61,7 @@ def measure_cost(config: RunConfig, data: DataSet, split: Split, methods: Sequen
     device = choose_device(config.train.device)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    labeled, unlabeled = ([load_volume(case, data) for case in part] for part in (split.labeled, split.unlabeled))
+    labeled, unlabeled = (load_volumes(data, part) for part in (split.labeled, split.unlabeled))
     config = resolve(config, data, labeled)
     learners = {
         method: _learner(config, labeled, unlabeled, method, device, len(data.classes)) for method in methods
@@ -92,7 +91,7 @@ def _learner(
     processes = Processes()
     options = replace(config.train, method=method, warm_start=0.0)
     config = replace(config, train=options, contrast=replace(config.contrast, confidence=0.0))
-    fabric = start_fabric(device, precision(config, device), processes.share)
+    fabric = start_fabric(device, config.train.precision, processes.share)
     return make_learner(config, labeled, unlabeled, classes, device, fabric, processes)
 
 

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from secl_models.data.cases import Case, DataSet
 from secl_models.data.files import write_text
 from secl_models.data.preprocess import Preprocess, resolve
 from secl_models.data.splits import PARTS, Split, save_split
-from secl_models.data.volumes import Volume, load_volume
+from secl_models.data.volumes import Volume, load_volumes
 from secl_models.inference.validate import Validation, validate
 from secl_models.method import checkpoint
 from secl_models.method.device import choose_device, machine, peak_memory_mib
@@ -38,6 +39,7 @@ from secl_models.train.stopping import StopWish, Terminated
 from secl_models.train.warnings import notes_on
 
 LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
+Load = Callable[[DataSet, Sequence[Case]], list[Volume]]
 GO_ON = "go on with the same command and --resume"
 
 
@@ -76,6 +78,7 @@ def train(
     progress: bool = True,
     max_steps: int | None = None,
     profile: bool = False,
+    load: Load = load_volumes,
 ) -> RunSummary:
     """Train one method on one split and leave checkpoints, curves and a summary in a folder.
 
@@ -94,6 +97,7 @@ def train(
         max_steps: Stop once so many of `train.steps` are done in all, and leave a run that can be resumed; the
             schedules are those of `train.steps` all the same.
         profile: Print at the end where the time of a step went.
+        load: Reads the cases that the run needs, once; their order is kept.
 
     Returns:
         What summary.json holds.
@@ -110,7 +114,7 @@ def train(
         records.refuse_held(out, resume, overwrite)
     # torch's own generator is seeded in every step; whoever called keeps theirs.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        run = _set_up(config, data_set, split, out, device, processes)
+        run = _set_up(config, data_set, split, out, device, processes, load)
         if resume and (out / checkpoint.LAST).is_file():
             _restore(run, out / checkpoint.LAST)
         processes.require_one({"steps done": run.learner.done, **_flat(to_dict(run.config)), **_flat(run.cases)})
@@ -138,16 +142,23 @@ def _show_profile(run: _Run) -> None:
 
 
 def _set_up(
-    config: RunConfig, data_set: DataSet, split: Split, out: Path, device: torch.device, processes: Processes
+    config: RunConfig,
+    data_set: DataSet,
+    split: Split,
+    out: Path,
+    device: torch.device,
+    processes: Processes,
+    load: Load,
 ) -> _Run:
     _require_divisible(config, processes.share.count)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    fabric = start_fabric(device, precision(config, device), processes.share)
-    labeled = _load(split.labeled, data_set)
+    listens = METHODS[config.train.method].listens
+    needed = split.labeled, split.unlabeled if listens else (), split.val if processes.first else ()
+    volumes = iter(load(data_set, [case for part in needed for case in part]))
+    labeled, unlabeled, validation = (list(islice(volumes, len(part))) for part in needed)
     config = resolve(config, data_set, labeled)
-    unlabeled = _load(split.unlabeled if METHODS[config.train.method].listens else (), data_set)
-    validation = _load(split.val, data_set) if processes.first else []
+    fabric = start_fabric(device, config.train.precision, processes.share)
     learner = make_learner(config, labeled, unlabeled, len(data_set.classes), device, fabric, processes)
     return _Run(
         learner,
@@ -187,18 +198,6 @@ def _require_divisible(config: RunConfig, count: int) -> None:
                 got=images,
                 cure=f"write {-(-images // count) * count}, or start another number of processes",
             )
-
-
-def precision(config: RunConfig, device: torch.device) -> Any:
-    """What Fabric is asked for: the run's choice, or what suits the device.
-
-    Args:
-        config: Of the run.
-        device: Where it trains.
-    """
-    if config.train.precision != "auto":
-        return config.train.precision
-    return "bf16-mixed" if device.type == "cuda" else "32-true"
 
 
 def _open_folder(run: _Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
@@ -296,10 +295,6 @@ def _save(run: _Run, name: str) -> None:
     kept = " from the checkpoint that is there" if (run.out / checkpoint.LAST).is_file() else ""
     with writing(path, GO_ON + kept):
         checkpoint.save(path, _state(run))
-
-
-def _load(cases: Iterable[Case], data_set: DataSet) -> list[Volume]:
-    return [load_volume(case, data_set) for case in cases]
 
 
 def _state(run: _Run) -> dict[str, Any]:

@@ -46,9 +46,7 @@ def learner(config: RunConfig, toy: tuple[DataSet, Split]) -> Learner:
     data, split = toy
     labeled, unlabeled = ([load_volume(case, data) for case in part] for part in (split.labeled, split.unlabeled[:2]))
     config = resolve(set_train(config, warm_start=0.0), data, labeled)
-    fabric = start_fabric(
-        torch.device("cpu"), "32-true" if config.train.precision == "auto" else config.train.precision, Share()
-    )
+    fabric = start_fabric(torch.device("cpu"), config.train.precision, Share())
     return make_learner(config, labeled, unlabeled, 1, torch.device("cpu"), fabric, Processes())
 
 

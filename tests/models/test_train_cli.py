@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 from secl_models.command import cli
-from secl_models.data.cases import DataSet
+from secl_models.data import check, volumes
+from secl_models.data.cases import Case, DataSet
 from secl_models.data.files import write_text
+from secl_models.data.splits import make_split
+from secl_models.data.volumes import Volume
 from secl_models.method import checkpoint
-from secl_models.method.learner import Learner
-from secl_models.options.schema import to_yaml
+from secl_models.method.learner import Learner, make_learner
+from secl_models.options.schema import RunConfig, to_yaml
+from secl_models.train import run as train
 from tests.models.test_train import CONFIG, write_toy
 
 
@@ -35,6 +41,52 @@ def call(toy: DataSet, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, " ".join(result.stdout.split()), " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("method", ["secl", "supervised"])
+def test_every_file_is_read_once_and_no_volume_is_held_in_vain(
+    method: str, toy: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check hands on what training needs; of that only the validation cases are held while it trains."""
+    times: Counter[Path] = Counter()
+    found: list[weakref.ref[Volume]] = []
+    held: list[tuple[Case, ...]] = []
+    given: list[tuple[Case, ...]] = []
+    read, step = volumes._read_file, Learner.step
+
+    def look() -> None:
+        held.append(tuple(volume.case for each in found if (volume := each()) is not None))
+
+    def reading(path: Path, key: str) -> Any:
+        times[path] += 1
+        return read(path, key)
+
+    def examining(*arguments: Any) -> Any:
+        volume, faults = volumes.examine_case(*arguments)
+        assert volume is not None
+        found.append(weakref.ref(volume))
+        return volume, faults
+
+    def making(config: RunConfig, *arguments: Any) -> Learner:
+        given.extend(tuple(volume.case for volume in part) for part in arguments[:2])
+        look()
+        return make_learner(config, *arguments)
+
+    def stepping(learner: Learner, *arguments: Any, **options: Any) -> Any:
+        look()
+        return step(learner, *arguments, **options)
+
+    monkeypatch.setattr(volumes, "_read_file", reading)
+    monkeypatch.setattr(check, "examine_case", examining)
+    monkeypatch.setattr(train, "make_learner", making)
+    monkeypatch.setattr(Learner, "step", stepping)
+    split = make_split(toy, CONFIG.labeled, CONFIG.seed)
+    unlabeled = split.unlabeled if method == "secl" else ()
+    assert call(toy, tmp_path / "run", monkeypatch, "--max-steps", "1", "--method", method)[0] == 0
+    cases = [*split.labeled, *split.unlabeled, *split.val, *split.test]
+    assert times == Counter(file for case in cases for file in (*case.image, case.label) if file is not None)
+    assert given == [split.labeled, unlabeled]
+    assert held == [(*split.labeled, *unlabeled, *split.val), split.val]
 
 
 def test_max_steps_says_how_to_go_on_and_that_works(
