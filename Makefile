@@ -8,7 +8,7 @@ LANE := build/torch-$(TORCH)
 # The Triton of torch 2.11 interprets no loop under NumPy 2.4.
 LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
-.PHONY: help setup demo test test-torch test-gpu sanitize lint bench clean
+.PHONY: help setup demo test fuzz test-torch test-gpu sanitize lint bench clean
 
 help:            ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
@@ -33,6 +33,9 @@ demo: setup      ## Make a phantom data set, train on three labelled cases, segm
 
 test: setup lint ## Style, types and every test that runs without a GPU
 	@SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} $(BIN)/python -m pytest -q
+
+fuzz: setup      ## The tests that draw their examples, over fresh ones for MINUTES=5; SEED=... repeats one run
+	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 test-torch:      ## Every test on another release of torch, in a copy with its own environment: TORCH=2.14.1
 	@test -n "$(TORCH)" || { echo "make: say which release, as in: make test-torch TORCH=2.14.1" >&2; exit 2; }

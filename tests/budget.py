@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The error budget of `benchmarks`, which the tests share: no test states a tolerance of its own."""
 
-from benchmarks.budget import assert_within_budget, rounding_band
+from benchmarks.budget import Wide, assert_within_budget, rounding_band
 
-__all__ = ["assert_within_budget", "rounding_band"]
+__all__ = ["Wide", "assert_within_budget", "rounding_band"]

@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from _pytest.terminal import TerminalReporter
+
+from tests import draws
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIRED = set(filter(None, os.environ.get("SECL_REQUIRE", "").split(",")))
@@ -28,6 +31,25 @@ def pytest_sessionstart() -> None:
     """The GPU lane is the same tests on another device: without one it must not pass."""
     if "cuda" in REQUIRED and not torch.cuda.is_available():
         raise pytest.UsageError("SECL_REQUIRE=cuda, and torch sees no CUDA device")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note beside each result how many examples the test drew; from a worker process it travels with the result."""
+    before = draws.Examples.drawn
+    try:
+        return (yield)
+    finally:
+        if draws.Examples.drawn > before:
+            item.user_properties.append(("examples", draws.Examples.drawn - before))
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Say how many examples were drawn, where they were drawn afresh."""
+    if draws.SEED is not None:
+        reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+        total = sum(value for report in reports for name, value in report.user_properties if name == "examples")
+        terminalreporter.write_line(f"{total} examples of seed {draws.SEED}")
 
 
 def skip_or_fail(lane: str, reason: str) -> NoReturn:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +18,14 @@ def present(value: T | None) -> T:
     """What the caller knows to be there: an option that its case gives, the gradient of a leaf."""
     assert value is not None
     return value
+
+
+class Columns(NamedTuple):
+    """What the anchors are compared with: the keys, or the anchors themselves."""
+
+    rows: Tensor
+    labels: Tensor
+    groups: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,12 @@ class Call:
         fresh = {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
         return replace(self, **fresh), list(fresh.values())
 
+    def columns(self) -> Columns:
+        """The keys, or in self-contrast the anchors."""
+        if self.keys is None or self.key_labels is None:
+            return Columns(self.anchors, self.anchor_labels, self.anchor_groups)
+        return Columns(self.keys, self.key_labels, self.key_groups)
+
     def arguments(self) -> dict[str, Any]:
         """Keywords of `secl_ops.info_nce`."""
         return dict(self.__dict__)
@@ -71,58 +84,73 @@ class Separate(Call):
     key_labels: Tensor
 
 
-def scalar_loss(call: Call) -> list[float]:
-    """Loss of every anchor by the contract's words, one pair at a time."""
-    rows = [_row(row, call.normalize) for row in call.anchors.tolist()]
-    key_source, key_labels = (call.anchors, call.anchor_labels) if call.keys is None else (call.keys, call.key_labels)
-    keys, labels = [_row(row, call.normalize) for row in key_source.tolist()], present(key_labels).tolist()
-    losses = []
+def scalar_loss(call: Call, arithmetic: Any, number: Any) -> list[Any]:
+    """Loss of every anchor by the contract's words, one pair at a time, in a kind of number and its functions."""
+    pairs = scalar_pairs(call, arithmetic, number)
+    return [one_loss(*similarities, call.denominator, arithmetic) for similarities in pairs]
+
+
+def scalar_pairs(call: Call, arithmetic: Any, number: Any) -> list[tuple[list[Any], list[Any]]]:
+    """Similarities of every anchor to its positives and to its negatives."""
+    columns, temperature = call.columns(), number(float(call.temperature))
+    rows, keys = (_rows(each, call.normalize, arithmetic, number) for each in (call.anchors, columns.rows))
+    prototypes = [] if call.positives is None else _rows(call.positives, call.normalize, arithmetic, number)
+    labels, found = columns.labels.tolist(), []
     for i, (row, label) in enumerate(zip(rows, call.anchor_labels.tolist(), strict=True)):
         positive, negative = [], []
         for j, (key, other) in enumerate(zip(keys, labels, strict=True)):
-            if label < 0 or other < 0 or not _comparable(call, i, j):
+            if label < 0 or other < 0 or not comparable(call, i, j):
                 continue
-            similarity = sum(a * b for a, b in zip(row, key, strict=True)) / call.degree
+            similarity = _dot(row, key) / temperature
             if other != label:
                 negative.append(similarity)
             elif call.positives is None:
                 positive.append(similarity)
-        if call.positives is not None:
-            prototype_labels = present(call.positive_labels).tolist()
-            for p, (key, other) in enumerate(zip(call.positives.tolist(), prototype_labels, strict=True)):
-                seen = call.positive_groups is None or int(call.positive_groups[p]) == int(
-                    present(call.anchor_groups)[i]
-                )
-                if label >= 0 and other == label and seen:
-                    unit = _row(key, call.normalize)
-                    positive.append(sum(a * b for a, b in zip(row, unit, strict=True)) / call.degree)
-        losses.append(_one_loss(positive, negative, call.denominator))
-    return losses
+        positive += [_dot(row, unit) / temperature for p, unit in enumerate(prototypes) if owns(call, i, p)]
+        found.append((positive, negative))
+    return found
 
 
-def _row(values: list[float], normalize: bool) -> list[float]:
-    norm = math.sqrt(sum(value * value for value in values))
-    return values if not normalize else [value / norm if norm else 0.0 for value in values]
+def _rows(rows: Tensor, normalize: bool, arithmetic: Any, number: Any) -> list[list[Any]]:
+    found = []
+    for row in rows.tolist():
+        values = [number(value) for value in row]
+        norm = arithmetic.sqrt(_dot(values, values))
+        found.append(values if not normalize else [value / norm if norm else number(0) for value in values])
+    return found
 
 
-def _comparable(call: Call, i: int, j: int) -> bool:
+def _dot(left: Sequence[Any], right: Sequence[Any]) -> Any:
+    return sum(a * b for a, b in zip(left, right, strict=True))
+
+
+def comparable(call: Call, i: int, j: int) -> bool:
+    """Whether anchor i may be compared with key j, whatever their labels."""
     if call.keys is None and i == j:
         return False
     if call.exclude is not None and int(call.exclude[i]) == j:
         return False
-    if call.anchor_groups is None:
-        return True
-    key_groups = call.anchor_groups if call.keys is None else call.key_groups
-    return int(call.anchor_groups[i]) == int(present(key_groups)[j])
+    groups = call.columns().groups
+    return call.anchor_groups is None or groups is None or int(call.anchor_groups[i]) == int(groups[j])
 
 
-def _one_loss(positive: list[float], negative: list[float], denominator: str) -> float:
+def owns(call: Call, i: int, p: int) -> bool:
+    """Whether prototype p is a positive of anchor i."""
+    if call.positive_labels is None or int(call.anchor_labels[i]) < 0:
+        return False
+    groups = (call.anchor_groups, call.positive_groups)
+    seen = groups[0] is None or groups[1] is None or int(groups[0][i]) == int(groups[1][p])
+    return seen and int(call.anchor_labels[i]) == int(call.positive_labels[p])
+
+
+def one_loss(positive: list[Any], negative: list[Any], denominator: str, arithmetic: Any) -> Any:
+    """Loss of one anchor from its similarities; 0 without a positive."""
     if not positive:
-        return 0.0
+        return 0
     if denominator == "all":
-        return math.log(sum(map(math.exp, positive + negative))) - sum(positive) / len(positive)
-    push = sum(map(math.exp, negative))
-    return sum(math.log1p(push * math.exp(-s)) for s in positive) / len(positive)
+        return arithmetic.log(sum(map(arithmetic.exp, positive + negative))) - sum(positive) / len(positive)
+    push = sum(map(arithmetic.exp, negative))
+    return sum(arithmetic.log1p(push * arithmetic.exp(-s)) for s in positive) / len(positive)
 
 
 def dense(call: Call, names: Sequence[str] = DIFFERENTIABLE) -> tuple[Tensor, list[Tensor]]:

@@ -14,8 +14,9 @@ import secl_ops
 from secl_ops import ops
 from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
-from tests.cases import CASES, alone, separate
-from tests.oracle import Call, dense_loss, present
+from tests.cases import CASES, alone, rows, separate
+from tests.exact import exact
+from tests.oracle import Call, present
 from tests.oracle import dense as plain
 
 C = TypeVar("C", bound=Call)
@@ -199,21 +200,22 @@ def test_exclude_never_names_a_prototype(backend: str, device: str) -> None:
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_queue_may_take_rows_before_the_backward_pass(normalize: bool, backend: str, device: str) -> None:
-    queue = secl_ops.ClassQueue(3, 4, 8).to(device)
-    call = on(separate(10, 12, 8, classes=3, ignored=0.0), device)
-    queue.enqueue(call.keys, call.key_labels)
-    leaf = call.anchors.clone().requires_grad_()
-    loss = secl_ops.info_nce(
-        leaf,
-        queue.keys,
-        anchor_labels=call.anchor_labels,
-        key_labels=queue.key_labels,
-        normalize=normalize,
-        backend=backend,
-    )
-    queue.enqueue(call.keys, call.key_labels)
-    loss.backward()
-    assert present(leaf.grad).isfinite().all()
+    call, gradients = on(separate(10, 12, 8, classes=3, ignored=0.0), device), list[Tensor]()
+    other, other_labels = rows(12, 8, 99).to(device), (call.key_labels + 1) % 3
+    for taken in (False, True):
+        queue = secl_ops.ClassQueue(3, 4, 8).to(device)
+        queue.enqueue(call.keys, call.key_labels)
+        leaf, before = call.anchors.clone().requires_grad_(), queue.keys.clone()
+        loss = secl_ops.info_nce(
+            leaf, queue.keys, anchor_labels=call.anchor_labels, key_labels=queue.key_labels, normalize=normalize,
+            temperature=2.0, backend=backend,
+        )  # fmt: skip
+        if taken:
+            queue.enqueue(other, other_labels)
+            assert (queue.keys != before).any(dim=1).sum() > 6
+        gradients += torch.autograd.grad(loss, leaf)
+    assert gradients[0].any(dim=1).all()
+    assert torch.equal(*gradients)
 
 
 def test_second_derivative_is_refused(backend: str, device: str) -> None:
@@ -255,8 +257,8 @@ def test_an_anchor_without_push_and_draw_reaches_no_gradient(backend: str, devic
     wide = [value.double().cpu() for value in (upstream, push, draw, call.anchors, call.keys)]
     others = [value.cpu() if isinstance(value, Tensor) else value for value in (*pairs, *options)]
     truth = ops.contrast_backward(*wide, *others, "reference")
-    for name, actual, exact in zip(("anchors", "keys"), dirty, truth, strict=True):
-        assert_within_budget(name, actual.cpu(), exact, exact.float(), amplification=20)
+    for name, actual, true in zip(("anchors", "keys"), dirty, truth, strict=True):
+        assert_within_budget(name, actual.cpu(), true, true.float(), amplification=20)
     assert not dirty[0][3].any()
 
 
@@ -325,17 +327,15 @@ def test_gather_normalises_and_casts(
         assert_within_budget(name, actual.to(rough.dtype), truth, rough, amplification=4, magnitude=magnitude)
 
 
-def test_weights_get_their_gradient(backend: str, device: str) -> None:
-    call = CASES["weighted"]()
-    for reduction in ("mean", "sum"):
-        found = []
-        for at, name, dtype in ((device, backend, torch.float32), ("cpu", "reference", torch.float64)):
-            weights = present(call.weights).to(at, dtype).requires_grad_()
-            moved = on(replace(call.to(dtype), weights=weights, reduction=reduction), at)
-            moved = replace(moved, weights=weights)
-            loss = secl_ops.info_nce(**moved.arguments(), backend=name)
-            found.append(torch.autograd.grad(loss, weights)[0].cpu())
-        moved, weights = call.to(torch.float64), present(call.weights).double().requires_grad_()
-        truth = torch.autograd.grad(dense_loss(replace(moved, weights=weights, reduction=reduction)), weights)[0]
-        assert_within_budget(reduction, found[0], truth, truth.float(), amplification=40)
-        assert_within_budget(reduction, found[1], truth, truth, amplification=40)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_weights_get_their_gradient(reduction: str, backend: str, device: str) -> None:
+    call = replace(CASES["weighted"](), reduction=reduction)
+    found = []
+    for at, name, dtype in ((device, backend, torch.float32), ("cpu", "reference", torch.float64)):
+        moved, (weights,) = on(call.to(dtype), at).leaves(["weights"])
+        loss = secl_ops.info_nce(**moved.arguments(), backend=name)
+        found.append(torch.autograd.grad(loss, weights)[0].cpu())
+    wide = call.to(torch.float64)
+    (truth,), (rough,), (usual,) = exact(wide, ["weights"])[1], *(plain(each, ["weights"])[1] for each in (call, wide))
+    assert_within_budget("float32", found[0], truth, rough, amplification=40)
+    assert_within_budget("float64", found[1], truth, usual, amplification=40)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import secl_ops
 from tests.budget import assert_within_budget
+from tests.exact import exactly, wide
 from tests.oracle import present
 
 
@@ -150,9 +152,10 @@ def test_pool_regions_takes_the_mean_of_each_cell(shape: tuple[int, ...], grid: 
     cell = torch.zeros(1, dtype=torch.int64)
     for size, cells in zip(shape[2:], grid, strict=True):
         cell = (cell[:, None] * cells + torch.arange(size) * cells // size).flatten()
-    flat = maps.flatten(2)
-    expected = torch.stack([flat[:, :, cell == r].mean(dim=2) for r in range(int(cell.max()) + 1)], dim=1)
-    assert_within_budget("pooled", secl_ops.pool_regions(maps, grid), expected, expected, amplification=4)
+    regions = [maps.flatten(2)[:, :, cell == r] for r in range(int(cell.max()) + 1)]
+    expected = wide(np.stack([exactly(each).sum(axis=2) / each.shape[2] for each in regions], axis=1))
+    usual = torch.stack([each.mean(dim=2) for each in regions], dim=1)
+    assert_within_budget("pooled", secl_ops.pool_regions(maps, grid), expected, usual, amplification=4)
     assert torch.autograd.gradcheck(lambda x: secl_ops.pool_regions(x, grid), maps.requires_grad_())
 
 

@@ -3,25 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import secl_ops
 from tests.budget import assert_within_budget
 from tests.cases import labels, rows
+from tests.draws import examples
+from tests.exact import exact
 from tests.oracle import DIFFERENTIABLE, Call, dense
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.drawn]
 
 EXAMPLES = {"native": 500, "reference": 150, "triton": 60}
 WIDEST = {"native": 70, "reference": 70, "triton": 40}
+EXACT = 24  # rows, of which fifty digits are not too slow
 LAYOUTS = ("dense", "permuted", "sliced", "embedded")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SMALLEST_WEIGHT = 0.5
@@ -177,30 +179,20 @@ def magnitudes(call: Call, learning: tuple[str, ...]) -> tuple[float, dict[str, 
 
 def check(drawn: Drawn, backend: str, device: str) -> None:
     loss, gradients = run(drawn, backend, device)
-    wide = loss.dtype == torch.float64
-    truth, true_gradients = dense(drawn.call.to(torch.float64), drawn.learning)
+    wide = drawn.call.anchors.dtype == torch.float64
+    stated: Callable[..., tuple[Any, Sequence[Any]]] = exact if wide else dense
+    truth, true_gradients = stated(drawn.call.to(torch.float64), drawn.learning)
     rough, rough_gradients = dense(drawn.call, drawn.learning)
-    assert wide == (drawn.call.anchors.dtype == torch.float64)
-    assert truth.isfinite().all()
+    assert loss.dtype == (torch.float64 if wide else torch.float32)
+    assert rough.isfinite().all()
     peak, terms = magnitudes(drawn.call, drawn.learning)
     assert_within_budget("loss", loss, truth, rough, amplification=4 * peak, magnitude=peak)
-    for name, *found in zip(drawn.learning, gradients, true_gradients, rough_gradients, strict=True):
-        assert_within_budget(name, *found, amplification=4 * peak, magnitude=terms[name])
-
-
-def every_example(backend: str, count: int, *dtypes: torch.dtype) -> Callable[[Callable[[Drawn], None]], Any]:
-    """Decorators of a test over all calls, the same ones each time; a failing one is made small."""
-    drawn = calls(WIDEST[backend], dtypes) if dtypes else calls(WIDEST[backend])
-    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    phases = (Phase.explicit, Phase.generate, Phase.shrink)
-    options = settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=quiet, phases=phases
-    )
-    return lambda test: options(given(drawn)(test))
+    for name, actual, true, plain in zip(drawn.learning, gradients, true_gradients, rough_gradients, strict=True):
+        assert_within_budget(name, actual, true, plain, amplification=4 * peak, magnitude=terms[name])
 
 
 def test_every_option_keeps_the_budget(backend: str, device: str) -> None:
-    @every_example(backend, EXAMPLES[backend])
+    @examples(EXAMPLES[backend], calls(WIDEST[backend]))
     def holds(drawn: Drawn) -> None:
         check(drawn, backend, device)
 
@@ -208,7 +200,7 @@ def test_every_option_keeps_the_budget(backend: str, device: str) -> None:
 
 
 def test_the_reference_keeps_the_budget_in_fp64() -> None:
-    @every_example("reference", EXAMPLES["reference"], torch.float64)
+    @examples(EXAMPLES["reference"], calls(EXACT, (torch.float64,)))
     def holds(drawn: Drawn) -> None:
         check(drawn, "reference", "cpu")
 
@@ -230,7 +222,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_refused_combinations(change: dict[str, Any], message: str) -> None:
-    @every_example("reference", 20)
+    @examples(20, calls(WIDEST["reference"]))
     def holds(drawn: Drawn) -> None:
         n, d = drawn.call.anchors.shape
         beside = {

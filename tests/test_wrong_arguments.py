@@ -16,10 +16,12 @@ import torch
 
 from secl_ops import library, ops
 from tests.conftest import REPOSITORY, skip_or_fail
+from tests.draws import Examples
 
 LIMIT_SECONDS = 300
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("group", ["public", "secl", "native"])
 def test_wrong_arguments_are_refused_and_nothing_crashes(group: str, tmp_path: Path) -> None:
     if library.ABSENCE:
@@ -33,6 +35,7 @@ def test_wrong_arguments_are_refused_and_nothing_crashes(group: str, tmp_path: P
     if done.returncode < 0:
         pytest.fail(f"{signal.Signals(-done.returncode).name} in {last}\n{done.stderr[-2000:]}")
     assert done.returncode == 0, f"{last}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    Examples.drawn += int(done.stdout.split()[-1])
 
 
 ROWS, LABELS = torch.ones(4, 3), torch.zeros(4, dtype=torch.int32)

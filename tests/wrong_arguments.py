@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import secl_ops
 from secl_ops.spec import REDUCTIONS, Flag
+from tests.draws import Examples, examples
 
 EXAMPLES = {"public": 3000, "secl": 1500, "secl_native": 1500}
 MEMORY = 16 * 2**30  # a size that no rule forbids is refused by the system, before the machine starves
@@ -267,15 +267,12 @@ def main(group: str, path: str) -> None:
             for value in wrong_values(valid):
                 make(Wrong(target, {name: value}))
 
-    @settings(
-        max_examples=EXAMPLES[group], deadline=None, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(calls(targets))
+    @examples(EXAMPLES[group], calls(targets))
     def holds(call: Wrong) -> None:
         make(call)
 
     holds()
+    print(Examples.drawn)
 
 
 if __name__ == "__main__":

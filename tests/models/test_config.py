@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secl_models.data.files import write_text
@@ -29,6 +28,7 @@ from secl_models.options.schema import (
     to_dict,
     to_yaml,
 )
+from tests.draws import examples
 
 EVERYTHING = RunConfig(
     preset="mine",
@@ -109,8 +109,8 @@ def test_dictionaries_and_files_give_back_exactly_what_went_in(config: RunConfig
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
-@settings(deadline=None)  # a busy machine is no failure
-@given(lr=st.floats(min_value=1e-300, max_value=1e300), steps=st.integers(1, 10**12))
+@pytest.mark.drawn
+@examples(100, lr=st.floats(min_value=1e-300, max_value=1e300), steps=st.integers(1, 10**12))
 def test_every_number_survives_yaml(lr: float, steps: int) -> None:
     config = RunConfig(train=TrainConfig(lr=lr, steps=steps))
     assert from_dict(yaml.safe_load(to_yaml(config))) == config
