@@ -53,7 +53,7 @@ _ON_CUDA = ("--device", "cuda", "--patience", "4")
 STAGES = (
     Stage("environment", 15, ("-m", "secl_models", "doctor"), "processor, memory, versions, packages"),
     Stage("build", 20, ("-m", "benchmarks.build"), "card, driver, what is built, and whether each backend is right"),
-    Stage("targets", 65, ("-m", "benchmarks.targets", "{out}/targets.csv"), "the sizes that kernels.md sets a target"),
+    Stage("targets", 65, ("-m", "benchmarks.targets", "{out}/targets.csv"), "the sizes that have a target"),
     Stage(
         "tests", 100, ("-m", "pytest", "-v", "-p", "no:cacheprovider", "--color", "no", *_TESTS),
         "the tests on this device, none skipped for want of one", {"SECL_REQUIRE": "cuda,triton"},

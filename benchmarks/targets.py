@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The targets that the design sets for a GPU, and how they are measured: seen right, timed, written one by one."""
+"""What five cases should reach on a GPU, and how that is measured: seen right, timed, written one by one."""
 
 from __future__ import annotations
 

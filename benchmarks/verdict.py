@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each target of the design against what `python -m benchmarks gpu` measured: met, missed, or not measured."""
+"""Each target against what `python -m benchmarks gpu` measured: met, missed, or not measured."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ContrastInput(NamedTuple):
     exclude: Tensor | None = None  # [N]
 
     def check(self, options: ContrastSpec) -> None:
-        """Refuse what the contract forbids; values are looked at only under `validate`, since that synchronises."""
+        """Refuse what breaks a rule; values are looked at only under `validate`, since that synchronises."""
         spec.check_rows("anchors", self.anchors)
         spec.check_integers("anchor_labels", self.anchor_labels, self.anchors.shape[0], self.anchors, "anchors")
         self._check_keys()

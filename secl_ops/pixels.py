@@ -18,7 +18,7 @@ from secl_ops.spec import SampleSpec
 class PixelSample(NamedTuple):
     """Pixels drawn from a batch of label maps; a free place holds -1 in both."""
 
-    # The contract's name; it hides tuple.index, which nobody calls on a pair of tensors.
+    # Its public name; it hides tuple.index, which nobody calls on a pair of tensors.
     index: Tensor  # type: ignore[assignment]  # [num_classes * B * per_class] int64 into B * prod(spatial)
     label: Tensor  # [same] int32
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floors of the house: which module stands where; an import may only point to a lower number.
+"""The floors of the code: which module stands where; an import may only point to a lower number.
 
 In `secl_models` the rooms are the floors: a room uses itself and the rooms before it.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two independent statements of the contract: scalar loops from its text, and dense autograd in any dtype."""
+"""Two independent statements of the loss: scalar loops from its definition, and dense autograd in any dtype."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Separate(Call):
 
 
 def scalar_loss(call: Call, arithmetic: Any, number: Any) -> list[Any]:
-    """Loss of every anchor by the contract's words, one pair at a time, in a kind of number and its functions."""
+    """Loss of every anchor by its definition, one pair at a time, in a kind of number and its functions."""
     pairs = scalar_pairs(call, arithmetic, number)
     return [one_loss(*similarities, call.denominator, arithmetic) for similarities in pairs]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every backend computes the contract: loss and gradients, every case, every dtype, within the error budget."""
+"""Every backend computes the same: loss and gradients, every case, every dtype, within the error budget."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Numbers:
 
 @st.composite
 def calls(draw: Any, widest: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Drawn:
-    """Any call that the contract allows."""
+    """Any call that is allowed."""
     chance, integer = Numbers(draw(seeds)), draw(st.sampled_from([torch.int64, torch.int32, torch.int8]))
     n, m, d = chance.size(0, widest), chance.size(0, widest), chance.size(1, widest)
     p, classes, alone = chance.size(1, 6), chance.among(1, 5), draw(st.booleans())

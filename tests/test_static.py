@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The static report: the disassembly is read right, and the bounds follow the model of the design."""
+"""The static report: the disassembly is read right, and the bounds follow from the counts."""
 
 from __future__ import annotations
 
