@@ -8,9 +8,9 @@ LANE := build/torch-$(TORCH)
 # The Triton of torch 2.11 interprets no loop under NumPy 2.4.
 LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
-.PHONY: help setup demo test fuzz test-torch test-gpu sanitize lint bench clean
+.PHONY: help setup demo test fuzz test-torch test-gpu sanitize lint docs bench clean
 
-help:            ## What can be made
+help:            ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
 
 setup: $(READY)  ## Virtual environment with pinned versions, and the compiled extension
@@ -55,10 +55,15 @@ test-gpu: setup  ## The tests on a CUDA device; none may be skipped for want of 
 sanitize: setup  ## The native tests under AddressSanitizer + UBSan, then under ThreadSanitizer; needs GCC
 	@$(BIN)/python -m tests.sanitize address thread
 
-lint: setup      ## ruff and mypy --strict
+lint: setup      ## ruff, mypy --strict over code and tests, clang-format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+docs: setup      ## Pages of the public names, from their docstrings, into build/docs; no warning passes
+	@$(BIN)/python -m tests.docs build/docs
+	@echo "docs: build/docs/index.html"
 
 bench: setup     ## Time the loss and the whole pixel step in about a minute; `python -m benchmarks` has more
 	@$(BIN)/python -m pytest benchmarks --benchmark-only

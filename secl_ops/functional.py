@@ -37,7 +37,7 @@ def info_nce(
 ) -> Tensor:
     """Contrast labelled rows: pull each anchor to the keys of its own label, push it from those of others.
 
-    With similarity s_ij = <a_i, k_j> / temperature, positives P(i) (equal labels) and negatives Neg(i) (unequal ones):
+    With similarity s_ij = a_i . k_j / temperature, positives P(i) (equal labels) and negatives Neg(i) (unequal ones):
 
         "negatives"  L_i = mean over p in P(i) of softplus(logsumexp over Neg(i) of s_in - s_ip)
         "all"        L_i = logsumexp over P(i) and Neg(i) of s_ij - mean over P(i) of s_ip

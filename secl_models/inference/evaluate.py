@@ -101,7 +101,7 @@ def evaluate(
         data: The data set that the run was trained on.
         split: `test`, or `val` (the list that chose `best`).
         out: Where the CSV and JSON files go; None: the run folder.
-        device: Where the network runs: auto, cpu, cuda or cuda:<number>.
+        device: Where the network runs: auto, cpu, cuda, or cuda: and a number.
         progress: Show a progress bar on the terminal.
 
     Returns:

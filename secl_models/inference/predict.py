@@ -56,7 +56,7 @@ def predict(
         source: An image (`.nii.gz`, `.nii` or `.h5`), or a folder of images.
         out: The segmentation (`.nii.gz` or `.nii`) for one image; else a folder that gets one file per image.
         overwrite: Replace segmentations that exist.
-        device: Where the network runs: auto, cpu, cuda or cuda:<number>.
+        device: Where the network runs: auto, cpu, cuda, or cuda: and a number.
         flips: Axes along which logits are averaged over flips, such as `0,1`, or `trained`: those of training.
         probabilities: Also write `<name>_probabilities.nii.gz`, see `probabilities_path`.
         largest_component: Keep the largest connected part of each structure, see `keep_largest`.
