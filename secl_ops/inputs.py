@@ -117,11 +117,8 @@ class ContrastInput(NamedTuple):
         labels = self.anchor_labels.to(torch.int32)
         groups = None if self.anchor_groups is None else self.anchor_groups.to(torch.int32)
         rows, prototypes = self.anchors.shape[0], self.positives is not None
-        if self.keys is None and not prototypes:
-            return [Shard(None, Pairs(labels, labels, groups, groups, None, 0, rows))]
         if self.keys is None:
-            exclude = torch.arange(rows, device=self.anchors.device)
-            shards = [Shard(self.anchors, Pairs(labels, labels, groups, groups, exclude, rows, rows))]
+            shards = [Shard(None, Pairs(labels, labels, groups, groups, None, rows if prototypes else 0, rows))]
         else:
             shards = self._key_shards(labels, groups, attract=not prototypes)
         if self.positives is not None and self.positive_labels is not None:

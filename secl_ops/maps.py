@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from secl_ops import spec
-from secl_ops.autograd import Places
+from secl_ops.autograd import Gather, Places
 from secl_ops.functional import contrast_sources
-from secl_ops.inputs import ContrastInput
-from secl_ops.pixels import PixelSample, draw_pixels, gather_pixels
+from secl_ops.inputs import Shard
+from secl_ops.pixels import PixelSample, draw_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.shards import contrast_shards
 from secl_ops.spec import ContrastSpec, Pairs, SampleSpec
@@ -36,6 +37,8 @@ def pixel_contrast(
     key_eligible: Tensor | None = None,  # shape of key_labels, bool
     scores: Tensor | None = None,  # shape of labels, floating
     strategy: str = "uniform",
+    head: nn.Module | None = None,
+    key_head: nn.Module | None = None,
     queue: ClassQueue | None = None,
     temperature: float | Tensor = 0.1,
     denominator: str = "negatives",
@@ -48,8 +51,8 @@ def pixel_contrast(
 
     The loss is that of `info_nce` over `sample_pixels(labels)`; label maps of another resolution are brought to the
     feature map's by nearest neighbour. With a teacher's map the keys are its pixels (drawn apart, a gradient only if it
-    asks for one); without, the anchors contrast themselves. A queue adds its rows to the keys and then takes this
-    call's.
+    asks for one); without, the anchors contrast themselves. A head projects the gathered rows, never a whole map. A
+    queue adds its rows to the keys and then takes this call's.
 
     Args:
         features: The student's map [B, D, *spatial].
@@ -64,7 +67,11 @@ def pixel_contrast(
         key_eligible: The same for keys; None: `eligible` where `key_labels` is None.
         scores: For strategy "hard".
         strategy: "uniform", "stratified" or "hard" (keys of a teacher are then drawn uniformly).
-        queue: Rows of earlier calls.
+        head: Maps the anchors' rows [n, D] to [n, P] before they are normalised. A free place is a zero row that does
+            not count, which a head that mixes rows (batch normalisation) nevertheless sees.
+        key_head: The same for the rows of `key_features`, which may then differ from `features` in width and dtype;
+            None: `head`, without a gradient. Without `key_features` the keys are the projected anchors.
+        queue: Rows of earlier calls, as wide as the rows that are compared: D, or P with a head.
         temperature: As in `info_nce`, and so are denominator, normalize, reduction, backend and validate.
         denominator: See `info_nce`.
         normalize: See `info_nce`.
@@ -88,55 +95,150 @@ def pixel_contrast(
         >>> features.grad.shape
         torch.Size([2, 16, 8, 8])
     """
-    contrast = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
-    options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
-    spec.check_map("features", features)
-    _check_queue(queue, num_classes, features)
-    if key_features is None and (key_labels is not None or key_eligible is not None):
-        raise ValueError("key_labels and key_eligible go with key_features; pass key_features as well")
-    anchor = _draw("features", features, "labels", labels, eligible, scores, options, seed)
+    given = _Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
+    return _contrast(
+        given, SampleSpec(per_class, num_classes, ignore_index, strategy, backend), seed,
+        ContrastSpec(temperature, denominator, normalize, reduction, backend, validate), _Parts(head, key_head, queue),
+    )  # fmt: skip
+
+
+class _Maps(NamedTuple):
+    """Arguments of `pixel_contrast` that are maps; shapes and meaning stand there."""
+
+    features: Tensor
+    labels: Tensor
+    key_features: Tensor | None
+    key_labels: Tensor | None
+    eligible: Tensor | None
+    key_eligible: Tensor | None
+    scores: Tensor | None
+
+    def check(self, parts: _Parts, options: ContrastSpec) -> None:
+        """Refuse feature maps that are none, or that do not go together."""
+        spec.check_map("features", self.features)
+        if isinstance(options.temperature, Tensor):
+            spec.check_device("temperature", options.temperature, self.features, "features")
+        if self.key_features is not None:
+            if parts.key_head is None:
+                spec.check_like_map("key_features", self.key_features, self.features)
+            else:  # width and dtype are what the two heads make of them
+                spec.check_map("key_features", self.key_features)
+                spec.check_device("key_features", self.key_features, self.features, "features")
+            return
+        if self.key_labels is not None or self.key_eligible is not None:
+            raise ValueError("key_labels and key_eligible go with key_features; pass key_features as well")
+        if parts.key_head is not None:
+            raise ValueError("key_head goes with key_features; without them head makes the keys; pass key_features")
+
+
+class _Parts(NamedTuple):
+    """Modules that a call may use."""
+
+    head: nn.Module | None
+    key_head: nn.Module | None
+    queue: ClassQueue | None
+
+    def check(self, num_classes: int) -> None:
+        """Refuse what is no such module, or not made for these classes."""
+        spec.check_head("head", self.head)
+        spec.check_head("key_head", self.key_head)
+        if self.key_head is not None and self.head is None:
+            raise ValueError("key_head goes with head; pass head as well")
+        if self.queue is None:
+            return
+        if not isinstance(self.queue, ClassQueue):
+            raise TypeError(f"queue must be a ClassQueue; got {type(self.queue).__name__}")
+        if self.queue.num_classes != num_classes:
+            raise ValueError(
+                f"queue must hold num_classes={num_classes} classes; it was made for {self.queue.num_classes}"
+            )
+
+
+def _contrast(given: _Maps, sampling: SampleSpec, seed: int | Tensor, options: ContrastSpec, parts: _Parts) -> Tensor:
+    """`pixel_contrast` with its options packed."""
+    parts.check(sampling.num_classes)
+    given.check(parts, options)
+    features, key_features = given.features, given.key_features
+    if parts.queue is not None:
+        spec.check_device("queue", parts.queue.rows, features, "features")
+        if parts.head is None:
+            _check_width(parts.queue, features.shape[1], "features")
+    anchor = _draw("features", features, "labels", given.labels, given.eligible, given.scores, sampling, seed)
     key = anchor
     if key_features is not None:
-        spec.check_like_map("key_features", key_features, features)
+        key_labels, eligible = given.key_labels, given.key_eligible
         if key_labels is None:
-            key_labels, key_eligible = labels, eligible if key_eligible is None else key_eligible
-        uniform = replace(options, strategy="uniform") if strategy == "hard" else options
-        key = _draw("key_features", key_features, "key_labels", key_labels, key_eligible, None, uniform, seed, KEY_DRAW)
-    if queue is not None:
-        return _with_queue(features, anchor, key_features, key, queue, contrast)
-    if isinstance(temperature, Tensor):
-        spec.check_device("temperature", temperature, features, "features")
-    count = key.label.shape[0]
-    pairs = Pairs(anchor.label, key.label, None, None, None, 0, count)
-    places = Places(anchor.index, None if key_features is None else key.index)
-    return contrast_sources(features, key_features, pairs, contrast, places=places, ordered=True)
+            key_labels, eligible = given.labels, given.eligible if eligible is None else eligible
+        uniform = replace(sampling, strategy="uniform") if sampling.strategy == "hard" else sampling
+        key = _draw("key_features", key_features, "key_labels", key_labels, eligible, None, uniform, seed, KEY_DRAW)
+    pairs = Pairs(anchor.label, key.label, None, None, None, 0, key.label.shape[0])
+    if parts.head is None and parts.queue is None:
+        places = Places(anchor.index, None if key_features is None else key.index)
+        return contrast_sources(features, key_features, pairs, options, places=places, ordered=True)
+    anchors, keys = _project(given, anchor.index, key.index, options.backend, parts)
+    if parts.queue is None:
+        return contrast_sources(anchors, keys, pairs, options, ordered=True)
+    return _with_queue(anchors, Shard(keys, pairs), parts.queue, options)
 
 
-def _with_queue(
-    features: Tensor,  # [B, D, *spatial]
-    anchor: PixelSample,
-    key_features: Tensor | None,  # [B', D, *spatial']
-    key: PixelSample,
-    queue: ClassQueue,
-    options: ContrastSpec,
-) -> Tensor:
+def _project(
+    given: _Maps, index: Tensor, key_index: Tensor, backend: str, parts: _Parts
+) -> tuple[Tensor, Tensor | None]:
+    """Rows of the anchors [N, P] and of the keys [M, P] in one dtype, through the heads; None: the anchors are both."""
+    anchors = _rows(given.features, index, backend)
+    if parts.head is not None:
+        anchors = _headed("head", parts.head, anchors)
+    if given.key_features is None:
+        return anchors, None
+    keys = _rows(given.key_features, key_index, backend)
+    if parts.key_head is not None:
+        keys = _headed("key_head", parts.key_head, keys)
+    elif parts.head is not None:
+        with torch.no_grad():
+            keys = _headed("head", parts.head, keys)
+    if keys.shape[1] != anchors.shape[1]:
+        raise ValueError(
+            f"key_head(rows) must be as wide as head(rows), {anchors.shape[1]}; got {keys.shape[1]}; give both one P"
+        )
+    wide = torch.promote_types(anchors.dtype, keys.dtype)
+    return anchors.to(wide), keys.to(wide)
+
+
+def _rows(features: Tensor, index: Tensor, backend: str) -> Tensor:
+    """`gather_pixels` of a checked map at pixels that were just drawn, each once."""
+    rows: Tensor = Gather.apply(features, index, False, features.dtype, True, backend)  # type: ignore[no-untyped-call]
+    return rows
+
+
+def _headed(name: str, head: nn.Module, rows: Tensor) -> Tensor:
+    found: Tensor = head(rows)
+    spec.check_projection(name, found, rows)
+    return found
+
+
+def _with_queue(anchors: Tensor, newest: Shard, queue: ClassQueue, options: ContrastSpec) -> Tensor:
     """The loss against this call's keys and the queue's, which then takes this call's."""
-    gather = partial(gather_pixels, unique=True, backend=options.backend)
-    anchors = gather(features, anchor.index)
-    exclude = torch.arange(anchors.shape[0], device=anchors.device) if key_features is None else None
-    newest = anchors if key_features is None else gather(key_features, key.index)
-    given = ContrastInput(  # the queue is read where it lies
-        anchors, [newest, queue.keys.to(newest.dtype)], anchor.label, [key.label, queue.key_labels], exclude=exclude
-    )
-    given.check(options)
-    loss = contrast_shards(anchors, given.arrange(), options, ordered=True).loss
-    queue.enqueue(newest.detach(), key.label)
+    keys = anchors if newest.keys is None else newest.keys
+    _check_width(queue, anchors.shape[1], "head(rows)")
+    count = queue.key_labels.shape[0]
+    # The rows are read where they lie; the labels are copied, for they change before the backward pass reads them.
+    past = Pairs(newest.pairs.anchor_labels, queue.key_labels.clone(), None, None, None, 0, count)
+    shards = [newest, Shard(queue.keys.to(anchors.dtype), past)]
+    loss = contrast_shards(anchors, shards, options, ordered=True).loss
+    queue.enqueue(keys.detach(), newest.pairs.key_labels)
     return loss
+
+
+def _check_width(queue: ClassQueue, width: int, of: str) -> None:
+    if queue.dim != width:
+        raise ValueError(
+            f"queue must be as wide as {of}, {width}; it was made with dim={queue.dim}; make it with dim={width}"
+        )
 
 
 def _draw(
     map_name: str,
-    features: Tensor,  # [B, D, *spatial]
+    features: Tensor,  # [B, D, *spatial], checked
     labels_name: str,
     labels: Tensor,  # [B, *any]
     eligible: Tensor | None,
@@ -145,7 +247,6 @@ def _draw(
     seed: int | Tensor,
     stream: int = 0,
 ) -> PixelSample:
-    spec.check_map(map_name, features)
     spec.check_label_map(labels_name, labels)
     if features.shape[1] < 1:
         raise ValueError(f"{map_name} must have at least one channel; got shape {tuple(features.shape)}")
@@ -157,30 +258,12 @@ def _draw(
     spec.check_device(labels_name, labels, features, map_name)
     if labels.numel() == 0 < features.numel():
         raise ValueError(f"{labels_name} must not be empty where {map_name} is not; got shape {tuple(labels.shape)}")
-    if eligible is not None:
-        spec.check_like_labels("eligible", eligible, labels, torch.bool)
-    if scores is not None:
-        spec.check_like_labels("scores", scores, labels, None)
+    spec.check_drawn_from(labels, eligible, scores)
     size = features.shape[2:]
     return draw_pixels(
         _nearest(labels, size), options, eligible=None if eligible is None else _nearest(eligible, size),
         scores=None if scores is None else _nearest(scores, size), seed=seed, stream=stream,
     )  # fmt: skip
-
-
-def _check_queue(queue: object, num_classes: int, features: Tensor | None = None) -> None:
-    if queue is None:
-        return
-    if not isinstance(queue, ClassQueue):
-        raise TypeError(f"queue must be a ClassQueue; got {type(queue).__name__}")
-    if queue.num_classes != num_classes:
-        raise ValueError(f"queue must hold num_classes={num_classes} classes; it was made for {queue.num_classes}")
-    if features is not None:
-        if queue.dim != features.shape[1]:
-            raise ValueError(
-                f"queue must be as wide as features, {features.shape[1]}; it was made with dim={queue.dim}"
-            )
-        spec.check_device("queue", queue.rows, features, "features")
 
 
 def _nearest(values: Tensor, size: torch.Size) -> Tensor:
@@ -204,6 +287,8 @@ class PixelContrastLoss(nn.Module):
         num_classes: Number of classes.
         ignore_index: Label that is never drawn; many data sets use 255.
         strategy: "uniform", "stratified" or "hard".
+        head: See `pixel_contrast`; its parameters are the module's, so give each to the optimiser once.
+        key_head: See `pixel_contrast`; a teacher's should require no gradient, or stay away from the optimiser.
         queue: A `ClassQueue` whose rows are keys as well.
         temperature: A float; or a `nn.Parameter` of one element, which then learns with the network.
         denominator: "negatives" or "all".
@@ -225,6 +310,15 @@ class PixelContrastLoss(nn.Module):
     """
 
     draws: Tensor  # [1] int64, the seed of the next draw
+    temperature: float | Tensor  # the one option that may be exchanged
+    for _spec, _kind in (("sampling", SampleSpec), ("contrast", ContrastSpec)):  # the others are read off their specs
+        for _option in fields(_kind):
+            if _option.name != "temperature":
+                vars()[_option.name] = property(attrgetter(f"{_spec}.{_option.name}"))
+    del _spec, _kind, _option
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(
         self,
@@ -233,6 +327,8 @@ class PixelContrastLoss(nn.Module):
         *,
         ignore_index: int = -1,
         strategy: str = "uniform",
+        head: nn.Module | None = None,
+        key_head: nn.Module | None = None,
         queue: ClassQueue | None = None,
         temperature: float | Tensor = 0.1,
         denominator: str = "negatives",
@@ -243,15 +339,12 @@ class PixelContrastLoss(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
-        SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
-        _check_queue(queue, num_classes)
+        self.contrast = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
+        self.sampling = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+        _Parts(head, key_head, queue).check(num_classes)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed must be an int; got {type(seed).__name__}")
-        self.per_class, self.num_classes, self.ignore_index = per_class, num_classes, ignore_index
-        self.strategy, self.denominator, self.normalize = strategy, denominator, normalize
-        self.reduction, self.backend, self.queue = reduction, backend, queue
-        self.temperature, self.validate = temperature, validate
+        self.temperature, self.head, self.key_head, self.queue = temperature, head, key_head, queue
         # An odd factor keeps different seeds apart, and far from each other's sequences.
         first = (seed * SEED_STRIDE + 2**63) % 2**64 - 2**63
         self.register_buffer("draws", torch.tensor([first], dtype=torch.int64))
@@ -273,12 +366,8 @@ class PixelContrastLoss(nn.Module):
         scores: Tensor | None = None,
     ) -> Tensor:
         """The loss of one batch; see `pixel_contrast`."""
-        loss = pixel_contrast(
-            features, labels, key_features, key_labels, per_class=self.per_class, num_classes=self.num_classes,
-            seed=self.draws, ignore_index=self.ignore_index, eligible=eligible, key_eligible=key_eligible,
-            scores=scores, strategy=self.strategy, queue=self.queue, temperature=self.temperature,
-            denominator=self.denominator, normalize=self.normalize, reduction=self.reduction, backend=self.backend,
-            validate=self.validate,
-        )  # fmt: skip
+        given = _Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
+        options = replace(self.contrast, temperature=self.temperature)
+        loss = _contrast(given, self.sampling, self.draws, options, _Parts(self.head, self.key_head, self.queue))
         self.draws += 1
         return loss

@@ -69,6 +69,8 @@ def sample_pixels(
         ([0, -1, 1, 1], [0, -1])
     """
     options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+    spec.check_label_map("labels", labels)
+    spec.check_drawn_from(labels, eligible, scores)
     return draw_pixels(labels, options, eligible=eligible, scores=scores, seed=seed)
 
 
@@ -81,12 +83,7 @@ def draw_pixels(
     seed: int | Tensor,
     stream: int = 0,
 ) -> PixelSample:
-    """`sample_pixels` with its options checked; the same seed draws apart in another stream."""
-    spec.check_label_map("labels", labels)
-    if eligible is not None:
-        spec.check_like_labels("eligible", eligible, labels, torch.bool)
-    if scores is not None:
-        spec.check_like_labels("scores", scores, labels, None)
+    """`sample_pixels` of checked maps; the same seed draws apart in another stream."""
     if (options.strategy == "hard") != (scores is not None):
         raise ValueError(
             f'scores go with strategy="hard" and with it alone; got {options.strategy!r}, scores={scores is not None}'

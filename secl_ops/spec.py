@@ -275,6 +275,37 @@ def check_like_labels(name: str, value: Tensor, labels: Tensor, dtype: torch.dty
     check_device(name, value, labels, "labels")
 
 
+def check_drawn_from(labels: Tensor, eligible: Tensor | None, scores: Tensor | None) -> None:
+    """Refuse maps beside the labels that do not say something about each pixel of theirs."""
+    if eligible is not None:
+        check_like_labels("eligible", eligible, labels, torch.bool)
+    if scores is not None:
+        check_like_labels("scores", scores, labels, None)
+
+
+def check_head(name: str, head: object) -> None:
+    """Refuse anything but a module that projects rows, or None."""
+    if head is not None and not isinstance(head, torch.nn.Module):
+        raise TypeError(
+            f"{name} must be a torch.nn.Module that maps rows [n, D] to [n, P], or None; got {type(head).__name__}"
+        )
+
+
+def check_projection(name: str, found: object, rows: Tensor) -> None:
+    """Refuse what a head made of rows [n, D], unless it is floating [n, P] beside them."""
+    call = f"{name}(rows)"
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{call} must be a torch.Tensor; got {type(found).__name__}; return the projected rows alone")
+    check_tensor(call, found)
+    if found.ndim != 2 or found.shape[0] != rows.shape[0] or found.shape[1] < 1:
+        raise ValueError(
+            f"{call} must have shape [{rows.shape[0]}, P], one row for each of {tuple(rows.shape)}; got "
+            f"{tuple(found.shape)}; let {name} map rows [n, D] to [n, P]"
+        )
+    check_floating(call, found)
+    check_device(call, found, rows, "its rows")
+
+
 def check_grid(grid: Sequence[int], features: Tensor) -> None:
     """Refuse a grid that does not fit the map."""
     spatial = tuple(features.shape[2:])

@@ -33,6 +33,18 @@ def maps(features: object = F, labels: object = MAP, *keys: object, **options: o
     return lambda: untyped.pixel_contrast(features, labels, *keys, **given)
 
 
+class Returns(torch.nn.Module):
+    """A head that returns the same whatever it sees."""
+
+    def __init__(self, *values: object) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, rows: torch.Tensor) -> object:
+        return self.values[0] if len(self.values) == 1 else self.values
+
+
+SAME = torch.nn.Identity()
 REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("rows as list", loss([[1.0]]), TypeError, "anchors must be a torch.Tensor; got list"),
     ("sparse rows", loss(A.to_sparse()), TypeError, r"anchors must be dense .*; got torch.sparse_coo; convert it"),
@@ -133,6 +145,27 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("queue kind", maps(queue=[1]), TypeError, "queue must be a ClassQueue; got list"),
     ("queue classes", maps(queue=secl_ops.ClassQueue(3, 2, 3)), ValueError, "queue must hold num_classes=2 classes"),
     ("queue map", maps(queue=secl_ops.ClassQueue(2, 2, 5)), ValueError, "queue must be as wide as features, 3"),
+    ("head kind", maps(head=torch.relu), TypeError, "head must be a torch.nn.Module .* got builtin_function_or_method"),
+    ("key head kind", maps(F, MAP, F, head=SAME, key_head=1), TypeError, "key_head must be a torch.nn.Module .* got i"),
+    ("key head alone", maps(F, MAP, F, key_head=SAME), ValueError, "key_head goes with head; pass head as well"),
+    ("key head in self-contrast", maps(head=SAME, key_head=SAME), ValueError, "key_head goes with key_features"),
+    ("head of a pair", maps(head=Returns(A, Y)), TypeError, r"head\(rows\) must be a torch.Tensor; got tuple; return"),
+    ("head of few", maps(head=Returns(A)), ValueError, r"head\(rows\) must have shape \[8, P\], .* got \(4, 3\); let"),
+    ("head of maps", maps(head=Returns(torch.ones(8, 3, 1))), ValueError, r"head\(rows\) .* got \(8, 3, 1\)"),
+    ("head of no width", maps(head=Returns(torch.ones(8, 0))), ValueError, r"head\(rows\) .* got \(8, 0\)"),
+    ("head of integers", maps(head=Returns(torch.ones(8, 3).int())), TypeError, r"head\(rows\) must be floating"),
+    ("head elsewhere", maps(head=Returns(torch.ones(8, 3).to("meta"))), ValueError, r"head\(rows\) and its rows must"),
+    (
+        "heads of two widths",
+        maps(F, MAP, F, head=Returns(torch.ones(8, 5)), key_head=SAME), ValueError,
+        r"key_head\(rows\) must be as wide as head\(rows\), 5; got 3; give both one P",
+    ),
+    (
+        "queue of another width than the head",
+        maps(head=Returns(torch.ones(8, 5)), queue=secl_ops.ClassQueue(2, 2, 3)), ValueError,
+        r"queue must be as wide as head\(rows\), 5; it was made with dim=3; make it with dim=5",
+    ),
+    ("module head", lambda: untyped.PixelContrastLoss(2, 2, head=1), TypeError, "head must be a torch.nn.Module"),
     ("module seed", lambda: untyped.PixelContrastLoss(2, 2, seed=1.5), TypeError, "seed must be an int; got float"),
     ("module queue", lambda: untyped.PixelContrastLoss(2, 2, queue=1), TypeError, "queue must be a ClassQueue"),
     ("validate kind", loss(validate=1), TypeError, "validate must be a bool; got int"),

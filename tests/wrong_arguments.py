@@ -127,7 +127,15 @@ def _public() -> list[Target]:
             "pixel_contrast", secl_ops.pixel_contrast,
             {**apart, **extra, **drawing, **contrasting, "seed": 0, "queue": secl_ops.ClassQueue(2, 3, 3)},
         ),
-        Target("PixelContrastLoss", secl_ops.PixelContrastLoss, {**drawing, **contrasting, "queue": None, "seed": 0}),
+        Target(
+            "pixel_contrast", secl_ops.pixel_contrast,
+            {
+                **apart, **drawing, "head": torch.nn.Identity(), "key_head": torch.nn.Identity(), "seed": 0,
+                "queue": secl_ops.ClassQueue(2, 3, 3),
+            },
+        ),
+        Target("PixelContrastLoss", secl_ops.PixelContrastLoss,
+               {**drawing, **contrasting, "head": None, "key_head": None, "queue": None, "seed": 0}),
         Target("PixelContrastLoss()", secl_ops.PixelContrastLoss(2, 2), {**apart, **extra}),
         Target("ClassQueue", secl_ops.ClassQueue, queue),
         Target("ClassQueue.enqueue", secl_ops.ClassQueue(2, 3, 3).enqueue, {"rows": rows, "labels": labels}),
