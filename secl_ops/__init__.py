@@ -8,13 +8,9 @@ from secl_ops.maps import PixelContrastLoss, pixel_contrast
 from secl_ops.pixels import PixelSample, class_means, gather_pixels, pool_regions, sample_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.shards import ContrastParts
-from secl_ops.spec import BACKENDS, DENOMINATORS, STRATEGIES
 from secl_ops.version import __version__
 
 __all__ = [
-    "BACKENDS",
-    "DENOMINATORS",
-    "STRATEGIES",
     "ClassQueue",
     "ContrastParts",
     "PixelContrastLoss",

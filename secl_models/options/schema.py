@@ -14,7 +14,7 @@ import yaml
 from secl_models.options.errors import InputError
 from secl_models.options.methods import DEFAULT, METHODS
 from secl_models.options.plain import dotted_names, from_plain, refuse_unknown, to_plain
-from secl_ops import BACKENDS, DENOMINATORS, STRATEGIES
+from secl_ops.spec import BACKENDS, DENOMINATORS, STRATEGIES
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 
