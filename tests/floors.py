@@ -26,7 +26,7 @@ FLOORS: dict[str, int] = {
     "secl_ops.engines.triton.pixels": 3,
     "secl_ops.engines.triton.contrast": 3,
     "secl_ops.engines.triton.launch": 4,
-    "secl_ops.engines.triton.launch_pixels": 5,
+    "secl_ops.engines.triton.launch_rows": 5,
     "secl_ops.engines.triton": 6,
     "secl_ops.engines.select": 7,
     "secl_ops.ops": 8,

@@ -71,24 +71,16 @@ def contrast_forward(
     key_inverse: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference for the other arguments."""
-    if _serves_cuda(anchors) and ordering.pays(anchors, keys, flags):
-        order = ordering.by_class(pairs, flags)
-        found = _contrast_forward(
-            anchors[order.anchors], keys[order.keys], order.pairs(pairs), scale, flags,
-            ordering.taken(known_lse, order.anchors), ordering.taken(key_inverse, order.keys),
-        )  # fmt: skip
-        return order.state(found)
-    return _contrast_forward(anchors, keys, pairs, scale, flags, known_lse, key_inverse)
-
-
-def _contrast_forward(
-    anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag,
-    known_lse: Tensor | None, key_inverse: Tensor | None,
-) -> ContrastState:  # fmt: skip
+    order = ordering.by_class(pairs, flags) if _serves_cuda(anchors) and ordering.pays(anchors, keys, flags) else None
+    if order is not None:
+        anchors, keys, pairs = anchors[order.anchors], keys[order.keys], order.pairs(pairs)
+        known_lse, key_inverse = ordering.taken(known_lse, order.anchors), ordering.taken(key_inverse, order.keys)
     found = _operations().contrast_forward(
         anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs), _dense(key_inverse), _dense(known_lse), scale,
         int(flags),
     )  # fmt: skip
+    if order is not None:
+        found = (ordering.restored(values, order.anchors) for values in found)
     return ContrastState(*found)
 
 

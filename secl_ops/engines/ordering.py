@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from secl_ops import tiles
-from secl_ops.engines.reference import ContrastState
 from secl_ops.spec import Flag, Pairs
 
 
@@ -50,10 +49,6 @@ class Order(NamedTuple):
             key_groups=taken(pairs.key_groups, self.keys),
             exclude=exclude,
         )
-
-    def state(self, state: ContrastState) -> ContrastState:
-        """Outputs of the rows in this order, as the rows lay before."""
-        return ContrastState(*(restored(values, self.anchors) for values in state))
 
 
 def by_class(pairs: Pairs, flags: Flag) -> Order:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +13,6 @@ from secl_ops.engines import native, reference, triton
 from secl_ops.engines.reference import ContrastState, MapLike, Reduction
 from secl_ops.spec import BACKENDS, Flag, Pairs, check_choice
 from secl_ops.verified import VERIFIED
-
-_IN_ORDER = {"native": native, "triton": triton, "reference": reference}
 
 
 class Backend(Protocol):
@@ -48,7 +46,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
-MODULES = {name: cast(Backend, module) for name, module in _IN_ORDER.items()}
+MODULES: dict[str, Backend] = {"native": native, "triton": triton, "reference": reference}
 """Every backend in the order in which `auto` asks them; one without an operation objects to it."""
 
 

@@ -11,13 +11,24 @@ import importlib
 import importlib.metadata
 import os
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from secl_ops.engines.triton.launch import contrast_backward as contrast_backward
+    from secl_ops.engines.triton.launch import contrast_forward as contrast_forward
+    from secl_ops.engines.triton.launch import reduce as reduce
+    from secl_ops.engines.triton.launch_rows import gather as gather
+    from secl_ops.engines.triton.launch_rows import gather_backward as gather_backward
+    from secl_ops.engines.triton.launch_rows import row_inverse as row_inverse
+    from secl_ops.engines.triton.launch_rows import sample as sample
+    from secl_ops.engines.triton.launch_rows import unit_rows as unit_rows
+    from secl_ops.engines.triton.launch_rows import unit_rows_backward as unit_rows_backward
+
 MODULES = {
-    "launch": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "reduce"),
-    "launch_pixels": ("gather", "gather_backward", "sample"),
+    "launch": ("contrast_forward", "contrast_backward", "reduce"),
+    "launch_rows": ("unit_rows", "row_inverse", "unit_rows_backward", "gather", "gather_backward", "sample"),
 }
 OLDEST = (3, 6)
 OLDEST_CARD = (8, 0)
@@ -95,8 +106,10 @@ def _graphics_card() -> list[str]:
     return []
 
 
-def __getattr__(name: str) -> Any:
-    for module, operations in MODULES.items():
-        if name in operations:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # or every name would be typed as Any, and no signature checked
+
+    def __getattr__(name: str) -> Any:
+        for module, operations in MODULES.items():
+            if name in operations:
+                return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations on rows by Triton kernels: outputs allocated, tiles picked, grids launched."""
+"""The contrast and its reduction by Triton kernels: outputs allocated, tiles picked, grids launched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secl_ops import tiles
 from secl_ops.engines.ordering import rank
 from secl_ops.engines.reference import ContrastState, Reduction
 from secl_ops.engines.triton import contrast, rows
-from secl_ops.engines.triton.grids import cells, copy_width, on
+from secl_ops.engines.triton.grids import cells, on
 from secl_ops.spec import Flag, Pairs
 
 LOG2E = 1.4426950408889634
@@ -51,24 +51,24 @@ def _dense(pairs: Pairs) -> Pairs:
     )
 
 
-class _Order(NamedTuple):
-    """In which order the second pass visits the rows of each side; None: as they lie."""
+class _Visits(NamedTuple):
+    """In which order the second pass visits rows that stay where they lie; None: one after another."""
 
     anchors: Tensor | None = None  # [N] int64
     keys: Tensor | None = None  # [M] int64
     key_rank: Tensor | None = None  # [M], ascending
 
 
-def _order(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: Flag) -> _Order:
+def _visits(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: Flag) -> _Visits:
     """By group and label where a sort pays: each block of anchors then has its positives in one run of keys."""
     attracting = max(0, keys.shape[0] - pairs.positive_start)
     if Flag.ORDERED in flags or not tiles.sorts(anchors.shape[0], attracting, anchors.shape[1], anchors.dtype):
-        return _Order()
+        return _Visits()
     key_rank, key_order = torch.sort(rank(pairs.key_labels, pairs.key_groups), stable=True)
     if Flag.SELF in flags:
-        return _Order(key_order, key_order, key_rank)
+        return _Visits(key_order, key_order, key_rank)
     anchor_order = torch.sort(rank(pairs.anchor_labels, pairs.anchor_groups), stable=True).indices
-    return _Order(anchor_order, key_order, key_rank)
+    return _Visits(anchor_order, key_order, key_rank)
 
 
 def contrast_forward(
@@ -102,9 +102,9 @@ def contrast_forward(
         if not scan:
             options["KNOWN"] = known_lse is not None
             tile = tiles.pick(width, anchors.dtype, "positive")
-            order = _order(anchors, keys, pairs, flags)
+            visits = _visits(anchors, keys, pairs, flags)
             _launch(
-                contrast.positive_kernel, tile, count, columns, *sides, *order, *state, *sizes, float(scale), **options
+                contrast.positive_kernel, tile, count, columns, *sides, *visits, *state, *sizes, float(scale), **options
             )  # fmt: skip
     return state
 
@@ -159,48 +159,6 @@ def _gradient(
             WIDTH=width, NEGATIVES=Flag.NEGATIVES in flags, SELF=Flag.SELF in flags,
             ROWS_ARE_ANCHORS=anchors, ROWS_ARE_KEYS=keys,
         )  # fmt: skip
-    return result
-
-
-def unit_rows(rows_: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
-    unit = rows_.new_empty(rows_.shape)
-    return unit, _normalize(rows_, labels, unit)
-
-
-def row_inverse(rows_: Tensor, labels: Tensor) -> Tensor:
-    """1 / norm [n] of rows [n, D]; 0 for a zero row and an ignored row."""
-    return _normalize(rows_, labels, None)
-
-
-def _normalize(rows_: Tensor, labels: Tensor, unit: Tensor | None) -> Tensor:
-    count, width = rows_.shape
-    inverse = rows_.new_empty(count, dtype=torch.float32)
-    if count:
-        with on(rows_):
-            rows.unit_rows_kernel[(cells(count, tiles.COPY_ROWS),)](
-                rows_, labels.contiguous(), unit, inverse, count, *rows_.stride(),
-                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=copy_width(width),
-            )  # fmt: skip
-    return inverse
-
-
-def unit_rows_backward(
-    grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor,
-    dtype: torch.dtype | None = None,
-) -> Tensor:  # fmt: skip
-    """(g - u <u, g>) / norm for each row g of the scaled gradient; by default in the dtype of `unit`."""
-    count, width = unit.shape
-    unit = unit.contiguous()
-    result = torch.empty_like(unit, dtype=dtype)
-    factor, upstream = (None, None) if factors is None else factors
-    if count:
-        with on(unit):
-            rows.unit_rows_backward_kernel[(cells(count, tiles.COPY_ROWS),)](
-                grad, factor, upstream, unit, inverse.contiguous(), result,
-                count, *grad.stride(), 0 if upstream is None else upstream.stride(0),
-                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=copy_width(width),
-            )  # fmt: skip
     return result
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations on maps by Triton kernels: outputs allocated, layouts brought to three axes, grids launched."""
+"""The operations on rows and maps by Triton kernels: outputs allocated, maps brought to three axes, grids launched."""
 
 from __future__ import annotations
 
@@ -16,10 +16,52 @@ from secl_ops.engines.draws import CELLS_PER_AXIS
 from secl_ops.engines.reference import MapLike
 from secl_ops.engines.triton import pixels
 from secl_ops.engines.triton.grids import cells, copy_width, on
-from secl_ops.engines.triton.launch import unit_rows_backward
+from secl_ops.engines.triton.rows import unit_rows_backward_kernel, unit_rows_kernel
 from secl_ops.engines.triton.sampling import sample_kernel
 
 PIXEL_AXES = 3
+
+
+def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] over their norms, and 1 / norm [n]; a zero row and an ignored row give zeros."""
+    unit = rows.new_empty(rows.shape)
+    return unit, _normalize(rows, labels, unit)
+
+
+def row_inverse(rows: Tensor, labels: Tensor) -> Tensor:
+    """1 / norm [n] of rows [n, D]; 0 for a zero row and an ignored row."""
+    return _normalize(rows, labels, None)
+
+
+def _normalize(rows: Tensor, labels: Tensor, unit: Tensor | None) -> Tensor:
+    count, width = rows.shape
+    inverse = rows.new_empty(count, dtype=torch.float32)
+    if count:
+        with on(rows):
+            unit_rows_kernel[(cells(count, tiles.COPY_ROWS),)](
+                rows, labels.contiguous(), unit, inverse, count, *rows.stride(),
+                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=copy_width(width),
+            )  # fmt: skip
+    return inverse
+
+
+def unit_rows_backward(
+    grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """(g - u <u, g>) / norm for each row g of the scaled gradient; by default in the dtype of `unit`."""
+    count, width = unit.shape
+    unit = unit.contiguous()
+    result = torch.empty_like(unit, dtype=dtype)
+    factor, upstream = (None, None) if factors is None else factors
+    if count:
+        with on(unit):
+            unit_rows_backward_kernel[(cells(count, tiles.COPY_ROWS),)](
+                grad, factor, upstream, unit, inverse.contiguous(), result,
+                count, *grad.stride(), 0 if upstream is None else upstream.stride(0),
+                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=copy_width(width),
+            )  # fmt: skip
+    return result
 
 
 def _map_layout(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
