@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA contrast kernels, executed on the emulated GPU against fp64 truth: every mode and gradient, every edge."""
+"""The CUDA contrast kernels, executed on the emulated GPU against fp64 truth: every mode, gradient, width and order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +15,22 @@ from secl_ops.engines import native, ordering, reference
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw, surrounded
-
-HALVES = [torch.bfloat16, torch.float16]
-MODES = [Flag(0), Flag.NEGATIVES, Flag.UNIT, Flag.UNIT | Flag.NEGATIVES]
-NAMES = ("loss", "lse", "pull", "count", "forward anchor gradient", "anchor gradient", "key gradient")
-ANCHORS, KEYS = Flag.ANCHOR_GRADIENT, Flag.KEY_GRADIENT
+from tests.problems import (
+    ANCHORS,
+    HALVES,
+    KEYS,
+    MODES,
+    NAMES,
+    Problem,
+    check,
+    draw,
+    every_rule,
+    mixed,
+    prototypes,
+    same,
+    sorted_classes,
+    unit,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,113 +39,6 @@ def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(native, "_operations", lambda: emulated)
     monkeypatch.setattr(native, "_serves_cuda", lambda tensor: True)
     return emulated
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def unit(count: int, width: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    return torch.nn.functional.normalize(draw(count, width, seed=seed), dim=1).to(dtype)
-
-
-def integers(low: int, high: int, size: int, seed: int) -> Tensor:
-    return torch.randint(low, high, (size,), generator=torch.Generator().manual_seed(seed))
-
-
-def mixed(anchors: int, keys: int, *, shared: bool = False) -> Pairs:
-    """Classes in any order, some rows ignored."""
-    labels = integers(-1, 4, anchors, 1).int()
-    return Pairs(labels, labels if shared else integers(-1, 4, keys, 2).int(), None, None, None, 0, keys)
-
-
-def sorted_classes(anchors: int, keys: int, *, shared: bool = False) -> Pairs:
-    """Class by class: tiles without a positive, without a negative, and without need of a mask."""
-    labels = (torch.arange(anchors) * 3 // anchors).int()
-    key_labels = labels if shared else (torch.arange(keys) * 3 // keys).int()
-    return Pairs(labels, key_labels, None, None, None, 0, keys)
-
-
-def every_rule(anchors: int, keys: int, *, shared: bool = False) -> Pairs:
-    """Ignored rows, groups, exclusions, keys that are no positives and keys that are no negatives."""
-    pairs = mixed(anchors, keys, shared=shared)
-    groups = integers(-1, 1, anchors, 3).int()
-    key_groups = groups if shared else integers(-1, 1, keys, 4).int()
-    return pairs._replace(
-        anchor_groups=groups, key_groups=key_groups, exclude=integers(-1, keys, anchors, 5),
-        positive_start=keys // 4, negative_stop=keys - keys // 3,
-    )  # fmt: skip
-
-
-def prototypes(anchors: int, keys: int) -> Pairs:
-    """The last four keys are the classes' prototypes, the only positives, and no negatives."""
-    pairs = sorted_classes(anchors, keys)
-    assert pairs.key_labels is not None
-    pairs.key_labels[-4:] = torch.arange(4).int()
-    return pairs._replace(positive_start=keys - 4, negative_stop=keys - 4)
-
-
-class Problem(NamedTuple):
-    anchors: Tensor  # [N, D]
-    keys: Tensor  # [M, D]
-    pairs: Pairs
-    scale: float
-    flags: Flag
-    known_lse: Tensor | None = None  # [N]
-    key_inverse: Tensor | None = None  # [M]
-
-    def run(self, backend: Any, *, wide: bool = False) -> list[Tensor]:
-        """Every output of the forward pass and, where it has one, of the backward pass."""
-        rows = (self.anchors.double(), self.keys.double()) if wide else (self.anchors, self.keys)
-        state = backend.contrast_forward(
-            *rows, self.pairs, self.scale, self.flags | ANCHORS, self.known_lse, self.key_inverse
-        )
-        if self.key_inverse is not None or Flag.SCAN in self.flags:  # frozen keys, and sums without a backward pass
-            return [*state]
-        factors = (weight_of_anchors(self).to(state.loss.dtype), *push_and_draw(state))
-        both = self.flags | ANCHORS | KEYS
-        return [*state, *backend.contrast_backward(factors, *rows, self.pairs, state.lse, self.scale, both)]
-
-
-def forward(problem: Problem) -> reference.ContrastState:
-    given = problem.anchors, problem.keys, problem.pairs, problem.scale, problem.flags | ANCHORS
-    return native.contrast_forward(*given, problem.known_lse, problem.key_inverse)
-
-
-def weight_of_anchors(problem: Problem) -> Tensor:
-    return draw(problem.anchors.shape[0], seed=6)
-
-
-def check(problem: Problem, *, cancels: bool = False) -> list[Tensor]:
-    """Hold every output against fp64, beside plain torch on the same rows.
-
-    Where gradients cancel, what the value product rounds is far larger than what is left of it.
-    """
-    found, plain, truth = problem.run(native), problem.run(reference), problem.run(reference, wide=True)
-    lengths = [float(rows.float().norm(dim=1).nan_to_num(0.0).max()) if len(rows) else 0.0 for rows in problem[:2]]
-    peak = problem.scale * lengths[0] * (lengths[1] if problem.key_inverse is None else 1.0)
-    # The weights of the value product take the rows' dtype.
-    rounding = torch.finfo(problem.anchors.dtype).eps / torch.finfo(torch.float32).eps
-    for name, actual, rough, exact in zip(NAMES, found, plain, truth, strict=False):
-        assert torch.equal(actual.isneginf(), exact.isneginf()), name
-        # A pair's exponential errs by the rounding of its logit, and may meet an attraction that cancels it.
-        weights = weight_of_anchors(problem)
-        largest = problem.scale * float(weights.abs().max()) if len(weights) and exact.ndim == 2 else 1.0
-        magnitude = max(peak, largest * (rounding if cancels else peak))
-        amplification = max(4 * peak, rounding if exact.ndim == 2 else 1.0)
-        values = (
-            shown.nan_to_num(nan=torch.nan, neginf=0.0) for shown in (actual.float(), exact.double(), rough.float())
-        )
-        assert_within_budget(name, *values, amplification=amplification, magnitude=magnitude)
-    return found
-
-
-def same(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Bit for bit, NaN included."""
-    return all(
-        torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
-        for a, b in zip(first, second, strict=True)
-    )
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -317,140 +221,3 @@ def test_sorting_lays_classes_together() -> None:
         assert torch.equal(keys.sort().values, torch.arange(first, last))
         rank = pairs.key_groups[keys].long() * 100 + pairs.key_labels[keys]
         assert torch.equal(rank, rank.sort().values)
-
-
-def test_tiles_without_a_positive_are_not_multiplied() -> None:
-    anchors, keys = unit(128, 64, torch.bfloat16, 1), unit(192, 64, torch.bfloat16, 2)
-    pairs = Pairs(torch.zeros(128).int(), (torch.arange(192) >= 64).int(), None, None, None, 0, 192)
-    keys[100] = torch.nan  # its weight is 0: only a product would show it
-    known = Problem(anchors, keys, pairs, 10.0, Flag.NEGATIVES, known_lse=torch.zeros(128))
-    assert forward(known).grad_anchors.isfinite().all()
-    keys[10] = torch.nan
-    assert forward(known).grad_anchors.isnan().all()
-
-
-def test_tiles_without_a_negative_are_not_multiplied() -> None:
-    anchors, keys = unit(128, 64, torch.bfloat16, 1), unit(192, 64, torch.bfloat16, 2)
-    pairs = Pairs(torch.zeros(128).int(), (torch.arange(192) >= 64).int(), None, None, None, 0, 192)
-    keys[10] = torch.nan  # a positive
-    scan = Problem(anchors, keys, pairs, 10.0, Flag.NEGATIVES | Flag.SCAN)
-    assert forward(scan).grad_anchors.isfinite().all()
-    assert forward(scan._replace(flags=Flag.SCAN)).grad_anchors.isnan().all()
-
-
-@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
-def test_classes_that_share_a_bit(flags: Flag) -> None:
-    anchors, keys = unit(130, 32, torch.bfloat16, 1), unit(200, 32, torch.bfloat16, 2)
-    labels = torch.tensor([0, 64, 2**31 - 1, 63])
-    pairs = Pairs(
-        labels[torch.arange(130) // 40].int(), labels[torch.arange(200) // 50].int(), None, None, None, 0, 200
-    )
-    check(Problem(anchors, keys, pairs, 10.0, flags))
-    groups = torch.tensor([-(2**31), 7, 2**31 - 1])
-    grouped = pairs._replace(
-        anchor_groups=groups[torch.arange(130) % 3].int(), key_groups=groups[torch.arange(200) % 3].int()
-    )
-    check(Problem(anchors, keys, grouped, 10.0, flags))
-
-
-@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
-def test_an_anchor_without_a_positive_passes_no_nan_to_the_keys(flags: Flag) -> None:
-    anchors, keys = unit(90, 32, torch.bfloat16, 1), unit(120, 32, torch.bfloat16, 2)
-    anchors[5] = torch.nan
-    labels = torch.zeros(90).int()
-    labels[5] = 7
-    pairs = Pairs(labels, (torch.arange(120) % 2).int(), None, None, None, 0, 120)
-    found = check(Problem(anchors, keys, pairs, 10.0, flags))
-    assert found[6].isfinite().all()
-    assert torch.equal(found[5][5], torch.zeros(32))
-
-
-@pytest.mark.parametrize("flags", [Flag.SELF, Flag.SELF | Flag.UNIT | Flag.NEGATIVES], ids=str)
-def test_without_an_anchor_that_counts_the_gradient_is_zero(flags: Flag) -> None:
-    rows = unit(80, 32, torch.bfloat16)
-    rows[3] = torch.nan
-    labels = torch.arange(80).int()
-    found = Problem(rows, rows, Pairs(labels, labels, None, None, None, 0, 80), 10.0, flags).run(native)
-    assert torch.equal(found[0], torch.zeros(80))
-    assert torch.equal(found[5], torch.zeros(80, 32))
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
-def test_what_is_no_number_reaches_the_loss(flags: Flag, value: float) -> None:
-    anchors, keys = unit(40, 32, torch.bfloat16, 1), unit(90, 32, torch.bfloat16, 2)
-    keys[7, 3] = value
-    problem = Problem(anchors, keys, mixed(40, 90), 10.0, flags)
-    state, truth = forward(problem), problem.run(reference, wide=True)
-    for name, actual, exact in zip(NAMES[:3], state[:3], truth[:3], strict=True):
-        assert torch.equal(actual.isnan(), exact.isnan()), name
-        assert torch.equal(actual.isposinf(), exact.isposinf()), name
-
-
-@pytest.mark.parametrize(("anchors", "keys"), [(0, 5), (5, 0), (0, 0)])
-def test_without_a_pair_nothing_is_launched(anchors: int, keys: int, emulated: Any) -> None:
-    before = emulated.launches()
-    rows = torch.ones(anchors, 8).bfloat16(), torch.ones(keys, 8).bfloat16()
-    check(Problem(*rows, mixed(anchors, keys), 10.0, Flag.NEGATIVES))
-    assert emulated.launches() == before
-
-
-def test_a_tiny_loss_keeps_its_digits() -> None:
-    anchors, keys = torch.tensor([[1.0]]).bfloat16(), torch.tensor([[1.0], [-1.0]]).bfloat16()
-    pairs = Pairs(torch.tensor([3]).int(), torch.tensor([3, 4]).int(), None, None, None, 0, 2)
-    loss = forward(Problem(anchors, keys, pairs, 15.0, Flag.NEGATIVES | Flag.UNIT)).loss
-    truth = torch.tensor([-30.0], dtype=torch.float64).exp().log1p()
-    assert_within_budget("loss", loss, truth, truth.float(), amplification=30.0)
-
-
-def test_a_scaled_upstream_overflows_nothing(emulated: Any) -> None:
-    rows = torch.nn.functional.normalize(1 + 0.05 * draw(150, 16), dim=1).bfloat16()
-    rows[75:] *= -1
-    pairs = sorted_classes(150, 150, shared=True)
-    state = reference.contrast_forward(
-        rows.double(), rows.double(), pairs, 40.0, Flag.SELF | Flag.UNIT | Flag.NEGATIVES
-    )
-    push, share = push_and_draw(state)
-    narrow = (torch.full((150,), 2.0**24), push.float(), share.float())
-    flags = Flag.SELF | Flag.UNIT | Flag.NEGATIVES
-    found, _ = native.contrast_backward(narrow, rows, rows, pairs, state.lse.float(), 40.0, flags)
-    wide = (torch.full((150,), 2.0**24, dtype=torch.float64), push, share)
-    truth, plain = (
-        reference.contrast_backward(
-            factors, rows.to(dtype), rows.to(dtype), pairs, state.lse.to(dtype), 40.0, Flag.SELF | Flag.NEGATIVES
-        )[0]
-        for dtype, factors in ((torch.float64, wide), (torch.float32, narrow))
-    )
-    assert_within_budget("gradient", found, truth, plain, amplification=2.0**16)
-
-
-REFUSED: dict[str, tuple[str, Callable[[Problem], Problem]]] = {
-    "float32": (
-        "float16 and bfloat16 rows on tensor cores; got float32: use backend=\"triton\" or \"reference\"",
-        lambda given: given._replace(anchors=given.anchors.float(), keys=given.keys.float()),
-    ),
-    "too wide": (
-        "serve rows up to 512 wide; got 513: use backend=\"triton\" or \"reference\"",
-        lambda given: given._replace(anchors=unit(6, 513, torch.float16), keys=unit(9, 513, torch.float16)),
-    ),
-    "two dtypes": ("one dtype and one width", lambda given: given._replace(keys=given.keys.bfloat16())),
-    "short labels": (
-        "anchor_labels must have 6 elements; got 5",
-        lambda given: given._replace(pairs=given.pairs._replace(anchor_labels=torch.zeros(5).int())),
-    ),
-    "scan of a known sum": (
-        "a scan finds the log-sum-exp that known_lse gives",
-        lambda given: given._replace(flags=Flag.SCAN, known_lse=torch.zeros(6)),
-    ),
-    "self with keys": (
-        "under SELF the keys are the anchors", lambda given: given._replace(flags=Flag.SELF)
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refusals(name: str) -> None:
-    message, change = REFUSED[name]
-    given = Problem(unit(6, 8, torch.float16), unit(9, 8, torch.float16), mixed(6, 9), 10.0, Flag(0))
-    with pytest.raises(RuntimeError, match=message):
-        forward(change(given))

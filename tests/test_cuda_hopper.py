@@ -19,7 +19,7 @@ from secl_ops.engines import native, reference
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw, surrounded
-from tests.test_cuda_contrast import (
+from tests.problems import (
     Problem,
     check,
     draw,

@@ -3,8 +3,6 @@
 
 #include <setjmp.h>
 #include <signal.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -12,6 +10,7 @@
 #include <memory>
 
 #include "fiber.h"
+#include "guarded.h"
 
 #if defined(__x86_64__)
 // What a call must keep goes onto this stack and comes from the other; `ret` goes on where that one stopped.
@@ -42,57 +41,6 @@ namespace secl::emulate {
 namespace {
 
 constexpr size_t kStack = 128 << 10;
-constexpr size_t kAlignment = 1024;      // of shared memory, as the kernels may rely on
-constexpr unsigned char kPoison = 0xFF;  // NaN in every floating type
-
-size_t page() {
-  static const size_t size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return size;
-}
-
-// Memory between two pages that may not be touched.
-class Guarded {
- public:
-  explicit Guarded(size_t bytes) : bytes_((bytes + page() - 1) / page() * page()) {
-    base_ = static_cast<unsigned char*>(
-        mmap(nullptr, bytes_ + 2 * page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (base_ == MAP_FAILED) throw Fault("the emulator found no memory");
-    if (bytes_) mprotect(begin(), bytes_, PROT_READ | PROT_WRITE);
-  }
-  ~Guarded() { munmap(base_, bytes_ + 2 * page()); }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-
-  unsigned char* begin() const { return base_ + page(); }
-  unsigned char* end() const { return begin() + bytes_; }
-  bool guards(const void* place) const {
-    const auto* at = static_cast<const unsigned char*>(place);
-    return (at >= base_ && at < begin()) || (at >= end() && at < end() + page());
-  }
-
- private:
-  size_t bytes_;
-  unsigned char* base_;
-};
-
-// A block's shared memory: its end touches a guard but for what alignment needs, and that is watched.
-class Shared {
- public:
-  explicit Shared(size_t bytes)
-      : bytes_(bytes), room_((bytes + kAlignment - 1) / kAlignment * kAlignment), memory_(room_) {}
-  unsigned char* place() const { return memory_.end() - room_; }
-  void poison() { std::fill(memory_.begin(), memory_.end(), kPoison); }
-  bool intact() const {
-    const auto untouched = [](const unsigned char byte) { return byte == kPoison; };
-    return std::all_of(memory_.begin(), place(), untouched) &&
-           std::all_of(place() + bytes_, memory_.end(), untouched);
-  }
-  bool guards(const void* at) const { return memory_.guards(at); }
-
- private:
-  size_t bytes_, room_;
-  Guarded memory_;
-};
 
 std::string text(dim3 at) {
   return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
