@@ -14,10 +14,11 @@
 #include <limits>
 #include <optional>
 
+#include "params.h"
+
 namespace secl {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Any one tensor on a GPU sends the call to the CUDA kernels; those must ask where the others are.
 inline void check_device(const char* name, const Tensor& tensor, const Tensor& like) {
@@ -80,6 +81,20 @@ inline void check_vector(const char* name, const std::optional<Tensor>& values /
 inline void check_strided_vector(const char* name, const Tensor& values, int64_t length) {
   STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == length, name, " must have ", length, " elements");
   check_type(name, values, ScalarType::Float);
+}
+
+// The layout and the sizes of a contrast; which dtypes and widths are served is each device's own.
+inline void check_call(const ContrastCall& call) {
+  check_rows("anchors", call.anchors);
+  check_rows("keys", call.keys);
+  const int64_t n = call.anchors.size(0), m = call.keys.size(0);
+  STD_TORCH_CHECK(call.anchors.size(1) == call.keys.size(1), "anchors and keys must have the same width");
+  STD_TORCH_CHECK(!call.has(kSelf) || n == m, "under SELF the keys are the anchors");
+  check_vector("anchor_labels", call.anchor_labels, n, ScalarType::Int);
+  check_vector("key_labels", call.key_labels, m, ScalarType::Int);
+  check_vector("anchor_groups", call.anchor_groups, n, ScalarType::Int);
+  check_vector("key_groups", call.key_groups, m, ScalarType::Int);
+  check_vector("exclude", call.exclude, n, ScalarType::Long);
 }
 
 // What scales each row of a gradient: both or none.

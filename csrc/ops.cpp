@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of contents of the native side: the operations and their CPU implementations, over the stable
-// ABI; those on CUDA devices stand in cuda/ops.cpp.
+// The extension over the stable ABI: the operations with their CPU implementations, and what it tells of
+// itself; the implementations on CUDA devices stand in cuda/ops.cpp.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
+#include "checks.h"
 #include "cpu/kernels.h"
-#include "cpu/operations.h"
-#include "schemas.h"
+#include "operations.h"
 #include "secl_build.h"  // written by setup.py
 
 namespace {
@@ -19,6 +19,15 @@ std::string cuda_archs() { return SECL_CUDA_ARCHS; }
 
 // Why this build has no CUDA half; empty where it has one.
 std::string cuda_absence() { return SECL_CUDA_ABSENCE; }
+
+// One function of the kernels at each number.
+secl::Tensor probe(const secl::Tensor& x /* [n] float32 */, std::string function) {
+  secl::check_dense("x", x, 1);
+  secl::check_type("x", x, secl::ScalarType::Float);
+  secl::Tensor y = torch::stable::empty_like(x);
+  secl::kernels().probe(function.c_str(), x.const_data_ptr<float>(), y.mutable_data_ptr<float>(), x.size(0));
+  return y;
+}
 
 }  // namespace
 
@@ -31,16 +40,8 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
-  m.impl("unit_rows", TORCH_BOX(&secl::cpu::unit_rows));
-  m.impl("row_inverse", TORCH_BOX(&secl::cpu::row_inverse));
-  m.impl("unit_rows_backward", TORCH_BOX(&secl::cpu::unit_rows_backward));
-  m.impl("contrast_forward", TORCH_BOX(&secl::cpu::contrast_forward));
-  m.impl("contrast_backward", TORCH_BOX(&secl::cpu::contrast_backward));
-  m.impl("reduce", TORCH_BOX(&secl::cpu::reduce));
-  m.impl("gather", TORCH_BOX(&secl::cpu::gather));
-  m.impl("gather_backward", TORCH_BOX(&secl::cpu::gather_backward));
-  m.impl("sample", TORCH_BOX(&secl::cpu::sample));
-  m.impl("probe", TORCH_BOX(&secl::cpu::probe));
+  secl::implement_operations<secl::cpu::Operations>(m);
+  m.impl("probe", TORCH_BOX(&probe));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CompositeExplicitAutograd, m) {

@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[str, Callable[[Problem], Problem]]] = {
         "serve rows up to 512 wide; got 513: use backend=\"triton\" or \"reference\"",
         lambda given: given._replace(anchors=unit(6, 513, torch.float16), keys=unit(9, 513, torch.float16)),
     ),
-    "two dtypes": ("one dtype and one width", lambda given: given._replace(keys=given.keys.bfloat16())),
+    "two dtypes": ("anchors and keys must have one dtype", lambda given: given._replace(keys=given.keys.bfloat16())),
     "short labels": (
         "anchor_labels must have 6 elements; got 5",
         lambda given: given._replace(pairs=given.pairs._replace(anchor_labels=torch.zeros(5).int())),

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks one call's tensors, sorts its rows, and streams one side past the other.
+// Sorts one call's rows, and streams one side past the other.
 #include "blocks.h"
 
-#include "../checks.h"
 #include "../contrast_math.h"
 
 namespace secl::cpu {
@@ -86,35 +85,20 @@ struct Task {
 
 }  // namespace
 
-Problem make_problem(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels,
-                     const Tensor& key_labels, const Maybe& anchor_groups, const Maybe& key_groups,
-                     const PairRule& rule, double scale, int64_t flags, const Maybe& key_inverse,
+Problem make_problem(const ContrastCall& call, const RowReader& anchors, const RowReader& keys,
                      const std::vector<bool>& skipped) {
-  check_rows("anchors", anchors);
-  check_rows("keys", keys);
-  const int64_t n = anchors.size(0), m = keys.size(0);
-  STD_TORCH_CHECK(anchors.size(1) == keys.size(1), "anchors and keys must have the same width");
-  STD_TORCH_CHECK(!rule.self || n == m, "under SELF the keys are the anchors");
-  check_vector("anchor_labels", anchor_labels, n, ScalarType::Int);
-  check_vector("key_labels", key_labels, m, ScalarType::Int);
-  const bool grouped = anchor_groups.has_value() && key_groups.has_value();
-  if (grouped) {
-    check_vector("anchor_groups", anchor_groups, n, ScalarType::Int);
-    check_vector("key_groups", key_groups, m, ScalarType::Int);
-  }
-  check_vector("exclude", rule.exclude, n, ScalarType::Long);
-  Problem p{.rule = rule, .scale = scale, .flags = flags, .depth = anchors.size(1)};
-  p.anchors = sort_side(anchor_labels, grouped ? anchor_groups : Maybe(), skipped);
-  if (!rule.self) p.separate_keys = sort_side(key_labels, grouped ? key_groups : Maybe());
+  const PairRule rule{call.exclude, call.positive_start, call.negative_stop, call.keys.size(0),
+                      call.has(kSelf)};
+  Problem p{.rule = rule, .scale = call.scale, .flags = call.flags, .depth = anchors.depth()};
+  p.anchors = sort_side(call.anchor_labels, call.grouped() ? call.anchor_groups : Maybe(), skipped);
+  if (!rule.self) p.separate_keys = sort_side(call.key_labels, call.grouped() ? call.key_groups : Maybe());
   relate(p.anchors, p.keys(), rule);
-  check_vector("key_inverse", key_inverse, m, ScalarType::Float);
-  const float* factors = key_inverse.has_value() ? key_inverse->const_data_ptr<float>() : nullptr;
   double norms = 1;
-  if (!(flags & kUnit)) {
-    norms = largest_norm(RowReader(anchors), p.anchors);
-    norms *= rule.self ? norms : largest_norm(RowReader(keys, factors), p.separate_keys);
+  if (!call.has(kUnit)) {
+    norms = largest_norm(anchors, p.anchors);
+    norms *= rule.self ? norms : largest_norm(keys, p.separate_keys);
   }
-  p.maximum = static_cast<float>(scale * M_LOG2E * norms);  // as the kernels subtract it
+  p.maximum = static_cast<float>(call.scale * M_LOG2E * norms);  // as the kernels subtract it
   p.bounded = 2 * p.maximum < kBoundedRange;
   return p;
 }

@@ -5,16 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <vector>
 
+#include "../params.h"
 #include "sides.h"
 #include "turns.h"
 
 namespace secl::cpu {
-
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
 
 // Everything that the blocks of one call share.
 struct Problem {
@@ -36,15 +33,9 @@ struct Problem {
   int64_t slab(int64_t rows) const { return chunks() * rows * kernel.lanes; }
 };
 
-// An anchor that `skipped` marks is read in no role.
-Problem make_problem(const Tensor& anchors,        // [N, D]
-                     const Tensor& keys,           // [M, D]
-                     const Tensor& anchor_labels,  // [N] int32
-                     const Tensor& key_labels,     // [M] int32
-                     const Maybe& anchor_groups,   // [N] int32
-                     const Maybe& key_groups,      // [M] int32
-                     const PairRule& rule, double scale, int64_t flags, const Maybe& key_inverse = {},  // [M]
-                     const std::vector<bool>& skipped = {});
+// Of a checked call; an anchor that `skipped` marks is read in no role.
+Problem make_problem(const ContrastCall& call, const RowReader& anchors, const RowReader& keys,
+                     const std::vector<bool>& skipped = {});  // [N], or empty
 
 // One side in the role of the rows that stay or of the columns that stream.
 struct Role {

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../operations.h"
 #include "blocks.h"
-#include "operations.h"
 #include "self_sweep.h"
 
 namespace secl::cpu {
@@ -84,9 +84,9 @@ struct Scratch {
       : key_sums(keys), sum(keys.reader.depth()), mean(sum.size()), near(sum.size()) {}
 };
 
-void reserve_terms(SortedSide& side) {
-  side.terms.lse.assign(side.padded(), std::numeric_limits<float>::max());
-  for (std::vector<float>* each : {&side.terms.push, &side.terms.draw, &side.terms.weight})
+void reserve_factors(SortedSide& side) {
+  side.factors.lse.assign(side.padded(), std::numeric_limits<float>::max());
+  for (std::vector<float>* each : {&side.factors.push, &side.factors.draw, &side.factors.weight})
     each->assign(side.padded(), 0);
 }
 
@@ -112,12 +112,12 @@ void add_gradient(const Problem& p, const Role& rows, const Role& columns, bool 
 
 // The same for one side in both roles.
 void add_self_gradient(const Problem& p, const Role& rows, float* out) {
-  const Tournament tournament(rows.side.count);
-  Sums sums = tournament.make_sums(p, true);
-  sweep_self(p, rows, tournament, Operation::kSelfGradient, sums);
-  for_each(tournament.players, worker_count(rows.side.count * p.depth), [&](int64_t, int64_t player) {
-    const Slab slab{sums.output.get() + player * p.slab(tournament.size), tournament.size * p.kernel.lanes};
-    unpack(p, rows.side, slab, player * tournament.size, tournament.size, out);
+  const BlockPairs pairs(rows.side.count);
+  Sums sums = pairs.make_sums(p, true);
+  sweep_self(p, rows, pairs, Operation::kSelfGradient, sums);
+  for_each(pairs.blocks, worker_count(rows.side.count * p.depth), [&](int64_t, int64_t block) {
+    const Slab slab{sums.output.get() + block * p.slab(pairs.size), pairs.size * p.kernel.lanes};
+    unpack(p, rows.side, slab, block * pairs.size, pairs.size, out);
   });
 }
 
@@ -142,7 +142,7 @@ class Forward {
     } else {
       sum_denominator();
     }
-    std::copy(log2_.begin(), log2_.end(), anchors_.side.terms.lse.begin());
+    std::copy(log2_.begin(), log2_.end(), anchors_.side.factors.lse.begin());
     if (negatives() && !scan()) sweep(Operation::kPositives, near_, grad_ && (given_ || p_.bounded));
     finish();
     if (grad_ && !given_ && !p_.bounded) late_gradient();
@@ -157,10 +157,10 @@ class Forward {
 
   void sweep(Operation operation, Sums& sums, bool output) {
     if (p_.is_symmetric() && p_.bounded && !grad_) {
-      const Tournament tournament(anchors_.side.count);
+      const BlockPairs pairs(anchors_.side.count);
       chains_.splits = 1;
-      sums = tournament.make_sums(p_, false);
-      return sweep_self(p_, anchors_, tournament, operation, sums);
+      sums = pairs.make_sums(p_, false);
+      return sweep_self(p_, anchors_, pairs, operation, sums);
     }
     const bool peaks = operation == Operation::kLogSumExp && !p_.bounded;
     sums = chains_.make_sums(p_, output, peaks ? -std::numeric_limits<float>::max() : 0);
@@ -263,17 +263,17 @@ class Forward {
 
   // Without a bound on the similarity the gradient waits until the log-sum-exp is known.
   void late_gradient() {
-    Terms& terms = anchors_.side.terms;
+    GradientFactors& factors = anchors_.side.factors;
     std::vector<int64_t> unmet;
     for (int64_t position = 0; position < anchors_.side.count; ++position) {
       const int64_t row = anchors_.side.index[position];
       if (scan() ? log2_[position] == -HUGE_VAL : count_[row] == 0) {
-        terms.lse[position] = std::numeric_limits<float>::max();
+        factors.lse[position] = std::numeric_limits<float>::max();
         unmet.push_back(row);
         continue;
       }
-      terms.push[position] = static_cast<float>(scan() ? p_.scale : p_.scale * pull_[row]);
-      terms.draw[position] = static_cast<float>(scan() ? 0 : p_.scale / count_[row]);
+      factors.push[position] = static_cast<float>(scan() ? p_.scale : p_.scale * pull_[row]);
+      factors.draw[position] = static_cast<float>(scan() ? 0 : p_.scale / count_[row]);
     }
     add_gradient(p_, anchors_, keys_, true, grad_);
     for (const int64_t row : unmet)
@@ -292,45 +292,43 @@ class Forward {
 };
 
 // What each anchor's gradient is multiplied by; an anchor that does not count keeps its zeros.
-void set_terms(Problem& p, const float* grad_loss, const float* push, const float* draw, const float* lse) {
-  reserve_terms(p.anchors);
-  Terms& terms = p.anchors.terms;
+void set_factors(Problem& p, const float* grad_loss, const float* push, const float* draw, const float* lse) {
+  reserve_factors(p.anchors);
+  GradientFactors& factors = p.anchors.factors;
   for (int64_t position = 0; position < p.anchors.count; ++position) {
     const int64_t row = p.anchors.index[position];
     if (push[row] == 0 && draw[row] == 0) continue;
     const double base2 = lse[row] * M_LOG2E, factor = p.scale * grad_loss[row] * push[row];
-    terms.lse[position] = static_cast<float>(base2);
-    terms.push[position] = static_cast<float>(factor);
-    terms.draw[position] = static_cast<float>(p.scale * grad_loss[row] * draw[row]);
+    factors.lse[position] = static_cast<float>(base2);
+    factors.push[position] = static_cast<float>(factor);
+    factors.draw[position] = static_cast<float>(p.scale * grad_loss[row] * draw[row]);
     const double weight = factor == 0 ? 0 : factor * std::exp2(p.maximum - base2);
-    terms.weight[position] = static_cast<float>(weight);
+    factors.weight[position] = static_cast<float>(weight);
     if (!(std::abs(weight) < kLargestWeight)) p.bounded = false;
   }
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
-    const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
-    const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
-    int64_t negative_stop, const Maybe& key_inverse, const Maybe& known_lse, double scale, int64_t flags) {
-  const PairRule rule{exclude, positive_start, negative_stop, keys.size(0), (flags & kSelf) != 0};
-  Problem p = make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale,
-                           flags, key_inverse);
-  reserve_terms(p.anchors);
-  const bool wanted = (flags & kAnchorGradient) != 0;
-  const int64_t n = anchors.size(0);
-  STD_TORCH_CHECK(!(key_inverse.has_value() && rule.self),
+ContrastState Operations::contrast_forward(const ContrastCall& call, const Maybe& key_inverse,
+                                           const Maybe& known_lse) {
+  check_call(call);
+  const int64_t n = call.anchors.size(0);
+  check_vector("key_inverse", key_inverse, call.keys.size(0), ScalarType::Float);
+  STD_TORCH_CHECK(!(key_inverse.has_value() && call.has(kSelf)),
                   "under SELF the keys are the anchors, unit rows already");
   check_vector("known_lse", known_lse, n, ScalarType::Float);
-  STD_TORCH_CHECK(!(known_lse.has_value() && (flags & kScan)),
+  STD_TORCH_CHECK(!(known_lse.has_value() && call.has(kScan)),
                   "a scan finds the log-sum-exp that known_lse gives");
+  const RowReader anchors(call.anchors);
+  const RowReader keys(call.keys, key_inverse.has_value() ? key_inverse->const_data_ptr<float>() : nullptr);
+  Problem p = make_problem(call, anchors, keys);
+  reserve_factors(p.anchors);
+  const bool wanted = call.has(kAnchorGradient);
   Tensor loss = zeros({n}, ScalarType::Float), pull = zeros({n}, ScalarType::Float);
   Tensor lse = torch::stable::full({n}, -HUGE_VAL, ScalarType::Float);
   Tensor count = zeros({n}, ScalarType::Int), grad = zeros({wanted ? n : 0, p.depth}, ScalarType::Float);
-  const Role anchor_role{RowReader(anchors), p.anchors};
-  const Role key_role{
-      RowReader(keys, key_inverse.has_value() ? key_inverse->const_data_ptr<float>() : nullptr), p.keys()};
+  const Role anchor_role{anchors, p.anchors}, key_role{keys, p.keys()};
   Forward forward(p, anchor_role, key_role, loss.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(),
                   pull.mutable_data_ptr<float>(), count.mutable_data_ptr<int32_t>(),
                   wanted ? grad.mutable_data_ptr<float>() : nullptr);
@@ -339,47 +337,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
   return {loss, lse, pull, count, grad};
 }
 
-std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
-                                             const Tensor& anchors, const Tensor& keys,
-                                             const Tensor& anchor_labels, const Tensor& key_labels,
-                                             const Maybe& anchor_groups, const Maybe& key_groups,
-                                             const Maybe& exclude, int64_t positive_start,
-                                             int64_t negative_stop, const Tensor& lse, double scale,
-                                             int64_t flags) {
-  const PairRule rule{exclude, positive_start, negative_stop, keys.size(0), (flags & kSelf) != 0};
-  const int64_t n = anchors.size(0);
+std::tuple<Tensor, Tensor> Operations::contrast_backward(const ContrastCall& call, const Tensor& grad_loss,
+                                                         const Tensor& push, const Tensor& draw,
+                                                         const Tensor& lse) {
+  check_call(call);
+  const int64_t n = call.anchors.size(0);
   for (const auto& [name, value] :
        {std::pair{"grad_loss", &grad_loss}, {"push", &push}, {"draw", &draw}, {"lse", &lse}})
     check_vector(name, *value, n, ScalarType::Float);
+  const bool self = call.has(kSelf);
   const float *pushes = push.const_data_ptr<float>(), *draws = draw.const_data_ptr<float>();
-  std::vector<bool> skipped(rule.self ? 0 : n);  // under SELF an anchor that does not count is a key still
+  std::vector<bool> skipped(self ? 0 : n);  // under SELF an anchor that does not count is a key still
   for (size_t row = 0; row < skipped.size(); ++row) skipped[row] = pushes[row] == 0 && draws[row] == 0;
-  Problem p = make_problem(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, rule, scale,
-                           flags, {}, skipped);
-  set_terms(p, grad_loss.const_data_ptr<float>(), pushes, draws, lse.const_data_ptr<float>());
-  const Role anchor_role{RowReader(anchors), p.anchors}, key_role{RowReader(keys), p.keys()};
-  const bool to_anchors = rule.self || (flags & kAnchorGradient),
-             to_keys = !rule.self && (flags & kKeyGradient);
+  const RowReader anchors(call.anchors), keys(call.keys);
+  Problem p = make_problem(call, anchors, keys, skipped);
+  set_factors(p, grad_loss.const_data_ptr<float>(), pushes, draws, lse.const_data_ptr<float>());
+  const Role anchor_role{anchors, p.anchors}, key_role{keys, p.keys()};
+  const bool to_anchors = self || call.has(kAnchorGradient), to_keys = !self && call.has(kKeyGradient);
   Tensor grad_anchors = zeros({to_anchors ? n : 0, p.depth}, ScalarType::Float);
-  Tensor grad_keys = zeros({to_keys ? keys.size(0) : 0, p.depth}, ScalarType::Float);
+  Tensor grad_keys = zeros({to_keys ? call.keys.size(0) : 0, p.depth}, ScalarType::Float);
   float* anchor_out = grad_anchors.mutable_data_ptr<float>();
-  float* key_out = rule.self ? anchor_out : grad_keys.mutable_data_ptr<float>();
+  float* key_out = self ? anchor_out : grad_keys.mutable_data_ptr<float>();
   if (p.is_symmetric()) {
     add_self_gradient(p, anchor_role, anchor_out);
     return {grad_anchors, grad_keys};
   }
-  if (!rule.self) reserve_terms(p.separate_keys);
+  if (!self) reserve_factors(p.separate_keys);
   if (to_anchors) add_gradient(p, anchor_role, key_role, true, anchor_out);
-  if (to_keys || rule.self) add_gradient(p, key_role, anchor_role, false, key_out);
+  if (to_keys || self) add_gradient(p, key_role, anchor_role, false, key_out);
   return {grad_anchors, grad_keys};
-}
-
-Tensor probe(const Tensor& x, std::string function) {
-  check_dense("x", x, 1);
-  check_type("x", x, ScalarType::Float);
-  Tensor y = torch::stable::empty_like(x);
-  kernels().probe(function.c_str(), x.const_data_ptr<float>(), y.mutable_data_ptr<float>(), x.size(0));
-  return y;
 }
 
 }  // namespace secl::cpu

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../checks.h"
-#include "operations.h"
+#include "../operations.h"
 #include "parallel.h"
 #include "rows.h"
 
@@ -121,7 +121,7 @@ void add_rows(const PixelMap& map, const DrawGradient& draws, const int64_t* ind
 
 }  // namespace
 
-void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inverse) {
+void Operations::gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inverse) {
   check_map("features", features, index);
   const PixelMap map(features);
   const int64_t* pixel = index.const_data_ptr<int64_t>();
@@ -139,8 +139,9 @@ void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inve
   });
 }
 
-void gather_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& index,
-                     const Maybe& unit, const Maybe& inverse, bool unique, Tensor result) {
+void Operations::gather_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream,
+                                 const Tensor& index, const Maybe& unit, const Maybe& inverse, bool unique,
+                                 Tensor result) {
   check_map("result", result, index);
   check_rows("grad", grad);
   const PixelMap map(result);

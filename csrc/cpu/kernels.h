@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../params.h"
+#include "job.h"
 
 namespace secl {
 

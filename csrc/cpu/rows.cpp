@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "../checks.h"
-#include "operations.h"
+#include "../operations.h"
 #include "parallel.h"
 
 namespace secl::cpu {
@@ -62,15 +62,17 @@ Tensor normalize_all(const Tensor& rows, const Tensor& labels, void* unit) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
+std::tuple<Tensor, Tensor> Operations::unit_rows(const Tensor& rows, const Tensor& labels) {
   Tensor unit = torch::stable::empty_like(rows);
   return {unit, normalize_all(rows, labels, unit.mutable_data_ptr())};
 }
 
-Tensor row_inverse(const Tensor& rows, const Tensor& labels) { return normalize_all(rows, labels, nullptr); }
+Tensor Operations::row_inverse(const Tensor& rows, const Tensor& labels) {
+  return normalize_all(rows, labels, nullptr);
+}
 
-Tensor unit_rows_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& unit,
-                          const Tensor& inverse) {
+Tensor Operations::unit_rows_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream,
+                                      const Tensor& unit, const Tensor& inverse) {
   check_rows("unit", unit);
   check_rows("grad", grad);
   check_type("grad", grad, ScalarType::Float);

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../operations.h"
 #include "../random.h"
-#include "operations.h"
 #include "parallel.h"
 
 namespace secl::cpu {
@@ -138,9 +138,10 @@ void draw_image(const Draw& draw, int64_t image, const std::string& strategy) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, const Maybe& scores,
-                                  const Tensor& seed, int64_t per_class, int64_t num_classes,
-                                  int64_t ignore_index, std::string strategy, int64_t stream) {
+std::tuple<Tensor, Tensor> Operations::sample(const Tensor& labels, const Maybe& eligible,
+                                              const Maybe& scores, const Tensor& seed, int64_t per_class,
+                                              int64_t num_classes, int64_t ignore_index, std::string strategy,
+                                              int64_t stream) {
   check_sample(labels, eligible, scores, seed, per_class, num_classes);
   check_type("labels", labels, ScalarType::Long);
   if (scores.has_value()) check_type("scores", *scores, ScalarType::Double);

@@ -40,7 +40,7 @@ void clear_row(Slab slab, int64_t depth, int64_t lanes) {
 
 }  // namespace
 
-Side SortedSide::view() const {
+SideView SortedSide::view() const {
   const auto floats = [](const std::vector<float>& values) {
     return values.empty() ? nullptr : values.data();
   };
@@ -51,10 +51,10 @@ Side SortedSide::view() const {
           repel.data(),
           skip_a.data(),
           skip_b.data(),
-          floats(terms.lse),
-          floats(terms.push),
-          floats(terms.draw),
-          floats(terms.weight)};
+          floats(factors.lse),
+          floats(factors.push),
+          floats(factors.draw),
+          floats(factors.weight)};
 }
 
 Range SortedSide::positives(int64_t of_key, int64_t positive_start) const {

@@ -43,7 +43,7 @@ struct PairRule {
 };
 
 // A factor of each anchor's gradient, [padded] each; empty where no gradient is asked for.
-struct Terms {
+struct GradientFactors {
   std::vector<float> lse, push, draw, weight;
 };
 
@@ -57,10 +57,10 @@ struct SortedSide {
   std::vector<int64_t> key;    // [count] group << 32 | label, ascending
   std::vector<int32_t> index;  // [count] original row; ascending within one key
   std::vector<int32_t> label, group, attract, repel, skip_a, skip_b;  // [padded]
-  Terms terms;
+  GradientFactors factors;
 
   int64_t padded() const { return static_cast<int64_t>(label.size()); }
-  Side view() const;
+  SideView view() const;
   // The rows that may be positive keys of this class.
   Range positives(int64_t of_key, int64_t positive_start) const;
   // The rows of the classes, or else of the groups, of the classes low .. high.

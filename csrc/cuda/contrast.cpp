@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../params.h"
-#include "operations.h"
+#include "tensors.h"
 #include "tiles.h"
 
 namespace secl::cuda {
@@ -29,48 +28,27 @@ int32_t clipped(int64_t position) {
   return static_cast<int32_t>(std::clamp<int64_t>(position, 0, INT32_MAX));
 }
 
-// The arguments that both operations share, checked.
-struct Call {
-  const Tensor &anchors, &keys;
-  const Tensor &anchor_labels, &key_labels;
-  const Maybe &anchor_groups, &key_groups, &exclude;
+// A checked call, and the passes over it.
+struct Call : ContrastCall {
   Rules rules;
-  int64_t flags;
 
-  Call(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
-       const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
-       int64_t negative_stop, double scale, int64_t flags)
-      : anchors(anchors),
-        keys(keys),
-        anchor_labels(anchor_labels),
-        key_labels(key_labels),
-        anchor_groups(anchor_groups),
-        key_groups(key_groups),
-        exclude(exclude),
+  explicit Call(const ContrastCall& call)
+      : ContrastCall(call),
         rules{clipped(positive_start),
               clipped(negative_stop),
-              (flags & kSelf) != 0,
-              (flags & kNegatives) != 0,
-              (flags & kUnit) != 0 && scale <= kBoundedScale,
+              has(kSelf),
+              has(kNegatives),
+              has(kUnit) && scale <= kBoundedScale,
               static_cast<float>(scale),
-              static_cast<float>(scale * kLog2OfE)},
-        flags(flags) {
-    check_rows("anchors", anchors);
-    check_rows("keys", keys);
+              static_cast<float>(scale * kLog2OfE)} {
+    check_call(call);
     STD_TORCH_CHECK(
         anchors.scalar_type() != ScalarType::Float,
         "the native CUDA kernels multiply float16 and bfloat16 rows on tensor cores; got float32: use "
         "backend=\"triton\" or \"reference\", or lower the rows");
     STD_TORCH_CHECK(width() <= kWidest, "the native CUDA kernels serve rows up to ", kWidest, " wide; got ",
                     width(), ": use backend=\"triton\" or \"reference\"");
-    STD_TORCH_CHECK(keys.scalar_type() == anchors.scalar_type() && keys.size(1) == width(),
-                    "anchors and keys must have one dtype and one width");
-    STD_TORCH_CHECK(!rules.self || keys.size(0) == anchors.size(0), "under SELF the keys are the anchors");
-    check_vector("anchor_labels", anchor_labels, anchors.size(0), ScalarType::Int);
-    check_vector("key_labels", key_labels, keys.size(0), ScalarType::Int);
-    check_vector("anchor_groups", anchor_groups, anchors.size(0), ScalarType::Int);
-    check_vector("key_groups", key_groups, keys.size(0), ScalarType::Int);
-    check_vector("exclude", exclude, anchors.size(0), ScalarType::Long);
+    STD_TORCH_CHECK(keys.scalar_type() == anchors.scalar_type(), "anchors and keys must have one dtype");
     for (const Tensor* other : {&keys, &anchor_labels, &key_labels})
       check_device("every tensor", *other, anchors);
     for (const Maybe* other : {&anchor_groups, &key_groups, &exclude})
@@ -84,7 +62,7 @@ struct Call {
     found.rows = rows.const_data_ptr();
     found.count = static_cast<int32_t>(rows.size(0));
     found.field[kLabel] = words(labels);
-    if (anchor_groups.has_value() && key_groups.has_value()) found.field[kGroup] = words(groups);
+    if (grouped()) found.field[kGroup] = words(groups);
     return found;
   }
   Side anchor_side() const { return side(anchors, anchor_labels, anchor_groups); }
@@ -111,46 +89,45 @@ struct Call {
   }
 };
 
-// The anchors' terms of a gradient; the fields lie one after another.
-Tensor make_terms(const Call& call, const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
-                  const Tensor& lse, Side& anchors, Stream stream) {
+// The anchors' fields of a gradient, one after another in memory.
+Tensor make_anchor_fields(const Call& call, const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
+                          const Tensor& lse, Side& anchors, Stream stream) {
   const int64_t count = call.anchors.size(0);
   Tensor memory = fresh(call.anchors, {kFields, count});
   auto* base = static_cast<uint32_t*>(memory.mutable_data_ptr());
-  Terms terms{static_cast<int32_t>(count),
-              grad_loss.const_data_ptr<float>(),
-              grad_loss.stride(0),
-              push.const_data_ptr<float>(),
-              draw.const_data_ptr<float>(),
-              lse.const_data_ptr<float>(),
-              call.anchor_labels.const_data_ptr<int32_t>(),
-              call.exclude.has_value() ? call.exclude->const_data_ptr<int64_t>() : nullptr,
-              call.rules.scale,
-              {}};
+  AnchorFields fields{static_cast<int32_t>(count),
+                      grad_loss.const_data_ptr<float>(),
+                      grad_loss.stride(0),
+                      push.const_data_ptr<float>(),
+                      draw.const_data_ptr<float>(),
+                      lse.const_data_ptr<float>(),
+                      call.anchor_labels.const_data_ptr<int32_t>(),
+                      call.exclude.has_value() ? call.exclude->const_data_ptr<int64_t>() : nullptr,
+                      call.rules.scale,
+                      {}};
   for (const Field field : {kLabel, kExclude, kLse, kPush, kDraw, kWeight}) {
     if (field == kLabel && call.rules.self)
       continue;  // a row that does not count as an anchor is still a key
     if (field == kExclude && !call.exclude.has_value()) continue;
-    terms.field[field] = base + field * count;
-    anchors.field[field] = terms.field[field];
+    fields.field[field] = base + field * count;
+    anchors.field[field] = fields.field[field];
   }
-  write_terms(terms, stream);
+  write_anchor_fields(fields, stream);
   return memory;
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
-    const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels, const Tensor& key_labels,
-    const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
-    int64_t negative_stop, const Maybe& key_inverse, const Maybe& known_lse, double scale, int64_t flags) {
-  const Call call(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude,
-                  positive_start, negative_stop, scale, flags);
+ContrastState Operations::contrast_forward(const ContrastCall& given, const Maybe& key_inverse,
+                                           const Maybe& known_lse) {
+  const Call call(given);
+  const Tensor &anchors = call.anchors, &keys = call.keys;
+  const Maybe& exclude = call.exclude;
   const int64_t count = anchors.size(0);
   check_vector("key_inverse", key_inverse, keys.size(0), ScalarType::Float);
   check_vector("known_lse", known_lse, count, ScalarType::Float);
   for (const Maybe* other : {&key_inverse, &known_lse}) check_device("every tensor", *other, anchors);
-  const bool wanted = (flags & kAnchorGradient) != 0, scan = (flags & kScan) != 0;
+  const bool wanted = call.has(kAnchorGradient), scan = call.has(kScan);
   STD_TORCH_CHECK(!(known_lse.has_value() && scan), "a scan finds the log-sum-exp that known_lse gives");
   const Place place(anchors);
   Tensor loss = fresh(anchors, {count}), pull = fresh(anchors, {count});
@@ -166,12 +143,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
   Job job = call.job(call.anchor_side(), call.key_side());
   job.columns.field[kFactor] = words(key_inverse);
   if (exclude.has_value()) {
-    Terms terms{};
-    terms.count = job.rows.count;
-    terms.exclude = exclude->const_data_ptr<int64_t>();
-    terms.field[kExclude] = static_cast<uint32_t*>(barred.mutable_data_ptr());
-    write_terms(terms, place.stream);
-    job.rows.field[kExclude] = terms.field[kExclude];
+    AnchorFields fields{};
+    fields.count = job.rows.count;
+    fields.exclude = exclude->const_data_ptr<int64_t>();
+    fields.field[kExclude] = static_cast<uint32_t*>(barred.mutable_data_ptr());
+    write_anchor_fields(fields, place.stream);
+    job.rows.field[kExclude] = fields.field[kExclude];
   }
   job.lse = numbers(lse);
   job.grad = wanted ? numbers(grad) : nullptr;
@@ -190,15 +167,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> contrast_forward(
   return {loss, lse, pull, counts, grad};
 }
 
-std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
-                                             const Tensor& anchors, const Tensor& keys,
-                                             const Tensor& anchor_labels, const Tensor& key_labels,
-                                             const Maybe& anchor_groups, const Maybe& key_groups,
-                                             const Maybe& exclude, int64_t positive_start,
-                                             int64_t negative_stop, const Tensor& lse, double scale,
-                                             int64_t flags) {
-  const Call call(anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude,
-                  positive_start, negative_stop, scale, flags);
+std::tuple<Tensor, Tensor> Operations::contrast_backward(const ContrastCall& given, const Tensor& grad_loss,
+                                                         const Tensor& push, const Tensor& draw,
+                                                         const Tensor& lse) {
+  const Call call(given);
+  const Tensor &anchors = call.anchors, &keys = call.keys;
   for (const Tensor* factor : {&push, &draw, &lse})
     check_vector("push, draw and lse", *factor, anchors.size(0), ScalarType::Float);
   check_type("grad_loss", grad_loss, ScalarType::Float);
@@ -206,15 +179,15 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
   for (const Tensor* other : {&grad_loss, &push, &draw, &lse}) check_device("every tensor", *other, anchors);
   const Place place(anchors);
   Side anchor_side = call.anchor_side(), key_side = call.key_side();
-  const bool self = call.rules.self, for_anchors = self || (flags & kAnchorGradient) != 0;
-  const bool for_keys = !self && (flags & kKeyGradient) != 0;
+  const bool self = call.rules.self, for_anchors = self || call.has(kAnchorGradient);
+  const bool for_keys = !self && call.has(kKeyGradient);
   Tensor grad_anchors = fresh(anchors, {for_anchors ? anchors.size(0) : 0, call.width()});
   Tensor grad_keys = fresh(anchors, {for_keys ? keys.size(0) : 0, call.width()});
   if (anchors.size(0) == 0 || keys.size(0) == 0) {
     for (Tensor* output : {&grad_anchors, &grad_keys}) torch::stable::zero_(*output);
     return {grad_anchors, grad_keys};
   }
-  const Tensor terms = make_terms(call, grad_loss, push, draw, lse, anchor_side, place.stream);
+  const Tensor fields = make_anchor_fields(call, grad_loss, push, draw, lse, anchor_side, place.stream);
   if (for_anchors) {
     Job job = call.job(anchor_side, self ? anchor_side : key_side);
     job.rows_are_keys = self;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What surrounds the passes of the contrast: the anchors' terms before a gradient, and the sum of the parts
+// What surrounds the passes of the contrast: the anchors' fields before a gradient, and the sum of the parts
 // where several blocks shared the columns of a row.
 #include <algorithm>
 #include <cstdlib>
@@ -19,26 +19,27 @@ constexpr int kThreads = 256;
 constexpr int kRows = kThreads / kWarp;  // of a block that gives each a warp
 constexpr int kLeastTiles = 4;           // of a run: below it the merge costs more than the run saves
 
-__global__ void __launch_bounds__(kThreads) terms_kernel(const __grid_constant__ Terms terms) {
+__global__ void __launch_bounds__(kThreads)
+    anchor_fields_kernel(const __grid_constant__ AnchorFields anchors) {
   const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (row >= terms.count) return;
-  if (terms.exclude != nullptr) {
-    const int64_t exclude = terms.exclude[row];
-    terms.field[kExclude][row] = exclude < 0 || exclude > INT_MAX ? ~0u : static_cast<uint32_t>(exclude);
+  if (row >= anchors.count) return;
+  if (anchors.exclude != nullptr) {
+    const int64_t exclude = anchors.exclude[row];
+    anchors.field[kExclude][row] = exclude < 0 || exclude > INT_MAX ? ~0u : static_cast<uint32_t>(exclude);
   }
-  if (terms.push == nullptr) return;
-  const float push = terms.push[row], draw = terms.draw[row];
+  if (anchors.push == nullptr) return;
+  const float push = anchors.push[row], draw = anchors.draw[row];
   const bool counted = push != 0 || draw != 0;
-  const float factor = counted ? terms.scale * terms.grad_loss[row * terms.grad_loss_stride] : 0.0f;
-  const float lse2 = counted ? terms.lse[row] * kLog2E : 1.0f * kLargest;
+  const float factor = counted ? anchors.scale * anchors.grad_loss[row * anchors.grad_loss_stride] : 0.0f;
+  const float lse2 = counted ? anchors.lse[row] * kLog2E : 1.0f * kLargest;
   const float pushed = counted ? factor * push : 0.0f, drawn = counted ? factor * draw : 0.0f;
   const float weight = pushed == 0 ? 0.0f : pushed * exp2_approx(-lse2);
-  terms.field[kLse][row] = std::bit_cast<uint32_t>(lse2);
-  terms.field[kPush][row] = std::bit_cast<uint32_t>(pushed);
-  terms.field[kDraw][row] = std::bit_cast<uint32_t>(drawn);
-  terms.field[kWeight][row] = std::bit_cast<uint32_t>(weight);
-  if (terms.field[kLabel] != nullptr)
-    terms.field[kLabel][row] = counted ? static_cast<uint32_t>(terms.label[row]) : ~0u;
+  anchors.field[kLse][row] = std::bit_cast<uint32_t>(lse2);
+  anchors.field[kPush][row] = std::bit_cast<uint32_t>(pushed);
+  anchors.field[kDraw][row] = std::bit_cast<uint32_t>(drawn);
+  anchors.field[kWeight][row] = std::bit_cast<uint32_t>(weight);
+  if (anchors.field[kLabel] != nullptr)
+    anchors.field[kLabel][row] = counted ? static_cast<uint32_t>(anchors.label[row]) : ~0u;
 }
 
 __device__ __forceinline__ Numbers part_of(const Job& job, int split, int64_t row) {
@@ -135,8 +136,9 @@ void run_pass(Pass pass, Number type, const Job& job, Stream stream) {
   }
 }
 
-void write_terms(const Terms& terms, Stream stream) {
-  launch(terms_kernel, Grid{dim3(blocks_for(terms.count, kThreads)), dim3(kThreads)}, stream, terms);
+void write_anchor_fields(const AnchorFields& anchors, Stream stream) {
+  launch(anchor_fields_kernel, Grid{dim3(blocks_for(anchors.count, kThreads)), dim3(kThreads)}, stream,
+         anchors);
 }
 
 }  // namespace secl::cuda

@@ -14,7 +14,7 @@ int32_t splits_of(Pass pass, Number type, const Job& job);
 // Runs a pass of bf16 or fp16 rows, not wider than kWidest.
 void run_pass(Pass pass, Number type, const Job& job, Stream stream);
 
-// Fields of the anchors as the gradient's pass reads them.
-void write_terms(const Terms& terms, Stream stream);
+// Writes the fields that are wanted of the anchors.
+void write_anchor_fields(const AnchorFields& anchors, Stream stream);
 
 }  // namespace secl::cuda

@@ -2,7 +2,7 @@
 #include <array>
 #include <utility>
 
-#include "operations.h"
+#include "tensors.h"
 
 namespace secl::cuda {
 namespace {
@@ -41,7 +41,7 @@ std::pair<Tensor, Tensor> sorted(const Tensor& index) {
 
 }  // namespace
 
-void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inverse) {
+void Operations::gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inverse) {
   const PixelMap layout = layout_of("features", features, index);
   check_rows("rows", rows);
   STD_TORCH_CHECK(rows.size(0) == index.size(0) && rows.size(1) == features.size(1),
@@ -57,8 +57,9 @@ void gather(const Tensor& features, const Tensor& index, Tensor rows, Maybe inve
                 place.stream);
 }
 
-void gather_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& index,
-                     const Maybe& unit, const Maybe& inverse, bool unique, Tensor result) {
+void Operations::gather_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream,
+                                 const Tensor& index, const Maybe& unit, const Maybe& inverse, bool unique,
+                                 Tensor result) {
   const PixelMap layout = layout_of("result", result, index);
   const int64_t count = index.size(0), depth = result.size(1);
   check_rows("grad", grad);

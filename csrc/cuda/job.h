@@ -56,8 +56,8 @@ struct Job {
   float* part_grad = nullptr;     // [splits, rows, width]
 };
 
-// How a gradient is made of the saved state of each anchor.
-struct Terms {
+// The fields of each anchor that a gradient reads, and the saved state that they are made of.
+struct AnchorFields {
   int32_t count;
   const float* grad_loss;  // [count] of any stride
   int64_t grad_loss_stride;

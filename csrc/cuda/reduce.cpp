@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <vector>
 
-#include "operations.h"
+#include "tensors.h"
 
 namespace secl::cuda {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss, const Tensor& pull, const Tensor& count,
-                                                  const Maybe& weights, std::string reduction) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss, const Tensor& pull,
+                                                              const Tensor& count, const Maybe& weights,
+                                                              std::string reduction) {
   const int64_t rows = loss.numel();
   check_vector("loss", loss, rows, ScalarType::Float);
   check_vector("pull", pull, rows, ScalarType::Float);

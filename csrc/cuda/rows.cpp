@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "operations.h"
+#include "tensors.h"
 
 namespace secl::cuda {
 namespace {
@@ -19,15 +19,17 @@ Tensor normalize(const Tensor& rows, const Tensor& labels, void* unit) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows, const Tensor& labels) {
+std::tuple<Tensor, Tensor> Operations::unit_rows(const Tensor& rows, const Tensor& labels) {
   Tensor unit = torch::stable::empty_like(rows);
   return {unit, normalize(rows, labels, unit.mutable_data_ptr())};
 }
 
-Tensor row_inverse(const Tensor& rows, const Tensor& labels) { return normalize(rows, labels, nullptr); }
+Tensor Operations::row_inverse(const Tensor& rows, const Tensor& labels) {
+  return normalize(rows, labels, nullptr);
+}
 
-Tensor unit_rows_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream, const Tensor& unit,
-                          const Tensor& inverse) {
+Tensor Operations::unit_rows_backward(const Tensor& grad, const Maybe& factor, const Maybe& upstream,
+                                      const Tensor& unit, const Tensor& inverse) {
   check_rows("unit", unit);
   check_rows("grad", grad);
   check_type("grad", grad, ScalarType::Float);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "operations.h"
+#include "tensors.h"
 
 namespace secl::cuda {
 namespace {
@@ -21,9 +21,10 @@ int label_bytes(ScalarType type) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> sample(const Tensor& labels, const Maybe& eligible, const Maybe& scores,
-                                  const Tensor& seed, int64_t per_class, int64_t num_classes,
-                                  int64_t ignore_index, std::string strategy, int64_t stream) {
+std::tuple<Tensor, Tensor> Operations::sample(const Tensor& labels, const Maybe& eligible,
+                                              const Maybe& scores, const Tensor& seed, int64_t per_class,
+                                              int64_t num_classes, int64_t ignore_index, std::string strategy,
+                                              int64_t stream) {
   check_sample(labels, eligible, scores, seed, per_class, num_classes);
   if (scores.has_value()) check_type("scores", *scores, ScalarType::Float);
   check_device("seed", seed, labels);

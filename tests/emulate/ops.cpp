@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA operations as operations on CPU tensors, under a name of their own, and what tests tell the
 // emulated GPU.
-#include "cuda/operations.h"
 #include "machine.h"
+#include "operations.h"
 #include "probes.h"
-#include "schemas.h"
 
 namespace {
 
@@ -38,7 +37,7 @@ STABLE_TORCH_LIBRARY(secl_emulated, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(secl_emulated, CPU, m) {
-  secl::cuda::implement_operations(m);
+  secl::implement_operations<secl::cuda::Operations>(m);
   m.impl("product", TORCH_BOX(&secl::emulate::product));
 }
 

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of contents of the native side, once for all devices: each operation's schema, its C++ signature,
+// and how a device registers its nine implementations.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+
+#include "params.h"
+
+namespace secl {
+
+// By anchor [N]: loss, log-sum-exp, pull and count (int32); then the anchors' gradient [N, D], [0, D] where
+// it is not asked for.
+using ContrastState = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Library>
+void define_operations(Library& m) {
+  m.def("unit_rows(Tensor rows, Tensor labels) -> (Tensor unit, Tensor inverse)");
+  m.def("row_inverse(Tensor rows, Tensor labels) -> Tensor");
+  m.def(
+      "unit_rows_backward(Tensor grad, Tensor? factor, Tensor? upstream, Tensor unit, Tensor inverse) -> "
+      "Tensor");
+  m.def(
+      "contrast_forward(Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, Tensor? "
+      "anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, "
+      "Tensor? key_inverse, Tensor? known_lse, float scale, int flags) "
+      "-> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)");
+  m.def(
+      "contrast_backward(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, Tensor "
+      "anchor_labels, Tensor key_labels, Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, int "
+      "positive_start, int negative_stop, Tensor lse, float scale, int flags) "
+      "-> (Tensor grad_anchors, Tensor grad_keys)");
+  m.def(
+      "reduce(Tensor loss, Tensor pull, Tensor count, Tensor? weights, str reduction) -> (Tensor value, "
+      "Tensor factor, Tensor push, Tensor draw)");
+  m.def("gather(Tensor features, Tensor index, Tensor(a!) rows, Tensor(b!)? inverse) -> ()");
+  m.def(
+      "gather_backward(Tensor grad, Tensor? factor, Tensor? upstream, Tensor index, Tensor? unit, Tensor? "
+      "inverse, bool unique, Tensor(a!) result) -> ()");
+  m.def(
+      "sample(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, int per_class, int num_classes, "
+      "int ignore_index, str strategy, int stream) -> (Tensor index, Tensor label)");
+}
+
+// What a device implements. These functions are never defined: a device's own are declared by their types.
+namespace signature {
+
+std::tuple<Tensor, Tensor> unit_rows(const Tensor& rows,     // [n, D]
+                                     const Tensor& labels);  // [n] int32
+
+Tensor row_inverse(const Tensor& rows,     // [n, D]
+                   const Tensor& labels);  // [n] int32
+
+Tensor unit_rows_backward(const Tensor& grad,      // [n, D] float32
+                          const Maybe& factor,     // [n] float32
+                          const Maybe& upstream,   // [n] float32 of any stride, goes with factor
+                          const Tensor& unit,      // [n, D]
+                          const Tensor& inverse);  // [n] float32
+
+ContrastState contrast_forward(const ContrastCall& call,
+                               const Maybe& key_inverse,  // [M] float32
+                               const Maybe& known_lse);   // [N] float32
+
+// An anchor whose push and draw are 0 does not count: nothing of its row reaches a key's gradient.
+std::tuple<Tensor, Tensor> contrast_backward(const ContrastCall& call,
+                                             const Tensor& grad_loss,  // [N] float32; on CUDA of any stride
+                                             const Tensor& push,       // [N] float32
+                                             const Tensor& draw,       // [N] float32
+                                             const Tensor& lse);       // [N] float32
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss,    // [n] float32
+                                                  const Tensor& pull,    // [n] float32
+                                                  const Tensor& count,   // [n] int32
+                                                  const Maybe& weights,  // [n] float32
+                                                  std::string reduction);
+
+// Reads the rows, and where `inverse` is given divides each by its norm.
+void gather(const Tensor& features,  // [B, D, *spatial]
+            const Tensor& index,     // [n] int64
+            Tensor rows,             // [n, D] of any floating type, written to
+            Maybe inverse);          // [n] float32, 1 / norm, written to
+
+void gather_backward(const Tensor& grad,     // [n, D]
+                     const Maybe& factor,    // [n] float32
+                     const Maybe& upstream,  // [n] float32 of any stride, goes with factor
+                     const Tensor& index,    // [n] int64
+                     const Maybe& unit,      // [n, D] rows that the forward pass normalised
+                     const Maybe& inverse,   // [n] float32, goes with unit
+                     bool unique,            // no pixel stands twice in the index
+                     Tensor result);         // [B, D, *spatial] zeros, written to
+
+std::tuple<Tensor, Tensor> sample(const Tensor& labels,   // [B, *spatial] int64; on CUDA int32 or uint8 too
+                                  const Maybe& eligible,  // [B, *spatial] bool
+                                  const Maybe& scores,    // [B, *spatial] float64; on CUDA float32
+                                  const Tensor& seed,     // [1] int64
+                                  int64_t per_class, int64_t num_classes, int64_t ignore_index,
+                                  std::string strategy, int64_t stream);
+
+}  // namespace signature
+
+namespace cpu {
+struct Operations {
+  static decltype(signature::unit_rows) unit_rows;
+  static decltype(signature::row_inverse) row_inverse;
+  static decltype(signature::unit_rows_backward) unit_rows_backward;
+  static decltype(signature::contrast_forward) contrast_forward;
+  static decltype(signature::contrast_backward) contrast_backward;
+  static decltype(signature::reduce) reduce;
+  static decltype(signature::gather) gather;
+  static decltype(signature::gather_backward) gather_backward;
+  static decltype(signature::sample) sample;
+};
+}  // namespace cpu
+
+namespace cuda {
+struct Operations {
+  static decltype(signature::unit_rows) unit_rows;
+  static decltype(signature::row_inverse) row_inverse;
+  static decltype(signature::unit_rows_backward) unit_rows_backward;
+  static decltype(signature::contrast_forward) contrast_forward;
+  static decltype(signature::contrast_backward) contrast_backward;
+  static decltype(signature::reduce) reduce;
+  static decltype(signature::gather) gather;
+  static decltype(signature::gather_backward) gather_backward;
+  static decltype(signature::sample) sample;
+};
+}  // namespace cuda
+
+// The operations of the contrast as they are called: what both passes share becomes one argument.
+template <class Operations>
+ContrastState contrast_forward(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels,
+                               const Tensor& key_labels, const Maybe& anchor_groups, const Maybe& key_groups,
+                               const Maybe& exclude, int64_t positive_start, int64_t negative_stop,
+                               const Maybe& key_inverse, const Maybe& known_lse, double scale,
+                               int64_t flags) {
+  return Operations::contrast_forward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups,
+                                       exclude, positive_start, negative_stop, scale, flags},
+                                      key_inverse, known_lse);
+}
+
+template <class Operations>
+std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
+                                             const Tensor& anchors, const Tensor& keys,
+                                             const Tensor& anchor_labels, const Tensor& key_labels,
+                                             const Maybe& anchor_groups, const Maybe& key_groups,
+                                             const Maybe& exclude, int64_t positive_start,
+                                             int64_t negative_stop, const Tensor& lse, double scale,
+                                             int64_t flags) {
+  return Operations::contrast_backward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups,
+                                        exclude, positive_start, negative_stop, scale, flags},
+                                       grad_loss, push, draw, lse);
+}
+
+// Registers a device's operations, cpu::Operations or cuda::Operations.
+template <class Operations, class Library>
+void implement_operations(Library& m) {
+  m.impl("unit_rows", TORCH_BOX(&Operations::unit_rows));
+  m.impl("row_inverse", TORCH_BOX(&Operations::row_inverse));
+  m.impl("unit_rows_backward", TORCH_BOX(&Operations::unit_rows_backward));
+  m.impl("contrast_forward", TORCH_BOX(&contrast_forward<Operations>));
+  m.impl("contrast_backward", TORCH_BOX(&contrast_backward<Operations>));
+  m.impl("reduce", TORCH_BOX(&Operations::reduce));
+  m.impl("gather", TORCH_BOX(&Operations::gather));
+  m.impl("gather_backward", TORCH_BOX(&Operations::gather_backward));
+  m.impl("sample", TORCH_BOX(&Operations::sample));
+}
+
+}  // namespace secl
