@@ -24,6 +24,9 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+KNOWN = frozenset(map(module_name, SOURCES))
+
+
 def floor(module: str) -> int:
     package, _, rest = module.partition(".")
     if package == "secl_models":
@@ -39,14 +42,13 @@ def within_a_room(module: str, other: str) -> bool:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    known = {module_name(path) for path in SOURCES}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield whole if whole in known else node.module
+                yield whole if whole in KNOWN else node.module
 
 
 def upward(module: str, tree: ast.AST) -> list[str]:
