@@ -23,6 +23,7 @@ from benchmarks.budget import assert_within_budget
 from benchmarks.compile import CAPABILITIES, DTYPES, KERNELS, Build, Built, compile_apart, faults
 from benchmarks.gpu import demand_gpu
 from benchmarks.measure import Clock, Work, milliseconds, percentiles
+from benchmarks.neighbours import candidates
 from benchmarks.provenance import ORIGIN, Row, origin, read_rows, shown, write_rows
 from secl_ops import tiles
 from secl_ops.engines import reference, triton
@@ -248,7 +249,7 @@ def tune(out: Path, dtypes: Sequence[str], widths: Sequence[int], rounds: int, s
         if time.monotonic() > end:
             print(f"{'-'.join(map(str, group))}: left out, {seconds:g} s are over; --seconds gives more", flush=True)
             continue
-        wanted = tiles.candidates(group.width, DTYPES[group.dtype], group.purpose)
+        wanted = candidates(group.width, DTYPES[group.dtype], group.purpose)
         rows = survey(group, ROWS[group.dtype], rounds, "cuda", capability, wanted, compiled)
         write_rows(out, FIELDS, [(*row, *source) for row in rows], append=True)
         for line in advice(read_rows(out)[first:], group):

@@ -129,44 +129,15 @@ def pick(width: int, dtype: torch.dtype, purpose: str) -> Tile:
     """
     table = {torch.float32: _FULL, torch.float16: _FP16}.get(dtype, _HALF)[purpose]
     tile = next(tile for widest, tile in table if width <= widest)
-    return _fitted(tile, width)
+    return fitted(tile, width)
 
 
-def _fitted(tile: Tile, width: int) -> Tile:
-    padded = max(16, next_power_of_two(width))  # a tensor-core product is at least 16 deep
-    return tile._replace(block_d=min(tile.block_d, padded), block_out=min(tile.block_out, padded))
-
-
-# Rows and keys first: they decide how often a key crosses from L2 and how many programs there are.
-_STEPS = (
-    ("block_n", 2.0), ("block_n", 0.5), ("block_m", 2.0), ("block_m", 0.5), ("warps", 2.0), ("warps", 0.5),
-    ("stages", 1.0), ("stages", -1.0), ("block_d", 2.0), ("block_d", 0.5), ("block_out", 2.0), ("block_out", 0.5),
-)  # fmt: skip
-_LIMITS = {
-    "block_n": (16, 256), "block_m": (16, 128), "block_d": (16, 256), "block_out": (16, 256), "warps": (4, 8),
-    "stages": (1, 4),
-}  # fmt: skip
-
-
-def candidates(width: int, dtype: torch.dtype, purpose: str) -> list[Tile]:
-    """The table's tile, then every other one a step away in one direction, and bolder ones two such steps away.
-
-    `python -m benchmarks tune` times them; where one wins and enters the table, the next call looks on from there.
+def fitted(tile: Tile, width: int) -> Tile:
+    """The tile with no more columns than a row of this width has.
 
     Example:
-        >>> candidates(128, torch.bfloat16, "value")[0] == pick(128, torch.bfloat16, "value")
-        True
+        >>> fitted(Tile(64, 64, 128, 128, 8, 2), 24)[2:4]
+        (32, 32)
     """
-    start = pick(width, dtype, purpose)
-    near = [near for step in _STEPS if (near := _stepped(start, step)) is not None]
-    far = [far for tile in near[:4] for step in _STEPS[:6] if (far := _stepped(tile, step)) is not None]
-    return list(dict.fromkeys(_fitted(tile, width) for tile in (start, *near, *far)))
-
-
-def _stepped(tile: Tile, step: tuple[str, float]) -> Tile | None:
-    """The tile after one step; None where that leaves what a program can be."""
-    name, change = step
-    value = getattr(tile, name)
-    moved = int(value + change) if name == "stages" else int(value * change)
-    low, high = _LIMITS[name]
-    return tile._replace(**{name: moved}) if low <= moved <= high else None
+    padded = max(16, next_power_of_two(width))  # a tensor-core product is at least 16 deep
+    return tile._replace(block_d=min(tile.block_d, padded), block_out=min(tile.block_out, padded))

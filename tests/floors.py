@@ -42,6 +42,7 @@ FLOORS: dict[str, int] = {
     "benchmarks.provenance": 50,
     "benchmarks.budget": 50,
     "benchmarks.cases": 50,
+    "benchmarks.neighbours": 50,
     "benchmarks.baseline": 50,
     "benchmarks.sass": 50,
     "benchmarks.compile": 51,

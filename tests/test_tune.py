@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import provenance, tune
 from benchmarks.compile import DTYPES, KERNELS, Built
+from benchmarks.neighbours import candidates
 from benchmarks.tune import FIELDS, PURPOSES, Group, advice, proposals, sorting_advice, survey
 from secl_ops import tiles
 from secl_ops.engines import triton
@@ -38,7 +39,7 @@ def compiled(group: Group, wanted: Sequence[Tile], capability: int) -> dict[Tile
 @pytest.mark.parametrize("purpose", PURPOSES)
 @pytest.mark.parametrize("width", [24, 64, 128, 256, 512])
 def test_candidates_surround_the_table(width: int, purpose: str, dtype: str) -> None:
-    found = tiles.candidates(width, DTYPES[dtype], purpose)
+    found = candidates(width, DTYPES[dtype], purpose)
     start = tiles.pick(width, DTYPES[dtype], purpose)
     assert found[0] == start
     assert len(set(found)) == len(found) > 5
