@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secl_ops import ops
-from secl_ops.engines.reference import scaled
+from secl_ops.engines.reference import Origin, scaled
 from secl_ops.spec import ContrastSpec, Pairs
 
 
@@ -106,18 +106,6 @@ class Contrast(torch.autograd.Function):
 
 
 Scales = tuple[Tensor, Tensor] | None  # [n] factor and upstream number of each row
-
-
-class Origin(NamedTuple):
-    """The tensor that rows came from, as far as its gradient must know it."""
-
-    size: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, source: Tensor) -> Origin:
-        return cls(source.shape, source.stride(), source.dtype)
 
 
 def unit_source(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from secl_ops.engines.reference import ContrastState, MapLike, Reduction
+from secl_ops.engines.reference import ContrastState, Origin, Reduction
 from secl_ops.engines.select import select
 from secl_ops.spec import REDUCTIONS, Flag, Pairs, check_choice, check_places
 
@@ -288,7 +288,7 @@ def _gather_backward(
         _demand("unit", unit, *grad.shape)
         _demand("inverse", inverse, index.shape[0])
     module = select(backend, grad.device, _wider(dtype, grad.dtype), "gather_pixels", grad.shape[1])
-    like = MapLike(size, torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride(), dtype)
+    like = Origin(size, torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride(), dtype)
     return module.gather_backward(grad, _together(factor, upstream), index, _together(unit, inverse), unique, like)
 
 

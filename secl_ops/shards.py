@@ -20,7 +20,6 @@ from torch import Tensor
 
 from secl_ops import ops
 from secl_ops.autograd import (
-    Origin,
     folded,
     graphless,
     key_source,
@@ -31,6 +30,7 @@ from secl_ops.autograd import (
     unit_source,
     weight_gradient,
 )
+from secl_ops.engines.reference import Origin
 from secl_ops.inputs import Shard
 from secl_ops.spec import ContrastSpec, Pairs
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secl_ops.engines import native, reference
-from secl_ops.engines.reference import MapLike
+from secl_ops.engines.reference import Origin
 from tests.budget import assert_within_budget
 from tests.cases import rows, surrounded
 
@@ -175,7 +175,7 @@ def test_gather_gradient(dtype: torch.dtype, depth: int, layout: str, norm: bool
     grad[1] = 0
     factors = (torch.linspace(0.5, 2, len(index)), torch.tensor([0.25]).expand(len(index)))
     unit, inverse = reference.gather(features, index, True, dtype)
-    like = MapLike(features.shape, torch.empty_like(features).stride(), dtype)
+    like = Origin(features.shape, torch.empty_like(features).stride(), dtype)
 
     def run(backend: Any, kind: torch.dtype) -> Tensor:
         along = (unit.to(kind), inverse.to(kind)) if norm else None

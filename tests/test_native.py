@@ -18,7 +18,7 @@ from torch import Tensor
 
 from secl_ops import library
 from secl_ops.engines import native, reference
-from secl_ops.engines.reference import MapLike
+from secl_ops.engines.reference import Origin
 from secl_ops.engines.select import select
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
@@ -233,7 +233,7 @@ def test_draws_the_pixels_that_plain_torch_draws(strategy: str, shape: tuple[int
 def test_a_pixel_drawn_twice_gets_the_sum_in_fp32(dtype: torch.dtype) -> None:
     index = torch.tensor([5, -1, 5, 0, 5])
     grad = torch.tensor([[1.0], [64.0], [2.0**-8], [3.0], [2.0**-8]], dtype=dtype)
-    found = native.gather_backward(grad, None, index, None, False, MapLike([2, 1, 2, 2], [4, 4, 2, 1], dtype)).flatten()
+    found = native.gather_backward(grad, None, index, None, False, Origin([2, 1, 2, 2], [4, 4, 2, 1], dtype)).flatten()
     # Added one by one in bfloat16 the two small ones would vanish.
     assert found.tolist() == [3.0, 0.0, 0.0, 0.0, 0.0, 1.0078125, 0.0, 0.0]
 
@@ -249,7 +249,7 @@ def test_gather_reads_any_layout() -> None:
 def test_an_index_outside_the_map_is_refused(bad: int) -> None:
     with pytest.raises(RuntimeError, match=rf"index must lie in -1\.\.7; got {bad}"):
         native.gather(torch.zeros(2, 1, 2, 2), torch.tensor([0, bad]), False, torch.float32)
-    like = MapLike([2, 1, 2, 2], [4, 4, 2, 1], torch.float32)
+    like = Origin([2, 1, 2, 2], [4, 4, 2, 1], torch.float32)
     with pytest.raises(RuntimeError, match="index must lie in"):
         native.gather_backward(torch.zeros(1, 1), None, torch.tensor([bad]), None, True, like)
 

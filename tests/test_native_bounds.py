@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secl_ops.engines import native, reference
-from secl_ops.engines.reference import MapLike
+from secl_ops.engines.reference import Origin
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw, surrounded
@@ -43,7 +43,7 @@ def test_nothing_around_the_tensors_is_read_or_written(
 
 def test_a_gradient_of_a_map_is_written_at_its_pixels_alone() -> None:
     index, grad = torch.tensor([29, -1, 0, 29, 7]), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    like = MapLike([2, 3, 3, 5], [45, 15, 5, 1], torch.float32)
+    like = Origin([2, 3, 3, 5], [45, 15, 5, 1], torch.float32)
     dense = native.gather_backward(grad, None, index, None, False, like)
     view, buffer = surrounded(torch.full((2, 3, 3, 5), torch.nan))
     torch.ops.secl_native.gather_backward(grad, None, None, index, None, None, False, view)

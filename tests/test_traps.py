@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import secl_ops
 from secl_ops.engines import reference
-from secl_ops.engines.reference import MapLike
+from secl_ops.engines.reference import Origin
 from secl_ops.spec import REDUCTIONS, Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, rows, separate, surrounded
@@ -294,7 +294,7 @@ def test_nothing_waits_for_the_device() -> None:
         for flags in (Flag.KEY_GRADIENT | Flag.ANCHOR_GRADIENT, Flag.SELF):
             found = reference.contrast_backward(factors, unit, unit, pairs, state.lse, 10.0, flags)
             reference.unit_rows_backward(found[0], (reduced.factor, state.loss), unit, inverse)
-        index, like = torch.zeros(7).long(), MapLike(features.shape, features.stride(), features.dtype)
+        index, like = torch.zeros(7).long(), Origin(features.shape, features.stride(), features.dtype)
         for normalize in (False, True):
             norm = reference.gather(features, index, normalize, torch.float32)
             scales = (norm[1], norm[1]) if normalize else None

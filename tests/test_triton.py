@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secl_ops import tiles
 from secl_ops.engines import reference, triton
-from secl_ops.engines.reference import MapLike
+from secl_ops.engines.reference import Origin
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw
@@ -154,7 +154,7 @@ def test_many_drawings_of_one_pixel_are_summed_in_order() -> None:
     index = torch.cat([torch.full((70,), 11), torch.arange(30), torch.full((9,), -1)]).to(DEVICE)
     index = index[integers(0, 2**30, 109).argsort()]
     grad = integers(-8, 8, 109 * 70).reshape(109, 70).float()
-    given = (grad, None, index, None, False, MapLike([2, 70, 3, 5], [1050, 15, 5, 1], torch.float32))
+    given = (grad, None, index, None, False, Origin([2, 70, 3, 5], [1050, 15, 5, 1], torch.float32))
     expected = reference.gather_backward(*given)
     found = triton.gather_backward(*given)
     assert torch.equal(found, expected)  # whole numbers: any order gives the same sum

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secl_ops import library
 from secl_ops.engines import ordering
-from secl_ops.engines.reference import ContrastState, MapLike, Reduction
+from secl_ops.engines.reference import ContrastState, Origin, Reduction
 from secl_ops.spec import Flag, Pairs
 
 _CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels read as it is
@@ -167,7 +167,7 @@ def gather_backward(
     index: Tensor,
     norm: tuple[Tensor, Tensor] | None,
     unique: bool,
-    like: MapLike,
+    like: Origin,
 ) -> Tensor:
     """Gradient of the map from that of its rows, through their norm where there is one; a pixel's draws are summed."""
     result = grad.new_empty_strided(like.size, like.stride, dtype=like.dtype).zero_()

@@ -42,12 +42,16 @@ class Reduction(NamedTuple):
     draw: Tensor  # [N] factor / count
 
 
-class MapLike(NamedTuple):
-    """The feature map that a gradient belongs to."""
+class Origin(NamedTuple):
+    """The tensor that rows came from, rows themselves or a feature map, as far as its gradient must know it."""
 
     size: Sequence[int]
-    stride: Sequence[int]  # dense
+    stride: Sequence[int]
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, source: Tensor) -> Origin:
+        return cls(source.shape, source.stride(), source.dtype)
 
 
 def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
@@ -276,7 +280,7 @@ def gather_backward(
     index: Tensor,
     norm: tuple[Tensor, Tensor] | None,
     unique: bool,
-    like: MapLike,
+    like: Origin,
 ) -> Tensor:
     """Gradient of the map from that of its rows, through their norm (unit [n, D], 1 / norm [n]) where there is one.
 

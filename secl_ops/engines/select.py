@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secl_ops.engines import native, reference, triton
-from secl_ops.engines.reference import ContrastState, MapLike, Reduction
+from secl_ops.engines.reference import ContrastState, Origin, Reduction
 from secl_ops.spec import BACKENDS, Flag, Pairs, check_choice
 from secl_ops.verified import VERIFIED
 
@@ -38,7 +38,7 @@ class Backend(Protocol):
     def gather(self, features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]: ...
     def gather_backward(
         self, grad: Tensor, factors: tuple[Tensor, Tensor] | None, index: Tensor,
-        norm: tuple[Tensor, Tensor] | None, unique: bool, like: MapLike,
+        norm: tuple[Tensor, Tensor] | None, unique: bool, like: Origin,
     ) -> Tensor: ...  # fmt: skip
     def sample(
         self, labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor,

@@ -13,7 +13,7 @@ from torch import Tensor
 from secl_ops import tiles
 from secl_ops.engines import reference
 from secl_ops.engines.draws import CELLS_PER_AXIS
-from secl_ops.engines.reference import MapLike
+from secl_ops.engines.reference import Origin
 from secl_ops.engines.triton import pixels
 from secl_ops.engines.triton.grids import cells, copy_width, on
 from secl_ops.engines.triton.rows import unit_rows_backward_kernel, unit_rows_kernel
@@ -105,7 +105,7 @@ def gather_backward(
     index: Tensor,
     norm: tuple[Tensor, Tensor] | None,
     unique: bool,
-    like: MapLike,
+    like: Origin,
 ) -> Tensor:
     """Gradient of the map from that of its rows, through their norm where there is one; a pixel's draws are summed."""
     result = grad.new_empty_strided(list(like.size), list(like.stride), dtype=like.dtype).zero_()
