@@ -14,7 +14,7 @@ from secl_ops import spec
 from secl_ops.autograd import Gather, Places
 from secl_ops.functional import contrast_sources
 from secl_ops.inputs import Shard
-from secl_ops.pixels import PixelSample, draw_pixels
+from secl_ops.pixels import PixelSample, draw_pixels, seed_tensor
 from secl_ops.queue import ClassQueue
 from secl_ops.shards import contrast_shards
 from secl_ops.spec import ContrastSpec, Pairs, SampleSpec
@@ -32,6 +32,7 @@ def pixel_contrast(
     per_class: int,
     num_classes: int,
     seed: int | Tensor,
+    key_seed: int | Tensor | None = None,
     ignore_index: int = -1,
     eligible: Tensor | None = None,  # shape of labels, bool
     key_eligible: Tensor | None = None,  # shape of key_labels, bool
@@ -62,6 +63,7 @@ def pixel_contrast(
         per_class: Pixels of each class and image, at most.
         num_classes: Number of classes; given, since reading it off the data would wait for the device.
         seed: As in `sample_pixels`.
+        key_seed: The same for the pixels of `key_features`; None: it follows from `seed`.
         ignore_index: Label that is never drawn.
         eligible: Where False a pixel is not drawn as an anchor, for example below a confidence.
         key_eligible: The same for keys; None: `eligible` where `key_labels` is None.
@@ -97,7 +99,7 @@ def pixel_contrast(
     """
     given = _Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
     return _contrast(
-        given, SampleSpec(per_class, num_classes, ignore_index, strategy, backend), seed,
+        given, SampleSpec(per_class, num_classes, ignore_index, strategy, backend), (seed, key_seed),
         ContrastSpec(temperature, denominator, normalize, reduction, backend, validate), _Parts(head, key_head, queue),
     )  # fmt: skip
 
@@ -154,11 +156,20 @@ class _Parts(NamedTuple):
             )
 
 
-def _contrast(given: _Maps, sampling: SampleSpec, seed: int | Tensor, options: ContrastSpec, parts: _Parts) -> Tensor:
+def _contrast(
+    given: _Maps,
+    sampling: SampleSpec,
+    seeds: tuple[int | Tensor, int | Tensor | None],  # of the anchors' pixels, of the keys'
+    options: ContrastSpec,
+    parts: _Parts,
+) -> Tensor:
     """`pixel_contrast` with its options packed."""
     parts.check(sampling.num_classes)
     given.check(parts, options)
     features, key_features = given.features, given.key_features
+    seed, key_seed = seeds
+    if key_seed is not None and key_features is None:
+        raise ValueError("key_seed goes with key_features; pass key_features as well")
     if parts.queue is not None:
         spec.check_device("queue", parts.queue.rows, features, "features")
         if parts.head is None:
@@ -170,7 +181,8 @@ def _contrast(given: _Maps, sampling: SampleSpec, seed: int | Tensor, options: C
         if key_labels is None:
             key_labels, eligible = given.labels, given.eligible if eligible is None else eligible
         uniform = replace(sampling, strategy="uniform") if sampling.strategy == "hard" else sampling
-        key = _draw("key_features", key_features, "key_labels", key_labels, eligible, None, uniform, seed, KEY_DRAW)
+        again = (seed, KEY_DRAW) if key_seed is None else (seed_tensor("key_seed", key_seed, given.labels), 0)
+        key = _draw("key_features", key_features, "key_labels", key_labels, eligible, None, uniform, *again)
     pairs = Pairs(anchor.label, key.label, None, None, None, 0, key.label.shape[0])
     if parts.head is None and parts.queue is None:
         places = Places(anchor.index, None if key_features is None else key.index)
@@ -368,6 +380,7 @@ class PixelContrastLoss(nn.Module):
         """The loss of one batch; see `pixel_contrast`."""
         given = _Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
         options = replace(self.contrast, temperature=self.temperature)
-        loss = _contrast(given, self.sampling, self.draws, options, _Parts(self.head, self.key_head, self.queue))
+        parts = _Parts(self.head, self.key_head, self.queue)
+        loss = _contrast(given, self.sampling, (self.draws, None), options, parts)
         self.draws += 1
         return loss

@@ -90,21 +90,23 @@ def draw_pixels(
         )
     spec.check_places("B * num_classes * per_class", labels.shape[0] * options.num_classes * options.per_class)
     found = ops.sample(
-        labels, eligible, scores, _seed_tensor(seed, labels), options.per_class, options.num_classes,
+        labels, eligible, scores, seed_tensor("seed", seed, labels), options.per_class, options.num_classes,
         options.ignore_index, options.strategy, stream, options.backend,
     )  # fmt: skip
     return PixelSample(*found)
 
 
-def _seed_tensor(seed: int | Tensor, labels: Tensor) -> Tensor:
+def seed_tensor(name: str, seed: int | Tensor, labels: Tensor) -> Tensor:
+    """A checked seed as the ops take it, int64 [1] on the device of the labels."""
+    rule = f"{name} must be an int or an int64 tensor of one element"
     if isinstance(seed, Tensor):
-        spec.check_tensor("seed", seed)
+        spec.check_tensor(name, seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise TypeError(f"seed must be an int or an int64 tensor of one element; got {seed.dtype}, {seed.numel()}")
-        spec.check_device("seed", seed, labels, "labels")
+            raise TypeError(f"{rule}; got {seed.dtype}, {seed.numel()}")
+        spec.check_device(name, seed, labels, "labels")
         return seed.reshape(1)
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or an int64 tensor of one element; got {type(seed).__name__}")
+        raise TypeError(f"{rule}; got {type(seed).__name__}")
     return torch.full((1,), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=labels.device)
 
 

@@ -96,6 +96,19 @@ def test_queue_rows_are_keys_and_then_take_this_call() -> None:
     assert torch.equal(second, expected)
 
 
+def test_a_seed_of_their_own_draws_the_keys() -> None:
+    maps, teacher, classes = features(0), features(1), labels(1)
+    options: dict[str, Any] = {"per_class": 4, "num_classes": 3}
+    anchor, key = (secl_ops.sample_pixels(classes, 4, num_classes=3, seed=seed) for seed in (3, 9))
+    expected = secl_ops.info_nce(
+        secl_ops.gather_pixels(maps, anchor.index), secl_ops.gather_pixels(teacher, key.index),
+        anchor_labels=anchor.label, key_labels=key.label,
+    )  # fmt: skip
+    for seed in (9, torch.tensor([9])):
+        assert torch.equal(secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=3, key_seed=seed), expected)
+    assert not torch.equal(secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=3), expected)
+
+
 def test_self_contrast_with_a_queue_never_sees_itself() -> None:
     maps = torch.zeros(1, 2, 1, 3)
     maps[0, 0] = 1

@@ -147,6 +147,8 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("queue map", maps(queue=secl_ops.ClassQueue(2, 2, 5)), ValueError, "queue must be as wide as features, 3"),
     ("head kind", maps(head=torch.relu), TypeError, "head must be a torch.nn.Module .* got builtin_function_or_method"),
     ("key head kind", maps(F, MAP, F, head=SAME, key_head=1), TypeError, "key_head must be a torch.nn.Module .* got i"),
+    ("key seed without map", maps(key_seed=1), ValueError, "key_seed goes with key_features; pass key"),
+    ("key seed kind", maps(F, MAP, F, key_seed=0.5), TypeError, "key_seed must be an int or an int64 tensor of one"),
     ("key head alone", maps(F, MAP, F, key_head=SAME), ValueError, "key_head goes with head; pass head as well"),
     ("key head in self-contrast", maps(head=SAME, key_head=SAME), ValueError, "key_head goes with key_features"),
     ("head of a pair", maps(head=Returns(A, Y)), TypeError, r"head\(rows\) must be a torch.Tensor; got tuple; return"),

@@ -125,7 +125,10 @@ def _public() -> list[Target]:
         Target("class_means", secl_ops.class_means, {"rows": rows, "labels": labels, "num_classes": 2}),
         Target(
             "pixel_contrast", secl_ops.pixel_contrast,
-            {**apart, **extra, **drawing, **contrasting, "seed": 0, "queue": secl_ops.ClassQueue(2, 3, 3)},
+            {
+                **apart, **extra, **drawing, **contrasting, "seed": 0, "key_seed": 0,
+                "queue": secl_ops.ClassQueue(2, 3, 3),
+            },
         ),
         Target(
             "pixel_contrast", secl_ops.pixel_contrast,

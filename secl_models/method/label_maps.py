@@ -55,22 +55,20 @@ def region_labels(image: Tensor, grid: tuple[int, ...]) -> Tensor:
     return torch.where(variance > 1e-6, index, IGNORED)
 
 
-def anchor_counts(anchor_labels: Tensor, key_labels: list[Tensor], classes: int) -> Tensor:
-    """Anchors of each class, and those of them that find a positive among the keys; waits for no device.
+def draw_counts(label: Tensor, per_class: int, classes: int) -> Tensor:
+    """How many pixels of each class a draw takes, which is what there is, up to a number; waits for no device.
 
     Args:
-        anchor_labels: [N], -1 ignored.
-        key_labels: [M] each, -1 ignored.
+        label: [B, *any], -1 ignored.
+        per_class: Pixels of each class and image, at most.
         classes: K + 1.
 
     Returns:
-        [2, K + 1] int64.
+        [K + 1] int64.
 
     Example:
-        >>> anchor_counts(torch.tensor([0, 1, 1, -1]), [torch.tensor([1, -1])], 3).tolist()
-        [[1, 2, 0], [0, 2, 0]]
+        >>> draw_counts(torch.tensor([[0, 1, 1, -1], [1, 1, 1, 1]]), 3, classes=3).tolist()
+        [1, 5, 0]
     """
-    index = torch.arange(classes, device=anchor_labels.device)
-    drawn = (anchor_labels.unsqueeze(1) == index).sum(0)
-    present = torch.stack([(labels.unsqueeze(1) == index).any(0) for labels in key_labels]).any(0)
-    return torch.stack([drawn, drawn * present])
+    there = torch.stack([(label == index).flatten(1).sum(1) for index in range(classes)])  # [K + 1, B]
+    return there.clamp_max(per_class).sum(1)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import secl_ops
 from secl_models.data.batch import IGNORED, partition
-from secl_models.method.label_maps import anchor_counts, pseudo_labels, region_labels, resize_labels
+from secl_models.method.label_maps import draw_counts, pseudo_labels, region_labels, resize_labels
 from secl_models.method.largest_part import largest_parts
 from secl_models.method.mixing import Mixture
 from secl_models.method.networks import ContrastModel, Output
@@ -225,30 +225,57 @@ class Objective(nn.Module):
         losses = []
         counts = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
-            small = resize_labels(seen, tuple(ours.shape[2:]))
-            scores = self._scores(small, context)
-            rows, row_labels = self._sample(ours, small, context.labeled, context.step, "student pixels", scores)
-            small = resize_labels(label, tuple(theirs.shape[2:]))
-            anchors = student.heads[tap](rows)
-            with torch.no_grad():
-                rows, fresh_labels = self._sample(theirs, small, context.taught, context.step, "teacher pixels")
-                fresh = self._gather(teacher.heads[tap](rows).float(), context, self.classes)
-                fresh_labels = self._gather(fresh_labels, context, self.classes)
-            # Under autocast the anchors are narrow; a queue is read where it lies where they are not.
-            keys = [fresh.to(anchors.dtype)]
-            if not self.queues:
-                counts.append(anchor_counts(row_labels, [fresh_labels], self.classes))
-                losses.append(self._info_nce(anchors, keys, row_labels, [fresh_labels]))
-                continue
-            queue = cast(secl_ops.ClassQueue, self.queues[tap])
-            keys.append(queue.keys.to(anchors.dtype))
-            key_labels = [fresh_labels, queue.key_labels]
-            counts.append(anchor_counts(row_labels, key_labels, self.classes))
-            losses.append(self._info_nce(anchors, keys, row_labels, key_labels))
-            queue.enqueue(fresh, fresh_labels)
-        drawn, matched = self._processes.total(torch.stack(counts).sum(0))  # [K + 1] each
+            small, keys = resize_labels(seen, tuple(ours.shape[2:])), resize_labels(label, tuple(theirs.shape[2:]))
+            queue = cast(secl_ops.ClassQueue, self.queues[tap]) if self.queues else None
+            counts.append(self._counts(small, keys, queue))
+            losses.append(self._contrast(context, tap, (student, teacher), (small, keys), queue))
+        drawn, matched = torch.stack(counts).sum(0)  # [K + 1] each
         found = {"positives": matched.sum() / drawn.sum().clamp_min(1), "skipped": (matched == 0).sum()}
         return TermValue(torch.stack(losses).mean(), self._pseudo_statistics(pseudo, context) | found)
+
+    def _counts(self, labels: Tensor, key_labels: Tensor, queue: secl_ops.ClassQueue | None) -> Tensor:
+        """Anchors of each class in the joined batch, and those of them that find a positive, [2, K + 1]."""
+        found = torch.stack([draw_counts(each, self.contrast.per_class, self.classes) for each in (labels, key_labels)])
+        drawn, keys = self._processes.total(found)
+        if queue is not None:
+            keys = keys + draw_counts(queue.key_labels.unsqueeze(0), 1, self.classes)
+        return torch.stack([drawn, drawn * (keys > 0)])
+
+    def _contrast(
+        self,
+        context: StepContext,
+        tap: int,
+        models: tuple[ContrastModel, ContrastModel],  # student and teacher
+        labels: tuple[Tensor, Tensor],  # [B, *spatial] of the student's and of the teacher's map
+        queue: secl_ops.ClassQueue | None,
+    ) -> Tensor:
+        """The anatomical term of one tap; of several processes, over the anchors and keys of all of them."""
+        ours, theirs = context.student.features[tap], context.teacher.features[tap]
+        head, key_head = (model.heads[tap] for model in models)
+        scores = self._scores(labels[0], context)
+        seed, key_seed = (stream_seed(self.seed, context.step, f"{name} pixels") for name in ("student", "teacher"))
+        if not self._processes.several:
+            options = self.contrast
+            loss: Tensor = secl_ops.pixel_contrast(
+                ours, labels[0], theirs, labels[1], per_class=options.per_class, num_classes=self.classes, seed=seed,
+                key_seed=key_seed, ignore_index=IGNORED, scores=scores, strategy=options.strategy, head=head,
+                key_head=key_head, queue=queue, temperature=options.temperature, denominator=options.denominator,
+                backend=options.backend,
+            )  # fmt: skip
+            return loss
+        rows, row_labels = self._sample(ours, labels[0], context.labeled, seed, scores)
+        anchors = head(rows)
+        with torch.no_grad():
+            rows, fresh_labels = self._sample(theirs, labels[1], context.taught, key_seed)
+            fresh = self._gather(key_head(rows).float(), context, self.classes)
+            fresh_labels = self._gather(fresh_labels, context, self.classes)
+        # Under autocast the anchors are narrow; a queue is read where it lies where they are not.
+        past = [] if queue is None else [queue.keys.to(anchors.dtype)]
+        past_labels = [] if queue is None else [queue.key_labels]
+        loss = self._info_nce(anchors, [fresh.to(anchors.dtype), *past], row_labels, [fresh_labels, *past_labels])
+        if queue is not None:
+            queue.enqueue(fresh, fresh_labels)
+        return loss
 
     def _scores(self, label: Tensor, context: StepContext) -> Tensor | None:
         """For strategy "hard", the student's probability of each label [B, *spatial]."""
@@ -263,7 +290,7 @@ class Objective(nn.Module):
         return self._processes.gather(rows, context.taught, context.weak.shape[0], classes)
 
     def _sample(
-        self, features: Tensor, label: Tensor, labeled: int, step: int, stream: str, scores: Tensor | None = None
+        self, features: Tensor, label: Tensor, labeled: int, seed: int, scores: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rows and labels of the pixels that a draw from the joined batch gives to the images of this process."""
         sample = secl_ops.sample_pixels(
@@ -273,11 +300,9 @@ class Objective(nn.Module):
             ignore_index=IGNORED,
             strategy="uniform" if self.contrast.strategy == "hard" and scores is None else self.contrast.strategy,
             scores=None if scores is None else self._joined(scores, labeled, 0.0),
-            seed=stream_seed(self.seed, step, stream),
+            seed=seed,
         )
-        index, labels = sample
-        if self._processes.several:
-            index, labels = self._own_pixels(index, labels, label, labeled)
+        index, labels = self._own_pixels(sample.index, sample.label, label, labeled)
         return secl_ops.gather_pixels(features, index, unique=True), labels
 
     def _places(self, images: int, labeled: int) -> tuple[slice, slice]:
@@ -288,8 +313,6 @@ class Objective(nn.Module):
 
     def _joined(self, maps: Tensor, labeled: int, empty: float) -> Tensor:
         """The maps [B, *spatial] at their places in the joined batch, those of other processes left `empty`."""
-        if not self._processes.several:
-            return maps
         joined = maps.new_full((maps.shape[0] * self._processes.share.count, *maps.shape[1:]), empty)
         first, second = self._places(maps.shape[0], labeled)
         joined[first], joined[second] = maps[:labeled], maps[labeled:]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from secl_models.method.label_maps import pseudo_labels, region_labels, resize_labels
+import secl_ops
+from secl_models.method.label_maps import draw_counts, pseudo_labels, region_labels, resize_labels
 from secl_models.method.largest_part import largest_parts
 from secl_models.method.mixing import draw_mixture
 from secl_models.method.networks import ContrastModel, Output, build_network
@@ -21,6 +22,7 @@ from secl_models.method.objective import (
     stream_seed,
     supervised_loss,
 )
+from secl_models.method.processes import Processes
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import ContrastConfig, NetworkConfig, RunConfig, TrainConfig
 
@@ -104,6 +106,22 @@ def test_labels_are_resized_by_nearest_neighbour_with_ignored_kept() -> None:
     label = torch.tensor([[[-1, -1, 2, 2], [-1, -1, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1]]])
     assert resize_labels(label, (2, 2)).tolist() == [[[-1, 2], [0, 1]]]
     assert resize_labels(label, (4, 4)) is label
+
+
+@pytest.mark.parametrize("per_class", [1, 4, 100])
+def test_a_draw_takes_as_many_pixels_as_are_counted(per_class: int) -> None:
+    label = torch.randint(-1, 4, (3, 6, 5), generator=torch.Generator().manual_seed(0))
+    sample = secl_ops.sample_pixels(label, per_class, num_classes=5, seed=0)
+    assert draw_counts(label, per_class, 5).tolist() == [int((sample.label == index).sum()) for index in range(5)]
+
+
+def test_anchors_and_those_with_a_positive_are_counted() -> None:
+    objective, *_ = make("secl-anatomical", per_class=2)
+    labels, keys = torch.tensor([[0, 0, 0, 1], [0, -1, 2, 2]]), torch.tensor([[-1, 0, -1, -1], [-1, -1, -1, -1]])
+    assert objective._counts(labels, keys, None).tolist() == [[3, 1, 2], [3, 0, 0]]
+    queue = secl_ops.ClassQueue(3, 4, 1)
+    queue.enqueue(torch.ones(1, 1), torch.tensor([2]))
+    assert objective._counts(labels, keys, queue).tolist() == [[3, 1, 2], [3, 0, 2]]
 
 
 def test_empty_cells_are_ignored() -> None:
@@ -218,6 +236,44 @@ def test_region_term_is_info_nce_over_cells_of_one_partition() -> None:
     assert logged["cells"].item() == 1.0
     # float32 against float64 at temperature 0.1
     assert abs(logged["region"].item() - torch.stack(losses).mean().item()) < 1e-3
+
+
+class Alone(Processes):
+    """One process that takes the way of several."""
+
+    several = True
+
+    def total(self, part: Tensor) -> Tensor:
+        return part
+
+    def gather(self, rows: Tensor, leading: int, images: int, classes: int = 1) -> Tensor:
+        return rows
+
+
+@pytest.mark.parametrize("method", ["secl-anatomical", "secl+"])
+@pytest.mark.parametrize(
+    "options", [{"queue": 0}, {"queue": 5}, {"strategy": "hard"}, {"strategy": "stratified", "denominator": "all"}]
+)
+def test_the_way_of_several_processes_is_pixel_contrast(method: str, options: dict[str, Any]) -> None:
+    """Of the same pixels: where both read a queue that the step before filled, the rows are the same too."""
+    found = []
+    for processes in (Processes(), Alone()):
+        objective, student, teacher = make(method, **options)
+        objective._processes = processes
+        for step in range(2):
+            context = replace((mixed_context if method == "secl+" else make_context)(student, teacher), step=step)
+            total, logged = objective(context, student, teacher, 1.0)
+        total.backward()
+        gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+        found.append((logged, gradients, list(objective.buffers())))
+    (logged, gradients, queue), (others, theirs, rows) = found
+    assert logged["positives"] > 0
+    for name in logged.keys() - {"anatomical"}:
+        assert torch.equal(logged[name], others[name]), name
+    assert all(map(torch.equal, queue, rows))
+    for one, other in zip([logged["anatomical"], *gradients], [others["anatomical"], *theirs], strict=True):
+        # the mean is taken inside the loss, or of its parts outside: sums of a hundred float32 numbers in another order
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
 def test_without_truth_and_confidence_nothing_is_drawn() -> None:

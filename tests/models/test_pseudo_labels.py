@@ -19,7 +19,6 @@ from secl_models.data.volumes import Volume
 from secl_models.inference import validate as validation
 from secl_models.inference.palette import rgb
 from secl_models.inference.panels import GAP, OPACITY, slice_panels
-from secl_models.method.label_maps import anchor_counts
 from secl_models.options.schema import RunConfig
 from tests.models.runs import tiny_run
 
@@ -66,18 +65,6 @@ def test_nothing_confident_is_unknown_not_zero(monkeypatch: pytest.MonkeyPatch) 
     assert found.coverage == (0.0,)
     assert math.isnan(found.purity[0])
     assert math.isnan(found.precision)
-
-
-def test_anchors_and_those_with_a_positive_are_counted() -> None:
-    rng = np.random.default_rng(0)
-    anchors = rng.integers(-1, 5, 50)
-    keys = [rng.integers(-1, 2, 7), np.array([3, -1])]
-    present = set(np.concatenate(keys)) - {-1}
-    found = anchor_counts(torch.from_numpy(anchors), [torch.from_numpy(part) for part in keys], 5)
-    for index in range(5):
-        count = int((anchors == index).sum())
-        assert found[:, index].tolist() == [count, count if index in present else 0]
-    assert set(range(5)) - present  # some class found nothing
 
 
 def test_the_picture_shows_image_label_and_prediction() -> None:
