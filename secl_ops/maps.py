@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -288,6 +287,24 @@ def _nearest(values: Tensor, size: torch.Size) -> Tensor:
     return values
 
 
+class _Option:
+    """An option of a module that frozen specs hold: read off the first; one that is set is checked as at the start."""
+
+    def __init__(self, *specs: str) -> None:
+        self._specs = specs
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
+        return self if module is None else getattr(getattr(module, self._specs[0]), self._name)
+
+    def __set__(self, module: nn.Module, value: object) -> None:
+        changed = {name: replace(getattr(module, name), **{self._name: value}) for name in self._specs}
+        for name, options in changed.items():
+            setattr(module, name, options)
+
+
 class PixelContrastLoss(nn.Module):
     """`pixel_contrast` with its options kept, its draws counted on the device, and optionally a queue.
 
@@ -322,15 +339,10 @@ class PixelContrastLoss(nn.Module):
     """
 
     draws: Tensor  # [1] int64, the seed of the next draw
-    temperature: float | Tensor  # the one option that may be exchanged
-    for _spec, _kind in (("sampling", SampleSpec), ("contrast", ContrastSpec)):  # the others are read off their specs
-        for _option in fields(_kind):
-            if _option.name != "temperature":
-                vars()[_option.name] = property(attrgetter(f"{_spec}.{_option.name}"))
-    del _spec, _kind, _option
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
+    temperature: float | Tensor  # no _Option: a parameter must be the module's own to learn
+    per_class, num_classes, ignore_index, strategy = (_Option("sampling") for _ in range(4))
+    denominator, normalize, reduction, validate = (_Option("contrast") for _ in range(4))
+    backend = _Option("sampling", "contrast")
 
     def __init__(
         self,

@@ -215,8 +215,14 @@ def test_a_module_owns_its_heads_and_shows_its_options() -> None:
     shown = (criterion.per_class, criterion.num_classes, criterion.strategy, criterion.denominator, criterion.backend)
     assert shown == (3, 3, "uniform", "all", "auto")
     assert "per_class=3" in repr(criterion)
-    with pytest.raises(AttributeError):
-        criterion.per_class = 4  # type: ignore[assignment]
+    criterion.per_class, criterion.backend = 4, "reference"
+    assert (criterion.sampling.per_class, criterion.contrast.backend) == (4, "reference")
+    with pytest.raises(ValueError, match="per_class must be at least 1; got 0"):
+        criterion.per_class = 0
+    with pytest.raises(ValueError, match="backend must be one of"):
+        criterion.backend = "cuda"
+    assert (criterion.per_class, criterion.backend) == (4, "reference")
+    criterion.backend = "auto"
     moved = copy.deepcopy(criterion).double()
     loss = moved(given.student.double(), CLASSES, given.teacher.double())
     assert isinstance(moved.temperature, nn.Parameter)
