@@ -34,8 +34,7 @@ std::pair<Tensor, Tensor> sorted(const Tensor& index) {
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(index), from(std::optional<bool>(true)), from(int64_t{0}),
                                     from(false)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
