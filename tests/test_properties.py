@@ -160,15 +160,21 @@ def _shortest(values: Tensor) -> float:
 
 
 def magnitudes(call: Call, learning: tuple[str, ...]) -> tuple[float, dict[str, float]]:
-    """Of the largest similarity, and of the largest term that each gradient adds up."""
+    """Of the largest similarity, and of what the loss and each gradient add up.
+
+    A loss is the difference of two numbers as large as a similarity: each may err by a rounding of it, and a sum by as
+    many as it has anchors, also where plain torch subtracts a number from itself.
+    """
     temperature = float(call.temperature)
     anchor, other = _longest(call.anchors), max(_longest(call.keys), _longest(call.positives), 0.0)
     other = max(other, anchor) if call.keys is None else other
     peak = (1.0 if call.normalize else anchor * other) / temperature
     weight = 1.0 if call.weights is None else float(call.weights.max()) if len(call.weights) else 0.0
+    losses = {"mean": 1.0, "none": weight, "sum": weight * len(call.anchors)}[call.reduction]
     weight *= len(call.anchors) if call.reduction != "mean" else 1  # every anchor pulls at one key
     exponent = max(1.0, peak)  # a coefficient exp(s - lse) errs as much more as the exponent is larger than 1
     terms = {"temperature": weight * peak * exponent / temperature, "weights": peak / SMALLEST_WEIGHT}
+    terms["loss"] = losses * peak
     for name in set(learning) - set(terms):
         value = getattr(call, name)
         across = max(other, anchor) if name == "anchors" or call.keys is None else anchor
@@ -186,7 +192,7 @@ def check(drawn: Drawn, backend: str, device: str) -> None:
     assert loss.dtype == (torch.float64 if wide else torch.float32)
     assert rough.isfinite().all()
     peak, terms = magnitudes(drawn.call, drawn.learning)
-    assert_within_budget("loss", loss, truth, rough, amplification=4 * peak, magnitude=peak)
+    assert_within_budget("loss", loss, truth, rough, amplification=4 * peak, magnitude=terms["loss"])
     for name, actual, true, plain in zip(drawn.learning, gradients, true_gradients, rough_gradients, strict=True):
         assert_within_budget(name, actual, true, plain, amplification=4 * peak, magnitude=terms[name])
 
