@@ -4,11 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.lock
 READY := $(VENV)/.ready
+# Here a warning is an error; elsewhere (other releases, devices, benchmarks) -W default shows it.
+# A worker takes about a gibibyte; it steals tests where another one has many left. No benchmark is timed beside others.
+TESTS = SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} \
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -p no:benchmark
 LANE := build/torch-$(TORCH)
 # The Triton of torch 2.11 interprets no loop under NumPy 2.4.
 LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
-.PHONY: help setup demo test fuzz test-torch test-gpu sanitize lint docs bench clean
+.PHONY: help setup demo test test-all fuzz test-torch test-gpu sanitize lint docs bench clean
 
 help:            ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
@@ -31,8 +35,11 @@ $(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/
 demo: setup      ## Make a phantom data set, train on three labelled cases, segment, report (minutes)
 	@$(BIN)/secl demo --out demo_run --overwrite
 
-test: setup lint ## Style, types and every test that runs without a GPU
-	@SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} $(BIN)/python -m pytest -q
+test: setup lint ## Style, types and the tests that run without a GPU, a worker for each core: minutes
+	@$(TESTS)
+
+test-all: test   ## After `make test`, the rest of each sweep: every case of every option, every Triton build
+	@$(TESTS) -m exhaustive
 
 fuzz: setup      ## The tests that draw their examples, over fresh ones for MINUTES=5; SEED=... repeats one run
 	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
@@ -47,10 +54,10 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@touch -r $(LOCK) $(LANE)/$(LOCK)
 	@$(MAKE) --no-print-directory -C $(LANE) setup
 	@cd $(LANE) && SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" \
-		$(BIN)/python -m pytest -q
+		$(BIN)/python -m pytest -q -W default
 
 test-gpu: setup  ## The tests on a CUDA device; none may be skipped for want of one
-	@SECL_REQUIRE=cuda,triton $(BIN)/python -m pytest -q tests --ignore tests/models
+	@SECL_REQUIRE=cuda,triton $(BIN)/python -m pytest -q -W default -m "" tests --ignore tests/models
 
 sanitize: setup  ## The native tests under AddressSanitizer + UBSan, then under ThreadSanitizer; needs GCC
 	@$(BIN)/python -m tests.sanitize address thread
@@ -66,7 +73,7 @@ docs: setup      ## Pages of the public names, from their docstrings, into build
 	@echo "docs: build/docs/index.html"
 
 bench: setup     ## Time the loss and the whole pixel step in about a minute; `python -m benchmarks` has more
-	@$(BIN)/python -m pytest benchmarks --benchmark-only
+	@$(BIN)/python -m pytest -W default benchmarks --benchmark-only
 
 clean:           ## Remove what setup made
 	rm -rf $(VENV) build *.egg-info secl_ops/_C.*

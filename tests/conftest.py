@@ -15,7 +15,7 @@ import pytest
 import torch
 from _pytest.terminal import TerminalReporter
 
-from tests import draws
+from tests import draws, interpreting, sweeps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIRED = set(filter(None, os.environ.get("SECL_REQUIRE", "").split(",")))
@@ -25,12 +25,19 @@ if torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 else:
     os.environ["TRITON_INTERPRET"] = "1"  # read once, when Triton is first imported
+    interpreting.quicken()
 
 
 def pytest_sessionstart() -> None:
     """The GPU lane is the same tests on another device: without one it must not pass."""
     if "cuda" in REQUIRED and not torch.cuda.is_available():
         raise pytest.UsageError("SECL_REQUIRE=cuda, and torch sees no CUDA device")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the rest of each sweep before `-m` selects."""
+    sweeps.thin(items)
 
 
 @pytest.hookimpl(wrapper=True)

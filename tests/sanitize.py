@@ -86,7 +86,7 @@ def run(lane: str) -> bool:
     tests = [f"tests/test_{name}.py" for name in TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "--import-mode=append", "-p", "no:cacheprovider", "-k", NOT_HERE]
     log = f"log_path={folder(lane) / 'report'}"
-    done = subprocess.run([*command, *tests], cwd=REPOSITORY, env=environment(lane, log), check=False)
+    done = subprocess.run([*command, "-m", "", *tests], cwd=REPOSITORY, env=environment(lane, log), check=False)
     reports = sorted(folder(lane).glob("report.*"))
     for report in reports:
         print(report.read_text())

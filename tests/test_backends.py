@@ -57,6 +57,7 @@ def test_every_case(name: str, denominator: str, backend: str, device: str) -> N
     check(replace(CASES[name](), denominator=denominator), backend, device)
 
 
+@pytest.mark.thinned(4, backend="triton")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 @pytest.mark.parametrize("name", CASES)

@@ -70,6 +70,7 @@ def hopper(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", MODES, ids=str)
@@ -81,6 +82,7 @@ def test_anchors_and_keys(
     check(Problem(anchors, keys, pairs(150, 290), 10.0, flags))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", MODES, ids=str)
@@ -179,6 +181,7 @@ def test_weights_of_any_size(dtype: torch.dtype, hopper: Any) -> None:
             assert_within_budget(name, *values, amplification=rounding)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", [*MODES, Flag.UNIT | Flag.SELF], ids=str)
 def test_splitting_the_columns(flags: Flag, width: int, hopper: Any) -> None:
@@ -195,6 +198,7 @@ def test_splitting_the_columns(flags: Flag, width: int, hopper: Any) -> None:
     assert same(parted, whole) == (Flag.SELF in flags)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", [*MODES, Flag.UNIT | Flag.SELF], ids=str)
 def test_the_same_bits_in_any_order(flags: Flag, width: int, hopper: Any) -> None:

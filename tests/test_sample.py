@@ -53,6 +53,7 @@ def flat_draw(labels: Tensor, per_class: int, classes: int, **options: Any) -> T
     return index
 
 
+@pytest.mark.thinned(4, sampler="triton")
 @pytest.mark.parametrize("strategy", ALL_STRATEGIES)
 @pytest.mark.parametrize("shape", [(3, 40), (3, 9, 11), (2, 5, 6, 7)])
 @pytest.mark.parametrize("per_class", [1, 5, 64])
@@ -73,6 +74,7 @@ def test_exact_counts(strategy: str, shape: tuple[int, ...], per_class: int, sha
             assert int((index[number, image] >= 0).sum()) == min(per_class, available)
 
 
+@pytest.mark.deferred(sampler="triton", strategy="stratified")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_pixel_is_equally_likely(strategy: str, sampler: str) -> None:
     labels = torch.zeros(1, 6, 8, dtype=torch.int64)
@@ -103,6 +105,7 @@ def rarity(hits: Tensor, drawn: int = 0) -> float:
     return float(stats.chi2.sf(statistic / (1 - drawn / n) * (n - 1) / n if drawn else statistic, df=n - 1))
 
 
+@pytest.mark.deferred(sampler="triton", strategy="stratified")
 @pytest.mark.parametrize("strategy", ALL_STRATEGIES)
 def test_every_eligible_pixel_of_each_class_is_equally_likely(strategy: str, sampler: str) -> None:
     images, draws = (20, 1) if interpreted(sampler) else (250, 12)
@@ -142,6 +145,7 @@ def test_every_pair_of_pixels_is_equally_likely(sampler: str) -> None:
     assert 1e-3 < rarity(upper) < 1 - 1e-3
 
 
+@pytest.mark.deferred(sampler="triton", strategy="stratified")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_draws_of_one_image_and_seed_tell_nothing_of_the_next(strategy: str, sampler: str) -> None:
     few = 91 if strategy == "uniform" else 46

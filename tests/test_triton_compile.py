@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from importlib import metadata
+from typing import Any
 
 import pytest
 
-from benchmarks.compile import COPIES, KERNELS, Build, Built, compile_apart, every, faults
+from benchmarks.compile import CAPABILITIES, COPIES, KERNELS, Build, Built, compile_apart, every, faults
 from secl_ops import tiles
 
 pytest.importorskip("triton")
@@ -39,17 +40,40 @@ def representative() -> list[Build]:
     return copies + hopper + others + full + [Build(kernel, "fp16", 128, 90, True) for kernel in ("running", "keys")]
 
 
-CASES = every() if os.environ.get("SECL_COMPILE") == "full" else representative()
+def few() -> list[Build]:
+    """Each kernel of a step once, each architecture and each dtype: what is widest, or closest to a spill."""
+    copies = [Build(kernel, "bf16", 128, 90) for kernel in COPIES]
+    hopper = [Build(kernel, "bf16", 256, 90, True) for kernel in USED]
+    others = [Build("running", "bf16", 256, 80, True), Build("keys", "fp32", 128, 80, True)]
+    others += [Build("keys", "bf16", 256, 100, True), Build("running", "fp32", 128, 100, True)]
+    return [*copies, *hopper, Build("running", "fp16", 128, 90, True), *others]
 
 
-@pytest.fixture(scope="module")
-def built() -> dict[Build, Built]:
-    return dict(zip(CASES, compile_apart(CASES), strict=True))
+def together(builds: list[Build]) -> list[Any]:
+    """A dozen builds of one architecture at a time: a process compiles them."""
+    groups = {capability: [each for each in builds if each.capability == capability] for capability in CAPABILITIES}
+    return [
+        pytest.param(found[start : start + 12], id=f"sm{capability}-{start}")
+        for capability, found in groups.items()
+        for start in range(0, len(found), 12)
+    ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_compiles_without_spills_and_keeps_the_tensor_cores(case: Build, built: dict[Build, Built]) -> None:
-    assert faults(case, built[case]) == SPILLS.get((TRITON, str(case)), [])
+def check(builds: list[Build]) -> None:
+    found = dict(zip(map(str, builds), map(faults, builds, compile_apart(builds)), strict=True))
+    expected = {name: SPILLS.get((TRITON, name), []) for name in found}
+    assert found == expected
+
+
+@pytest.mark.parametrize("builds", together(few()))
+def test_each_kernel_compiles_without_spills_and_keeps_the_tensor_cores(builds: list[Build]) -> None:
+    check(builds)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("builds", together(every() if os.environ.get("SECL_COMPILE") == "full" else representative()))
+def test_the_configurations_compile_without_spills_and_keep_the_tensor_cores(builds: list[Build]) -> None:
+    check(builds)
 
 
 def test_a_spill_and_a_failure_are_seen() -> None:

@@ -22,14 +22,16 @@ LIMIT_SECONDS = 300
 
 
 @pytest.mark.drawn
+@pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("group", ["public", "secl", "native"])
-def test_wrong_arguments_are_refused_and_nothing_crashes(group: str, tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused_and_nothing_crashes(group: str, share: int, tmp_path: Path) -> None:
     if library.ABSENCE:
         skip_or_fail("native", library.ABSENCE)
     if group != "native" and os.environ.get("SECL_SANITIZE"):
         pytest.skip("a sanitizer ends the process where a size is too large to allocate, as those of torch may be")
     under_way = tmp_path / "call"
     program = [sys.executable, "-m", "tests.wrong_arguments", group.replace("native", "secl_native"), str(under_way)]
+    program.append(str(share))
     done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
     last = under_way.read_text() if under_way.exists() else "the imports"
     if done.returncode < 0:

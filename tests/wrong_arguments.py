@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls every public function and every raw operation with wrong arguments, in a process that a crash may end.
 
-    python -m tests.wrong_arguments public|secl|secl_native FILE
+    python -m tests.wrong_arguments public|secl|secl_native FILE SHARE
+
+Of the values that each argument is exchanged for, every SHARE-th, the next argument others; and of the draws as many.
 
 FILE always holds the call that is under way, so that whoever started this process can name what killed it.
 """
@@ -261,7 +263,7 @@ def calls(targets: list[Target]) -> st.SearchStrategy[Wrong]:
     return st.sampled_from(with_arguments).flatmap(changed)
 
 
-def main(group: str, path: str) -> None:
+def main(group: str, path: str, share: int) -> None:
     """Make the group's calls; the first improper failure ends the process."""
     targets = _public() if group == "public" else _raw(group)
     for target in targets:
@@ -273,12 +275,13 @@ def main(group: str, path: str) -> None:
         os.pwrite(under_way, repr(call).encode(), 0)
         call.make()
 
-    for target in targets:  # each argument alone is wrong in every way; several at once, as chance has it
-        for name, valid in target.arguments.items():
-            for value in wrong_values(valid):
-                make(Wrong(target, {name: value}))
+    # Each argument alone is wrong in every way; several at once, as chance has it.
+    places = [(target, name) for target in targets for name in target.arguments]
+    for number, (target, name) in enumerate(places):
+        for value in wrong_values(target.arguments[name])[number % share :: share]:
+            make(Wrong(target, {name: value}))
 
-    @examples(EXAMPLES[group], calls(targets))
+    @examples(EXAMPLES[group] // share, calls(targets))
     def holds(call: Wrong) -> None:
         make(call)
 
@@ -290,4 +293,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if "SECL_SANITIZE" not in os.environ:  # a sanitizer's shadow alone is larger
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -73,6 +75,15 @@ def _compile(source: Path, folder: Path) -> Path:
     return target
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time: the test workers wait for the first one's build and find it made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
 def load() -> None:
     """Compile what has changed, and register `torch.ops.secl_emulated`.
@@ -81,7 +92,13 @@ def load() -> None:
         RuntimeError: A source does not compile, or only with warnings.
     """
     folder = REPOSITORY / "build" / "emulate"
-    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        library = _build(folder)
+    torch.ops.load_library(str(library))
+
+
+def _build(folder: Path) -> Path:
+    """The library of what the sources hold now."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         objects = list(pool.map(lambda source: _compile(source, folder), sources()))
     library = folder / f"secl_emulated.{_digest(b''.join(each.read_bytes() for each in objects))}.so"
@@ -91,4 +108,4 @@ def load() -> None:
         command = [compiler() or "g++", "-shared", *map(str, objects), f"-L{libraries}", "-ltorch_cpu", "-lc10"]
         subprocess.run([*command, "-o", str(partial)], check=True)
         partial.replace(library)
-    torch.ops.load_library(str(library))
+    return library

@@ -106,7 +106,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> 
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     torch.save(Evil(), tmp_path / "evil2.pt")
     for name in ("evil.pt", "evil2.pt"):
         with pytest.raises(InputError, match="a file that torch cannot read"):

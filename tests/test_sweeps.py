@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a sweep runs in every test run: a share, and each value of each parameter in it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.sweeps import kept
+
+pytest_plugins = ["pytester"]
+
+SWEPT = """
+import pytest
+
+@pytest.mark.thinned(4, backend="slow")
+@pytest.mark.parametrize("backend", ["quick", "slow"])
+@pytest.mark.parametrize("size", range(6))
+@pytest.mark.parametrize("side", "ab")
+def test_thinned(backend, size, side): ...
+
+@pytest.mark.deferred(backend="slow", side="a")
+@pytest.mark.parametrize("backend", ["quick", "slow"])
+@pytest.mark.parametrize("side", "ab")
+def test_deferred(backend, side): ...
+"""
+
+
+@pytest.mark.parametrize("share", [2, 3, 4, 7])
+def test_a_share_holds_each_value_of_each_parameter(share: int) -> None:
+    product = [dict(zip("abc", found, strict=True)) for found in itertools.product(range(5), range(2), range(3))]
+    places = kept(product, share)
+    assert {value for place in places for value in product[place].items()} == {
+        value for found in product for value in found.items()
+    }
+    assert len(places) <= 30 // share + 5
+
+
+def test_the_rest_of_a_sweep_is_exhaustive(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        "from tests.sweeps import thin\n\ndef pytest_collection_modifyitems(items):\n    thin(items)\n"
+    )
+    pytester.makeini("[pytest]\nmarkers =\n    exhaustive\n    thinned\n    deferred\n")
+    pytester.makepyfile(SWEPT)
+    share = pytester.runpytest_subprocess("-q", "-m", "not exhaustive", "-p", "no:cacheprovider")
+    share.assert_outcomes(passed=12 + 6 + 3, deselected=6 + 1)
+    rest = pytester.runpytest_subprocess("-q", "-m", "exhaustive", "-p", "no:cacheprovider")
+    rest.assert_outcomes(passed=6 + 1, deselected=12 + 6 + 3)
