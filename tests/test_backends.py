@@ -51,13 +51,14 @@ def check(call: Call, backend: str, device: str) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.thinned(10, backend="triton")
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_case(name: str, denominator: str, backend: str, device: str) -> None:
     check(replace(CASES[name](), denominator=denominator), backend, device)
 
 
-@pytest.mark.thinned(4, backend="triton")
+@pytest.mark.thinned(10, backend="triton")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 @pytest.mark.parametrize("name", CASES)

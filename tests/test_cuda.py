@@ -200,6 +200,7 @@ def sample_problem(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, 
     return (labels + 2 if dtype == torch.uint8 else labels).to(dtype), eligible, scores
 
 
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int16])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("shape", [(2, 23, 17), (1, 300), (2, 5, 6, 7)])

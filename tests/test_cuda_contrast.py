@@ -41,7 +41,7 @@ def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return emulated
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("flags", MODES, ids=str)
 @pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule, prototypes])
@@ -50,7 +50,7 @@ def test_anchors_and_keys(pairs: Callable[..., Pairs], flags: Flag, dtype: torch
     check(Problem(anchors, keys, pairs(290, 420), 10.0, flags))
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("flags", MODES, ids=str)
 @pytest.mark.parametrize("pairs", [mixed, sorted_classes, every_rule])
@@ -59,7 +59,7 @@ def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, dtype: torch.dt
     check(Problem(rows, rows, pairs(400, 400, shared=True), 10.0, flags | Flag.SELF))
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", [1, 3, 16, 24, 32, 64, 65, 96, 128, 130, 192, 256, 300, 512])
 def test_widths(width: int, dtype: torch.dtype, emulated: Any) -> None:
@@ -90,6 +90,7 @@ def test_ragged_sizes(anchors: int, keys: int) -> None:
         check(Problem(*rows, mixed(anchors, keys), 10.0, flags))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("flags", MODES, ids=str)
 def test_scan_known_and_frozen_keys(flags: Flag, dtype: torch.dtype) -> None:

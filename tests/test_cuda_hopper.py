@@ -70,7 +70,7 @@ def hopper(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", MODES, ids=str)
@@ -82,7 +82,7 @@ def test_anchors_and_keys(
     check(Problem(anchors, keys, pairs(150, 290), 10.0, flags))
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", MODES, ids=str)
@@ -92,6 +92,7 @@ def test_self_contrast(pairs: Callable[..., Pairs], flags: Flag, width: int, dty
     check(Problem(rows, rows, pairs(140, 140, shared=True), 10.0, flags | Flag.SELF))
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("anchors", "keys"), [(1, 1), (1, 300), (300, 1), (255, 127), (256, 128), (257, 129)])
 def test_ragged_sizes(anchors: int, keys: int, width: int, hopper: Any) -> None:
@@ -117,6 +118,7 @@ def test_nothing_to_contrast(anchors: int, hopper: Any) -> None:
     assert torch.equal(state.grad_anchors, torch.zeros(anchors, 64))
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("pairs", [every_rule, sorted_classes])
@@ -181,7 +183,7 @@ def test_weights_of_any_size(dtype: torch.dtype, hopper: Any) -> None:
             assert_within_budget(name, *values, amplification=rounding)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("flags", [*MODES, Flag.UNIT | Flag.SELF], ids=str)
 def test_splitting_the_columns(flags: Flag, width: int, hopper: Any) -> None:

@@ -22,6 +22,7 @@ from tests.oracle import DIFFERENTIABLE, Call, dense
 pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.drawn]
 
 EXAMPLES = {"native": 500, "reference": 150, "triton": 60}
+SHARES = [4, pytest.param(1, marks=pytest.mark.exhaustive)]  # every fourth of the examples in each run
 WIDEST = {"native": 70, "reference": 70, "triton": 40}
 EXACT = 24  # rows, of which fifty digits are not too slow
 LAYOUTS = ("dense", "permuted", "sliced", "embedded")
@@ -197,16 +198,18 @@ def check(drawn: Drawn, backend: str, device: str) -> None:
         assert_within_budget(name, actual, true, plain, amplification=4 * peak, magnitude=terms[name])
 
 
-def test_every_option_keeps_the_budget(backend: str, device: str) -> None:
-    @examples(EXAMPLES[backend], calls(WIDEST[backend]))
+@pytest.mark.parametrize("share", SHARES)
+def test_every_option_keeps_the_budget(share: int, backend: str, device: str) -> None:
+    @examples(EXAMPLES[backend] // share, calls(WIDEST[backend]))
     def holds(drawn: Drawn) -> None:
         check(drawn, backend, device)
 
     holds()
 
 
-def test_the_reference_keeps_the_budget_in_fp64() -> None:
-    @examples(EXAMPLES["reference"], calls(EXACT, (torch.float64,)))
+@pytest.mark.parametrize("share", SHARES)
+def test_the_reference_keeps_the_budget_in_fp64(share: int) -> None:
+    @examples(EXAMPLES["reference"] // share, calls(EXACT, (torch.float64,)))
     def holds(drawn: Drawn) -> None:
         check(drawn, "reference", "cpu")
 

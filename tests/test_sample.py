@@ -53,7 +53,7 @@ def flat_draw(labels: Tensor, per_class: int, classes: int, **options: Any) -> T
     return index
 
 
-@pytest.mark.thinned(4, sampler="triton")
+@pytest.mark.thinned(16, sampler="triton")
 @pytest.mark.parametrize("strategy", ALL_STRATEGIES)
 @pytest.mark.parametrize("shape", [(3, 40), (3, 9, 11), (2, 5, 6, 7)])
 @pytest.mark.parametrize("per_class", [1, 5, 64])

@@ -69,6 +69,7 @@ def check(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag
         )  # fmt: skip
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES, Flag.SELF, Flag.SELF | Flag.NEGATIVES], ids=str)
 @pytest.mark.parametrize("width", [16, 40], ids=["one chunk", "ragged chunks"])
@@ -79,6 +80,7 @@ def test_tiles_of_every_shape(width: int, flags: Flag, monkeypatch: pytest.Monke
     check(anchors, keys, every_rule(37, keys.shape[0], shared=Flag.SELF in flags), 0.5, flags)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [1, 3, 130, 300])

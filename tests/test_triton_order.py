@@ -163,7 +163,7 @@ def test_a_pixel_step_visits_one_in_c(visits: list[None]) -> None:
     assert len(visits) == TILES // CLASSES  # 4 images x 8 draws fill two tiles a class
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(6)
 @pytest.mark.usefixtures("sorting", "small", "poisoned")
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "wide"])  # width has no part in this

@@ -22,7 +22,7 @@ LIMIT_SECONDS = 300
 
 
 @pytest.mark.drawn
-@pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("share", [24, pytest.param(1, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("group", ["public", "secl", "native"])
 def test_wrong_arguments_are_refused_and_nothing_crashes(group: str, share: int, tmp_path: Path) -> None:
     if library.ABSENCE:
