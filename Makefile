@@ -53,8 +53,7 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@sed $(LANE_NUMPY) -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^\(triton\|setuptools\)==.*/\1/' $(LOCK) > $(LANE)/$(LOCK)
 	@touch -r $(LOCK) $(LANE)/$(LOCK)
 	@$(MAKE) --no-print-directory -C $(LANE) setup
-	@cd $(LANE) && SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" \
-		$(BIN)/python -m pytest -q -W default
+	@cd $(LANE) && SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" $(TESTS) -W default
 
 test-gpu: setup  ## The tests on a CUDA device; none may be skipped for want of one
 	@SECL_REQUIRE=cuda,triton $(BIN)/python -m pytest -q -W default -m "" tests --ignore tests/models
