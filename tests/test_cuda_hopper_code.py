@@ -74,9 +74,8 @@ def faults(code: str, kernel: Kernel) -> list[str]:
     return [name for name, held in holds.items() if not held]
 
 
-@pytest.mark.parametrize(
-    "source", [name if name == "scan" else pytest.param(name, marks=pytest.mark.exhaustive) for name in KERNELS]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("source", KERNELS)
 def test_machine_code(source: str, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:

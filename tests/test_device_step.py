@@ -43,6 +43,7 @@ def launches(*, teacher: bool, **options: Any) -> list[str]:
     return mode.launches
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 @pytest.mark.parametrize("strategy", ["uniform", "stratified", "hard"])
 def test_self_contrast_takes_eight_launches(strategy: str, denominator: str) -> None:
@@ -113,6 +114,7 @@ def test_nothing_waits_for_the_device(teacher: bool, queued: bool, reduction: st
         assert ("index_copy_" in mode.launches) == queued
 
 
+@pytest.mark.thinned(2, backend="triton")
 @pytest.mark.parametrize("strategy", ["uniform", "stratified", "hard"])
 @pytest.mark.parametrize("teacher", [False, True], ids=["self", "teacher"])
 @pytest.mark.parametrize("backend", ["triton", "reference"])

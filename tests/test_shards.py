@@ -55,6 +55,7 @@ def compare(call: Call, loss: Tensor, gradients: list[Tensor]) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.thinned(3, backend="triton")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("temperature", [0.1, 0.004])
 @pytest.mark.parametrize("denominator", ["negatives", "all"])

@@ -54,6 +54,7 @@ def assert_right(call: Call, found: tuple[Tensor, Tensor], peak: float) -> None:
         assert_within_budget(name, *values, amplification=4 * peak, magnitude=peak if name == "loss" else 0.0)
 
 
+@pytest.mark.thinned(2, backend="triton")
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (37, 45, 19), (65, 129, 17)])
 def test_rows_beyond_a_ragged_tile_are_not_read(
@@ -94,6 +95,7 @@ def test_no_lock_and_no_atomic_orders_the_sums(backend: str, device: str, thread
         assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.thinned(2, backend="triton")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_many_small_terms_do_not_stall_in_low_precision(
@@ -109,6 +111,7 @@ def test_many_small_terms_do_not_stall_in_low_precision(
     assert_within_budget("gradient", gradient, true_gradient, true_gradient.to(dtype))
 
 
+@pytest.mark.thinned(2, backend="triton")
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("name", ["ragged", "self", "prototypes"])
 def test_the_gradient_is_that_of_the_loss(name: str, denominator: str, backend: str, device: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compile import CAPABILITIES, COPIES, KERNELS, Build, Built, compile_apart, every, faults
+from benchmarks.compile import COPIES, KERNELS, Build, Built, compile_apart, every, faults
 from secl_ops import tiles
 
 pytest.importorskip("triton")
@@ -50,13 +50,9 @@ def few() -> list[Build]:
 
 
 def together(builds: list[Build]) -> list[Any]:
-    """A dozen builds of one architecture at a time: a process compiles them."""
-    groups = {capability: [each for each in builds if each.capability == capability] for capability in CAPABILITIES}
-    return [
-        pytest.param(found[start : start + 12], id=f"sm{capability}-{start}")
-        for capability, found in groups.items()
-        for start in range(0, len(found), 12)
-    ]
+    """A dozen builds at a time: a process compiles them."""
+    starts = range(0, len(builds), 12)
+    return [pytest.param(builds[start : start + 12], id=str(builds[start])) for start in starts]
 
 
 def check(builds: list[Build]) -> None:
@@ -76,6 +72,7 @@ def test_the_configurations_compile_without_spills_and_keep_the_tensor_cores(bui
     check(builds)
 
 
+@pytest.mark.exhaustive
 def test_a_spill_and_a_failure_are_seen() -> None:
     crowded = tiles.Tile(128, 128, 128, 128, 4, 2)
     spill, unknown = Build("running", "bf16", 128, 90), Build("running", "int7", 128, 90)
@@ -85,6 +82,7 @@ def test_a_spill_and_a_failure_are_seen() -> None:
     assert failed.failure
 
 
+@pytest.mark.exhaustive
 def test_lost_tensor_cores_of_hopper_are_seen() -> None:
     case = Build("scan", "bf16", 64, 90)
     narrow = tiles.Tile(32, 32, 64, 64, 4, 2)  # wgmma takes 64 rows

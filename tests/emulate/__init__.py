@@ -24,6 +24,8 @@ FLAGS = (
     "-std=c++20", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas",
     "-U_FORTIFY_SOURCE", "-DSECL_EMULATE", "-DTORCH_TARGET_VERSION=0x020b000000000000",
 )  # fmt: skip
+HEADERS = ("torch/csrc/stable/library.h", "torch/csrc/stable/ops.h", "torch/csrc/stable/tensor.h",
+           "torch/headeronly/util/BFloat16.h", "torch/headeronly/util/Half.h")  # fmt: skip
 NOT_HERE = {"ops.cpp", "runtime.cu"}  # registered and implemented by files of this folder
 
 
@@ -54,11 +56,20 @@ def _state(files: Iterable[str]) -> dict[str, str]:
     return {file: _digest(Path(file).read_bytes()) for file in files if Path(file).is_file()}
 
 
-def _compile(source: Path, folder: Path) -> Path:
-    """The object of one source, made again where it, a header that it read, or the command has changed."""
-    target = folder / f"{source.parent.name}.{source.name}.o"
+def _precompile(folder: Path) -> Path:
+    """The headers of torch that nearly every source reads, read once: a fifth of the whole compilation."""
+    header = folder / "torch_stable.h"
+    text = "".join(f"#include <{name}>\n" for name in HEADERS)
+    if not header.exists() or header.read_text() != text:
+        header.write_text(text)
+    _compile(header, folder / "torch_stable.h.gch", "-x", "c++-header")
+    return header
+
+
+def _compile(source: Path, target: Path, *options: str) -> Path:
+    """What a source compiles to, made again where it, a header that it read, or the command has changed."""
     record = target.with_suffix(".json")
-    command = [compiler() or "g++", *FLAGS, *_include_flags(), "-x", "c++", "-c", str(source)]
+    command = [compiler() or "g++", *FLAGS, *_include_flags(), *options, "-c", str(source)]
     known = json.loads(record.read_text()) if record.exists() and target.exists() else {}
     if known.get("command") == [*command, torch.__version__] and known["files"] == _state(known["files"]):
         return target
@@ -99,8 +110,13 @@ def load() -> None:
 
 def _build(folder: Path) -> Path:
     """The library of what the sources hold now."""
+    options = ("-include", str(_precompile(folder)), "-x", "c++")
+
+    def compiled(source: Path) -> Path:
+        return _compile(source, folder / f"{source.parent.name}.{source.name}.o", *options)
+
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(pool.map(lambda source: _compile(source, folder), sources()))
+        objects = list(pool.map(compiled, sources()))
     library = folder / f"secl_emulated.{_digest(b''.join(each.read_bytes() for each in objects))}.so"
     if not library.exists():
         partial = library.with_suffix(f".{os.getpid()}")

@@ -197,7 +197,10 @@ def plain(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> T
     return TappedModule(module, ["1"], [8])
 
 
-@pytest.mark.parametrize(("network", "backend"), [("unet", "aot_eager"), (f"{__name__}:plain", "inductor")])
+@pytest.mark.parametrize(
+    ("network", "backend"),
+    [pytest.param("unet", "aot_eager", marks=pytest.mark.exhaustive), (f"{__name__}:plain", "inductor")],
+)
 def test_compilation_changes_nothing(
     network: str, backend: str, toy: tuple[DataSet, Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:

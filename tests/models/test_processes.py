@@ -236,6 +236,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         choose_device("cuda", 3)
 
 
+@pytest.mark.exhaustive
 def test_sigterm_to_torchrun_leaves_a_run_that_resumes_bit_for_bit(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
     config = set_train(joined(), steps=2000, validate_every=2000, checkpoint_every=2, batch=2, unlabeled_batch=2)
     write_text(tmp_path / "config.yaml", to_yaml(config))
