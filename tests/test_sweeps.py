@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.sweeps import kept
 
 pytest_plugins = ["pytester"]
@@ -37,7 +38,8 @@ def test_a_share_holds_each_value_of_each_parameter(share: int) -> None:
     assert len(places) <= 30 // share + 5
 
 
-def test_the_rest_of_a_sweep_is_exhaustive(pytester: pytest.Pytester) -> None:
+def test_the_rest_of_a_sweep_is_exhaustive(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     pytester.makeconftest(
         "from tests.sweeps import thin\n\ndef pytest_collection_modifyitems(items):\n    thin(items)\n"
     )
