@@ -7,6 +7,7 @@ says for which GPUs; by default those of this machine, or one that every later G
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 CUDA_SOURCES = Path("csrc/cuda")
+INTERFACE_SOURCES = (Path("csrc/operations.h"), Path("csrc/params.h"))
 CUDA_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 PORTABLE = "80+PTX"  # machine code for Ampere, and what every later driver makes its own of
 ARCHITECTURE = re.compile(r"(?P<name>\d{2,3}[af]?)(?P<ptx>\+PTX)?")
@@ -170,10 +172,16 @@ def definitions(archs: Sequence[str]) -> list[str]:
     return [f"-DSECL_SM{arch.upper()}" for arch in bare if not arch.isdigit()]
 
 
+def interface() -> str:
+    """A digest of what Python and the extension must agree on: schemas, flags and choices, whatever their comments."""
+    text = "".join(path.read_text() for path in INTERFACE_SOURCES)
+    return hashlib.sha256(re.sub(r"//.*|\s", "", text).encode()).hexdigest()[:16]
+
+
 def write_build_header(folder: Path, archs: Sequence[str], absence: str) -> None:
     """What the shared object knows of its own build: `secl_build.h`."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = {"SECL_CUDA_ARCHS": ";".join(archs), "SECL_CUDA_ABSENCE": absence}
+    text = {"SECL_CUDA_ARCHS": ";".join(archs), "SECL_CUDA_ABSENCE": absence, "SECL_INTERFACE": interface()}
     lines = [f"#define {name} {json.dumps(value)}\n" for name, value in text.items()]
     (folder / "secl_build.h").write_text("// SPDX-License-Identifier: Apache-2.0\n#pragma once\n" + "".join(lines))
 

@@ -57,6 +57,10 @@ inline void check_type(const char* name, const Tensor& tensor, ScalarType type) 
   STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
 }
 
+inline void check_choice(const char* name, int64_t choice, int64_t last) {
+  STD_TORCH_CHECK(choice >= 0 && choice <= last, name, " must lie in 0..", last, "; got ", choice);
+}
+
 // Rows are counted in 32 bits inside the kernels, pairs in 64.
 inline void check_rows(const char* name, const Tensor& rows /* [n, D] */) {
   check_dense(name, rows, 2);

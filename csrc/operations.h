@@ -5,7 +5,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <string>
 #include <tuple>
 
 #include "params.h"
@@ -16,6 +15,7 @@ namespace secl {
 // it is not asked for.
 using ContrastState = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// A choice crosses as a number: torch's stable ABI leaks each string that an operation is given.
 template <class Library>
 void define_operations(Library& m) {
   m.def("unit_rows(Tensor rows, Tensor labels) -> (Tensor unit, Tensor inverse)");
@@ -34,7 +34,7 @@ void define_operations(Library& m) {
       "positive_start, int negative_stop, Tensor lse, float scale, int flags) "
       "-> (Tensor grad_anchors, Tensor grad_keys)");
   m.def(
-      "reduce(Tensor loss, Tensor pull, Tensor count, Tensor? weights, str reduction) -> (Tensor value, "
+      "reduce(Tensor loss, Tensor pull, Tensor count, Tensor? weights, int reduction) -> (Tensor value, "
       "Tensor factor, Tensor push, Tensor draw)");
   m.def("gather(Tensor features, Tensor index, Tensor(a!) rows, Tensor(b!)? inverse) -> ()");
   m.def(
@@ -42,7 +42,7 @@ void define_operations(Library& m) {
       "inverse, bool unique, Tensor(a!) result) -> ()");
   m.def(
       "sample(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, int per_class, int num_classes, "
-      "int ignore_index, str strategy, int stream) -> (Tensor index, Tensor label)");
+      "int ignore_index, int strategy, int stream) -> (Tensor index, Tensor label)");
 }
 
 // What a device implements. These functions are never defined: a device's own are declared by their types.
@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss,    // [n] 
                                                   const Tensor& pull,    // [n] float32
                                                   const Tensor& count,   // [n] int32
                                                   const Maybe& weights,  // [n] float32
-                                                  std::string reduction);
+                                                  int64_t reduction);
 
 // Reads the rows, and where `inverse` is given divides each by its norm.
 void gather(const Tensor& features,  // [B, D, *spatial]
@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor> sample(const Tensor& labels,   // [B, *spatial] int64
                                   const Maybe& scores,    // [B, *spatial] float64; on CUDA float32
                                   const Tensor& seed,     // [1] int64
                                   int64_t per_class, int64_t num_classes, int64_t ignore_index,
-                                  std::string strategy, int64_t stream);
+                                  int64_t strategy, int64_t stream);
 
 }  // namespace signature
 

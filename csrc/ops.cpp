@@ -20,6 +20,9 @@ std::string cuda_archs() { return SECL_CUDA_ARCHS; }
 // Why this build has no CUDA half; empty where it has one.
 std::string cuda_absence() { return SECL_CUDA_ABSENCE; }
 
+// What this build takes the operations to be; secl_ops/library.py knows what they are.
+std::string interface() { return SECL_INTERFACE; }
+
 // One function of the kernels at each number.
 secl::Tensor probe(const secl::Tensor& x /* [n] float32 */, std::string function) {
   secl::check_dense("x", x, 1);
@@ -37,6 +40,7 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
   m.def("set_isa(str name) -> str");
   m.def("cuda_archs() -> str");
   m.def("cuda_absence() -> str");
+  m.def("interface() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
@@ -48,6 +52,7 @@ STABLE_TORCH_LIBRARY_IMPL(secl_native, CompositeExplicitAutograd, m) {
   m.impl("set_isa", TORCH_BOX(&secl::set_isa));
   m.impl("cuda_archs", TORCH_BOX(&cuda_archs));
   m.impl("cuda_absence", TORCH_BOX(&cuda_absence));
+  m.impl("interface", TORCH_BOX(&interface));
 }
 
 // Only so that Python's import machinery accepts the file; loading it has registered the operations already.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both passes of the contrast are given on every device: the flags, and the arguments that they share.
+// What crosses from Python as numbers, and what both passes of the contrast share on every device.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -22,6 +22,10 @@ enum Flag : int64_t {
   kScan = 32,
   kOrdered = 64,
 };
+
+// The places in secl_ops.spec.REDUCTIONS and STRATEGIES.
+enum Reduction : int64_t { kMean, kSum, kNone };
+enum Strategy : int64_t { kUniform, kStratified, kHard };
 
 struct ContrastCall {
   const Tensor& anchors;        // [N, D]

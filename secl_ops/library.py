@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 HOW_TO_BUILD = "install g++ and run `SECL_BUILD=cpu pip install --no-build-isolation .` from the source folder"
+INTERFACE = "0ce217db3a3dfe58"
+"""`interface()` of setup.py: what the operations of `csrc` are called with here. A changed one needs another build."""
 OLDEST_CUDA = (8, 0)
 """Compute capability below which the CUDA kernels do not compile."""
 
@@ -23,7 +25,21 @@ def _load() -> str | None:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
         return f"the C++ extension {found[0].name} does not load: {error}; {HOW_TO_BUILD}"
+    built = _interface()
+    if built != INTERFACE:
+        return (
+            f"the C++ extension {found[0].name} is of other sources than this package (interface {built}, not "
+            f"{INTERFACE}); build it again: {HOW_TO_BUILD}"
+        )
     return None
+
+
+def _interface() -> str:
+    """What the loaded extension takes the operations to be."""
+    if not hasattr(torch.ops.secl_native, "interface"):
+        return "unknown"
+    found: str = torch.ops.secl_native.interface()
+    return found
 
 
 ABSENCE = _load()

@@ -274,9 +274,9 @@ def test_empty_maps_and_no_place(strategy: str) -> None:
 def test_raw_operations_refuse_what_they_would_read_wrongly(gpu: Any) -> None:
     seed, labels = torch.tensor([0]), torch.zeros(1, 4, dtype=torch.int16)
     with pytest.raises(RuntimeError, match="labels must be int64, int32 or uint8"):
-        gpu.sample(labels, None, None, seed, 1, 1, -1, "uniform", 0)
+        gpu.sample(labels, None, None, seed, 1, 1, -1, 0, 0)
     with pytest.raises(RuntimeError, match="labels may have at most three spatial axes"):
-        gpu.sample(torch.zeros(1, 1, 1, 1, 4).long(), None, None, seed, 1, 1, -1, "uniform", 0)
+        gpu.sample(torch.zeros(1, 1, 1, 1, 4).long(), None, None, seed, 1, 1, -1, 0, 0)
     with pytest.raises(RuntimeError, match="must have shape \\[B, D, \\*spatial\\] with one to three spatial axes"):
         gpu.gather(torch.zeros(1, 1, 1, 1, 1, 4), seed, torch.zeros(1, 1), None)
     with pytest.raises(RuntimeError, match="factor and upstream go together"):

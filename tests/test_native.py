@@ -11,16 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+import setup
 from secl_ops import library
 from secl_ops.engines import native, reference
 from secl_ops.engines.reference import Origin
 from secl_ops.engines.select import select
-from secl_ops.spec import Flag, Pairs
+from secl_ops.spec import REDUCTIONS, STRATEGIES, Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import push_and_draw
 from tests.conftest import REPOSITORY, skip_or_fail
@@ -291,6 +293,40 @@ def test_flags_are_those_of_the_kernels() -> None:
     assert body is not None
     found = {name: int(value) for name, value in re.findall(r"k(\w+) = (\d+)", body.group(1))}
     assert found == {flag.name.title().replace("_", ""): flag.value for flag in Flag if flag.name}
+
+
+@pytest.mark.usefixtures("unbuilt")
+def test_choices_are_those_of_the_kernels() -> None:
+    text = (REPOSITORY / "csrc/params.h").read_text()
+    for name, choices in (("Reduction", REDUCTIONS), ("Strategy", STRATEGIES)):
+        body = re.search(rf"enum {name}[^{{]*{{(.*?)}}", text)
+        assert body is not None
+        assert re.findall(r"k(\w+)", body.group(1)) == [choice.title() for choice in choices]
+
+
+def test_a_raw_choice_outside_the_list_is_refused() -> None:
+    ones, seed, labels = torch.ones(2), torch.zeros(1).long(), torch.zeros(1, 4).long()
+    for choice in (-1, 3):
+        with pytest.raises(RuntimeError, match=rf"reduction must lie in 0\.\.2; got {choice}"):
+            torch.ops.secl_native.reduce(ones, ones, ones.int(), None, choice)
+        with pytest.raises(RuntimeError, match=rf"strategy must lie in 0\.\.2; got {choice}"):
+            torch.ops.secl_native.sample(labels, None, None, seed, 1, 1, -1, choice, 0)
+
+
+@pytest.mark.usefixtures("unbuilt")
+def test_the_package_knows_the_interface_of_its_sources() -> None:
+    assert setup.interface() == library.INTERFACE, "the operations have changed: write this into secl_ops/library.py"
+
+
+def test_an_extension_of_other_sources_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library._load() is None
+    for told in ("0123456789abcdef", None):
+        operations = SimpleNamespace() if told is None else SimpleNamespace(interface=lambda told=told: told)
+        monkeypatch.setattr(torch.ops, "secl_native", operations)
+        reason = library._load()
+        assert reason is not None
+        assert f"of other sources than this package (interface {told or 'unknown'}, not {library.INTERFACE})" in reason
+        assert "build it again: install g++ and run `SECL_BUILD=cpu pip install" in reason
 
 
 def test_the_shared_object_uses_the_stable_abi_only() -> None:

@@ -25,7 +25,7 @@ def rows(bytes_held, shift):
 def normalised(given):
     torch.ops.secl_native.unit_rows(given, torch.zeros(4, dtype=torch.int32))
 def reduced(given):
-    torch.ops.secl_native.reduce(given[0], torch.ones(64), torch.ones(64, dtype=torch.int32), None, "mean")
+    torch.ops.secl_native.reduce(given[0], torch.ones(64), torch.ones(64, dtype=torch.int32), None, 0)
 %s(rows(%d, %d))
 """
 TWO_WRITERS = """

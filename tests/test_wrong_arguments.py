@@ -152,4 +152,4 @@ def test_the_native_sampler_refuses_more_places_than_it_can_count() -> None:
     labels, seed = torch.zeros(2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     for per_class, classes in ((2**62, 4), (2**31 - 1, 2**31 - 1), (-1, 2), (2, -1)):
         with pytest.raises(RuntimeError, match=r"images \* num_classes \* per_class must lie in 0\.\.2\^31 - 1"):
-            torch.ops.secl_native.sample(labels, None, None, seed, per_class, classes, -1, "uniform", 0)
+            torch.ops.secl_native.sample(labels, None, None, seed, per_class, classes, -1, 0, 0)

@@ -182,19 +182,21 @@ def _raw(namespace: str) -> list[Target]:
         "contrast_forward": contrast,
         "contrast_backward": backward,
         "reduce": [
-            {"loss": torch.ones(4), "pull": torch.ones(4), "count": labels, "weights": torch.ones(4), "reduction": name}
-            for name in REDUCTIONS
+            {"loss": torch.ones(4), "pull": torch.ones(4), "count": labels, "weights": torch.ones(4),
+             "reduction": name if outer else place}
+            for place, name in enumerate(REDUCTIONS)
         ],
         "gather": [{"features": features, **index, **gathered}],
         "gather_backward": [{"grad": rows, **scales, **index, **norm, "unique": False, **layout}],
         "sample": [{
             "labels": classes, "eligible": classes == 0, "scores": classes.double(), "seed": torch.zeros(1).long(),
-            "per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": "hard", "stream": 5,
+            "per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": "hard" if outer else 2, "stream": 5,
         }],
         "probe": [{"x": torch.ones(4), "function": "exp2"}],
         "set_isa": [{"name": "auto"}],
         "cuda_archs": [{}],
         "cuda_absence": [{}],
+        "interface": [{}],
     }  # fmt: skip
     names = {schema.name.removeprefix(f"{namespace}::") for schema in torch._C._jit_get_all_schemas()
              if schema.name.startswith(f"{namespace}::")}  # fmt: skip

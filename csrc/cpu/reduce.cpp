@@ -9,13 +9,14 @@ namespace secl::cpu {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss, const Tensor& pull,
                                                               const Tensor& count, const Maybe& weights,
-                                                              std::string reduction) {
+                                                              int64_t reduction) {
   const int64_t rows = loss.numel();
   check_vector("loss", loss, rows, ScalarType::Float);
   check_vector("pull", pull, rows, ScalarType::Float);
   check_vector("count", count, rows, ScalarType::Int);
   check_vector("weights", weights, rows, ScalarType::Float);
-  const bool none = reduction == "none";
+  check_choice("reduction", reduction, kNone);
+  const bool none = reduction == kNone;
   Tensor value = none ? torch::stable::empty({rows}, ScalarType::Float)
                       : torch::stable::empty({}, ScalarType::Float),
          factor = torch::stable::empty({rows}, ScalarType::Float), push = torch::stable::empty_like(factor),
@@ -34,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss
     total += weight(row);
     if (none) values[row] = losses[row] * weight(row);
   }
-  const double divisor = reduction == "mean" && total > 0 ? total : 1.0;
+  const double divisor = reduction == kMean && total > 0 ? total : 1.0;
   if (!none) values[0] = static_cast<float>(sum / divisor);
   for (int64_t row = 0; row < rows; ++row) {
     const float share = static_cast<float>(weight(row) / divisor);

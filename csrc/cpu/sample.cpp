@@ -123,12 +123,12 @@ std::vector<int64_t> hard(const Draw& draw, int64_t image, const std::vector<int
   return drawn;
 }
 
-void draw_image(const Draw& draw, int64_t image, const std::string& strategy) {
+void draw_image(const Draw& draw, int64_t image, int64_t strategy) {
   const std::vector<std::vector<int64_t>> members = draw.members(image);
   for (int64_t of_class = 0; of_class < draw.num_classes; ++of_class) {
-    if (strategy == "hard" && draw.scores != nullptr) {
+    if (strategy == kHard && draw.scores != nullptr) {
       draw.write(image, of_class, hard(draw, image, members[of_class]));
-    } else if (strategy == "stratified") {
+    } else if (strategy == kStratified) {
       draw.write(image, of_class, stratified(draw, image, of_class, members[of_class]));
     } else {
       draw.write(image, of_class, uniform(draw, image, members[of_class], draw.per_class));
@@ -140,9 +140,10 @@ void draw_image(const Draw& draw, int64_t image, const std::string& strategy) {
 
 std::tuple<Tensor, Tensor> Operations::sample(const Tensor& labels, const Maybe& eligible,
                                               const Maybe& scores, const Tensor& seed, int64_t per_class,
-                                              int64_t num_classes, int64_t ignore_index, std::string strategy,
+                                              int64_t num_classes, int64_t ignore_index, int64_t strategy,
                                               int64_t stream) {
   check_sample(labels, eligible, scores, seed, per_class, num_classes);
+  check_choice("strategy", strategy, kHard);
   check_type("labels", labels, ScalarType::Long);
   if (scores.has_value()) check_type("scores", *scores, ScalarType::Double);
   const int64_t images = labels.size(0), pixels = images ? labels.numel() / images : 0;

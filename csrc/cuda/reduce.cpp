@@ -7,7 +7,7 @@ namespace secl::cuda {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss, const Tensor& pull,
                                                               const Tensor& count, const Maybe& weights,
-                                                              std::string reduction) {
+                                                              int64_t reduction) {
   const int64_t rows = loss.numel();
   check_vector("loss", loss, rows, ScalarType::Float);
   check_vector("pull", pull, rows, ScalarType::Float);
@@ -15,7 +15,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss
   check_vector("weights", weights, rows, ScalarType::Float);
   for (const Tensor* other : {&pull, &count}) check_device("pull and count", *other, loss);
   check_device("weights", weights, loss);
-  const bool none = reduction == "none";
+  check_choice("reduction", reduction, kNone);
+  const bool none = reduction == kNone;
   const auto numbers = [&](std::vector<int64_t> size) {
     return torch::stable::new_empty(loss, size, ScalarType::Float);
   };
@@ -26,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss
       Reduce{loss.const_data_ptr<float>(), pull.const_data_ptr<float>(), count.const_data_ptr<int32_t>(),
              data_of<float>(weights), value.mutable_data_ptr<float>(), factor.mutable_data_ptr<float>(),
              push.mutable_data_ptr<float>(), draw.mutable_data_ptr<float>(),
-             partial.numel() ? partial.mutable_data_ptr<float>() : nullptr, rows, reduction == "mean", none},
+             partial.numel() ? partial.mutable_data_ptr<float>() : nullptr, rows, reduction == kMean, none},
       place.stream);
   return {value, factor, push, draw};
 }

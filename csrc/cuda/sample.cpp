@@ -23,7 +23,7 @@ int label_bytes(ScalarType type) {
 
 std::tuple<Tensor, Tensor> Operations::sample(const Tensor& labels, const Maybe& eligible,
                                               const Maybe& scores, const Tensor& seed, int64_t per_class,
-                                              int64_t num_classes, int64_t ignore_index, std::string strategy,
+                                              int64_t num_classes, int64_t ignore_index, int64_t strategy,
                                               int64_t stream) {
   check_sample(labels, eligible, scores, seed, per_class, num_classes);
   if (scores.has_value()) check_type("scores", *scores, ScalarType::Float);
@@ -43,8 +43,8 @@ std::tuple<Tensor, Tensor> Operations::sample(const Tensor& labels, const Maybe&
     job.size[3 - job.axes + axis] = static_cast<int32_t>(labels.size(axis + 1));
   }
   job.label_bytes = label_bytes(labels.scalar_type());
-  job.stratified = strategy == "stratified";
-  job.hard = strategy == "hard" && scores.has_value();
+  job.stratified = strategy == kStratified;
+  job.hard = strategy == kHard && scores.has_value();
   job.labels = labels.const_data_ptr();
   job.eligible = data_of<bool>(eligible);
   job.scores = data_of<float>(scores);

@@ -14,7 +14,7 @@ from torch import Tensor
 from secl_ops import library
 from secl_ops.engines import ordering
 from secl_ops.engines.reference import ContrastState, Origin, Reduction
-from secl_ops.spec import Flag, Pairs
+from secl_ops.spec import REDUCTIONS, STRATEGIES, Flag, Pairs
 
 _CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels read as it is
 
@@ -183,7 +183,9 @@ def gather_backward(
 def reduce(loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str) -> Reduction:
     """Value of the weighted losses [N] under a reduction, and what it makes of each anchor."""
     given = None if weights is None else weights.float().contiguous()
-    found = _operations().reduce(loss.contiguous(), pull.contiguous(), count.contiguous(), given, reduction)
+    found = _operations().reduce(
+        loss.contiguous(), pull.contiguous(), count.contiguous(), given, REDUCTIONS.index(reduction)
+    )
     return Reduction(*found)
 
 
@@ -203,7 +205,7 @@ def sample(
     wide = labels if on_cuda and labels.dtype in _CUDA_LABELS else labels.long()
     ranked = None if scores is None else scores.to(torch.float32 if on_cuda else torch.float64).contiguous()
     found: tuple[Tensor, Tensor] = _operations().sample(
-        wide.contiguous(), _dense(eligible), ranked, seed.reshape(1), per_class, num_classes, ignore_index, strategy,
-        stream,
+        wide.contiguous(), _dense(eligible), ranked, seed.reshape(1), per_class, num_classes, ignore_index,
+        STRATEGIES.index(strategy), stream,
     )  # fmt: skip
     return found
