@@ -25,6 +25,27 @@ def graphless(*sources: Tensor | None) -> tuple[Tensor | None, ...]:
     return sources if torch.is_grad_enabled() else tuple(None if one is None else one.detach() for one in sources)
 
 
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Apply a function as torch can: in a graph that it compiles no tensor may have two roles.
+
+    Raises:
+        RuntimeError: A transform of torch.func is under way, which would need another form of the gradients.
+    """
+    if torch._C._are_functorch_transforms_active():  # a compiled torch.func.grad would else be zeros, without a word
+        raise RuntimeError(
+            "secl_ops has its gradients from autograd; torch.func (grad, vjp, jvp, vmap, jacrev, ...) cannot transform "
+            "it; take them by loss.backward() or torch.autograd.grad, and in place of vmap loop, or keep the problems "
+            "apart by anchor_groups and key_groups"
+        )
+    if not torch.compiler.is_compiling():
+        return function.apply(*arguments)
+    seen: list[Any] = []
+    for value in arguments:
+        twice = isinstance(value, Tensor) and any(value is other for other in seen)
+        seen.append(value.view_as(value) if twice else value)
+    return function.apply(*seen)
+
+
 class Contrast(torch.autograd.Function):
     """The reduced loss, from raw rows or from feature maps; normalisation, reduction and their gradients are inside.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secl_ops import spec
-from secl_ops.autograd import Contrast, Places, graphless
+from secl_ops.autograd import Contrast, Places, apply, graphless
 from secl_ops.inputs import ContrastInput
 from secl_ops.shards import ContrastParts, contrast_shards
 from secl_ops.spec import ContrastSpec, Pairs
@@ -44,6 +44,7 @@ def info_nce(
 
     "negatives" is the loss of Zhao et al. (ICCV 2021, arXiv:2012.06985) and ContrastiveSeg (arXiv:2101.11939), and
     plain InfoNCE where a label has one positive; "all" is SupCon (Khosla et al. 2020, arXiv:2004.11362, L_out).
+    Either grows as log M with more keys: losses compare at one M, and a queue that fills raises them.
     Memory is O((N + M) D) on every backend but "reference"; the same call gives the same bits; nothing waits for the
     device.
 
@@ -107,9 +108,7 @@ def contrast_sources(
 ) -> Tensor:
     """The loss of checked rows, or of the pixels of checked feature maps at `places`."""
     sources = graphless(anchors, keys, options.learned, weights)
-    loss: Tensor = Contrast.apply(  # type: ignore[no-untyped-call]  # torch types no Function
-        *sources, pairs, options, places, ordered
-    )
+    loss: Tensor = apply(Contrast, *sources, pairs, options, places, ordered)
     return loss
 
 

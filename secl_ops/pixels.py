@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secl_ops import ops, spec
-from secl_ops.autograd import Gather
+from secl_ops.autograd import Gather, apply
 from secl_ops.spec import SampleSpec
 
 
@@ -34,6 +34,7 @@ def sample_pixels(
     strategy: str = "uniform",
     seed: int | Tensor,
     backend: str = "auto",
+    validate: bool = False,
 ) -> PixelSample:
     """Draw exactly min(per_class, available) pixels of each class of each image, without replacement.
 
@@ -52,6 +53,7 @@ def sample_pixels(
         strategy: "uniform", "stratified" or "hard".
         seed: The same seed draws the same pixels. An int, or a one-element int64 tensor on the labels' device.
         backend: "auto", "reference", "native" or "triton".
+        validate: Also refuse labels that are neither a class nor ignored, which waits for the device.
 
     Returns:
         `PixelSample(index, label)`, both [num_classes * B * per_class], ordered by class, then image, so that
@@ -68,9 +70,11 @@ def sample_pixels(
         >>> sample.label.tolist(), sample.index[:2].tolist()
         ([0, -1, 1, 1], [0, -1])
     """
-    options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
+    options = SampleSpec(per_class, num_classes, ignore_index, strategy, backend, validate)
     spec.check_label_map("labels", labels)
     spec.check_drawn_from(labels, eligible, scores)
+    if validate:
+        spec.check_classes("labels", labels, eligible, options)
     return draw_pixels(labels, options, eligible=eligible, scores=scores, seed=seed)
 
 
@@ -156,8 +160,8 @@ def gather_pixels(
     spec.check_bool("validate", validate)
     spec.check_gather(normalize, dtype, unique)
     spec.check_index(index, features, unique=unique, validate=validate)
-    rows: Tensor = Gather.apply(  # type: ignore[no-untyped-call]  # torch types no Function
-        features, index, normalize, features.dtype if dtype is None else dtype, unique, backend
+    rows: Tensor = apply(
+        Gather, features, index, normalize, features.dtype if dtype is None else dtype, unique, backend
     )
     return rows
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from secl_ops import ops
 from secl_ops.autograd import (
+    apply,
     folded,
     graphless,
     key_source,
@@ -230,10 +231,7 @@ def contrast_shards(
 ) -> ContrastParts:
     """The reduced loss, and log-sum-exp and count of each anchor, over all shards; a given lse replaces theirs."""
     own = torch.arange(anchors.shape[0], device=anchors.device)  # whom an anchor must not see
-    # torch.compile takes no tensor in two roles.
-    both = anchors.view_as(anchors) if torch.compiler.is_compiling() else anchors
-    keys = [both if shard.keys is None else shard.keys for shard in shards]
+    keys = [anchors if shard.keys is None else shard.keys for shard in shards]
     pairs = [shard.pairs if shard.keys is not None else shard.pairs._replace(exclude=own) for shard in shards]
     given = graphless(anchors, options.learned, lse, weights), graphless(*keys)
-    found = ShardedContrast.apply(*given[0], pairs, options, ordered, *given[1])  # type: ignore[no-untyped-call]
-    return ContrastParts(*found)
+    return ContrastParts(*apply(ShardedContrast, *given[0], pairs, options, ordered, *given[1]))

@@ -153,8 +153,10 @@ class SampleSpec:
     ignore_index: int = -1
     strategy: str = "uniform"
     backend: str = "auto"
+    validate: bool = False
 
     def __post_init__(self) -> None:
+        check_bool("validate", self.validate)
         check_positive_int("per_class", self.per_class)
         check_positive_int("num_classes", self.num_classes)
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
@@ -374,3 +376,16 @@ def check_label_range(name: str, labels: Tensor) -> None:
         low, high = _extremes(labels)
         if low < -1 or high > 2**31 - 1:
             raise ValueError(f"{name} must lie in -1..2147483647, -1 meaning ignored; got {low}..{high}")
+
+
+def check_classes(name: str, labels: Tensor, eligible: Tensor | None, options: SampleSpec) -> None:
+    """Refuse labels of eligible pixels that are neither a class nor ignored; synchronises."""
+    values, counts = (labels if eligible is None else labels[eligible]).long().unique(return_counts=True)
+    wrong = (values != options.ignore_index) & ((values < 0) | (values >= options.num_classes))
+    if bool(wrong.any()):
+        found = [f"{value} ({count} pixels)" for value, count in torch.stack([values, counts], 1)[wrong].tolist()]
+        raise ValueError(
+            f"{name} must lie in 0..{options.num_classes - 1} (num_classes - 1) or be ignore_index, "
+            f"{options.ignore_index}; got {', '.join(found[:8])}{', ...' if found[8:] else ''}; set num_classes or "
+            "ignore_index to fit, or leave those pixels out by eligible"
+        )
