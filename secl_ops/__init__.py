@@ -4,7 +4,8 @@
 from secl_ops.engines.select import backends
 from secl_ops.functional import info_nce, info_nce_parts
 from secl_ops.library import cuda_absence, cuda_archs
-from secl_ops.maps import PixelContrastLoss, pixel_contrast
+from secl_ops.maps import pixel_contrast
+from secl_ops.modules import PixelContrastLoss
 from secl_ops.pixels import PixelSample, class_means, gather_pixels, pool_regions, sample_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.shards import ContrastParts

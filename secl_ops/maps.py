@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drop-in: from feature maps and label maps to one loss, as a function and as a module."""
+"""The drop-in: from feature maps and label maps to one loss."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from secl_ops import spec
-from secl_ops.autograd import Gather, Places
+from secl_ops.autograd import Gather, Places, apply
 from secl_ops.functional import contrast_sources
 from secl_ops.inputs import Shard
 from secl_ops.pixels import PixelSample, draw_pixels, seed_tensor
 from secl_ops.queue import ClassQueue
+from secl_ops.replay import recall
 from secl_ops.shards import contrast_shards
 from secl_ops.spec import ContrastSpec, Pairs, SampleSpec
 
-SEED_STRIDE = 0x9E3779B97F4A7C15
 KEY_DRAW = 0x5ECC  # the teacher's pixels are drawn apart from the student's
 
 
@@ -52,7 +52,7 @@ def pixel_contrast(
     The loss is that of `info_nce` over `sample_pixels(labels)`; label maps of another resolution are brought to the
     feature map's by nearest neighbour. With a teacher's map the keys are its pixels (drawn apart, a gradient only if it
     asks for one); without, the anchors contrast themselves. A head projects the gathered rows, never a whole map. A
-    queue adds its rows to the keys and then takes this call's.
+    queue adds its rows to the keys and then takes this call's: not in its `eval()`, nor under `no_grad`.
 
     Args:
         features: The student's map [B, D, *spatial].
@@ -96,14 +96,15 @@ def pixel_contrast(
         >>> features.grad.shape
         torch.Size([2, 16, 8, 8])
     """
-    given = _Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
-    return _contrast(
-        given, SampleSpec(per_class, num_classes, ignore_index, strategy, backend), (seed, key_seed),
-        ContrastSpec(temperature, denominator, normalize, reduction, backend, validate), _Parts(head, key_head, queue),
+    given = Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
+    return contrast_maps(
+        given, SampleSpec(per_class, num_classes, ignore_index, strategy, backend, validate),
+        (seed, key_seed),
+        ContrastSpec(temperature, denominator, normalize, reduction, backend, validate), Parts(head, key_head, queue),
     )  # fmt: skip
 
 
-class _Maps(NamedTuple):
+class Maps(NamedTuple):
     """Arguments of `pixel_contrast` that are maps; shapes and meaning stand there."""
 
     features: Tensor
@@ -114,7 +115,7 @@ class _Maps(NamedTuple):
     key_eligible: Tensor | None
     scores: Tensor | None
 
-    def check(self, parts: _Parts, options: ContrastSpec) -> None:
+    def check(self, parts: Parts, options: ContrastSpec) -> None:
         """Refuse feature maps that are none, or that do not go together."""
         spec.check_map("features", self.features)
         if isinstance(options.temperature, Tensor):
@@ -132,7 +133,7 @@ class _Maps(NamedTuple):
             raise ValueError("key_head goes with key_features; without them head makes the keys; pass key_features")
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """Modules that a call may use."""
 
     head: nn.Module | None
@@ -155,12 +156,12 @@ class _Parts(NamedTuple):
             )
 
 
-def _contrast(
-    given: _Maps,
+def contrast_maps(
+    given: Maps,
     sampling: SampleSpec,
     seeds: tuple[int | Tensor, int | Tensor | None],  # of the anchors' pixels, of the keys'
     options: ContrastSpec,
-    parts: _Parts,
+    parts: Parts,
 ) -> Tensor:
     """`pixel_contrast` with its options packed."""
     parts.check(sampling.num_classes)
@@ -192,9 +193,7 @@ def _contrast(
     return _with_queue(anchors, Shard(keys, pairs), parts.queue, options)
 
 
-def _project(
-    given: _Maps, index: Tensor, key_index: Tensor, backend: str, parts: _Parts
-) -> tuple[Tensor, Tensor | None]:
+def _project(given: Maps, index: Tensor, key_index: Tensor, backend: str, parts: Parts) -> tuple[Tensor, Tensor | None]:
     """Rows of the anchors [N, P] and of the keys [M, P] in one dtype, through the heads; None: the anchors are both."""
     anchors = _rows(given.features, index, backend)
     if parts.head is not None:
@@ -217,7 +216,7 @@ def _project(
 
 def _rows(features: Tensor, index: Tensor, backend: str) -> Tensor:
     """`gather_pixels` of a checked map at pixels that were just drawn, each once."""
-    rows: Tensor = Gather.apply(features, index, False, features.dtype, True, backend)  # type: ignore[no-untyped-call]
+    rows: Tensor = apply(Gather, features, index, False, features.dtype, True, backend)
     return rows
 
 
@@ -231,12 +230,14 @@ def _with_queue(anchors: Tensor, newest: Shard, queue: ClassQueue, options: Cont
     """The loss against this call's keys and the queue's, which then takes this call's."""
     keys = anchors if newest.keys is None else newest.keys
     _check_width(queue, anchors.shape[1], "head(rows)")
-    count = queue.key_labels.shape[0]
+    queue.warn_if_overwritten()
+    (past, past_labels), first, learns = recall(queue, queue.keys, queue.key_labels)
     # The rows are read where they lie; the labels are copied, for they change before the backward pass reads them.
-    past = Pairs(newest.pairs.anchor_labels, queue.key_labels.clone(), None, None, None, 0, count)
-    shards = [newest, Shard(queue.keys.to(anchors.dtype), past)]
+    pairs = Pairs(newest.pairs.anchor_labels, past_labels.clone(), None, None, None, 0, past_labels.shape[0])
+    shards = [newest, Shard(past.to(anchors.dtype), pairs)]
     loss = contrast_shards(anchors, shards, options, ordered=True).loss
-    queue.enqueue(keys.detach(), newest.pairs.key_labels)
+    if first and learns and queue.training:
+        queue.enqueue(keys.detach(), newest.pairs.key_labels)
     return loss
 
 
@@ -270,6 +271,8 @@ def _draw(
     if labels.numel() == 0 < features.numel():
         raise ValueError(f"{labels_name} must not be empty where {map_name} is not; got shape {tuple(labels.shape)}")
     spec.check_drawn_from(labels, eligible, scores)
+    if options.validate:
+        spec.check_classes(labels_name, labels, eligible, options)
     size = features.shape[2:]
     return draw_pixels(
         _nearest(labels, size), options, eligible=None if eligible is None else _nearest(eligible, size),
@@ -285,114 +288,3 @@ def _nearest(values: Tensor, size: torch.Size) -> Tensor:
             centre = (2 * torch.arange(new, device=values.device) + 1) * old // (2 * new)
             values = values.index_select(axis, centre)
     return values
-
-
-class _Option:
-    """An option of a module that frozen specs hold: read off the first; one that is set is checked as at the start."""
-
-    def __init__(self, *specs: str) -> None:
-        self._specs = specs
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
-        return self if module is None else getattr(getattr(module, self._specs[0]), self._name)
-
-    def __set__(self, module: nn.Module, value: object) -> None:
-        changed = {name: replace(getattr(module, name), **{self._name: value}) for name in self._specs}
-        for name, options in changed.items():
-            setattr(module, name, options)
-
-
-class PixelContrastLoss(nn.Module):
-    """`pixel_contrast` with its options kept, its draws counted on the device, and optionally a queue.
-
-    Every forward pass draws fresh pixels, also when it is replayed from a CUDA graph; the counter is in `state_dict`,
-    so that a resumed run goes on with the sequence.
-
-    Args:
-        per_class: See `pixel_contrast`, and so are the other options.
-        num_classes: Number of classes.
-        ignore_index: Label that is never drawn; many data sets use 255.
-        strategy: "uniform", "stratified" or "hard".
-        head: See `pixel_contrast`; its parameters are the module's, so give each to the optimiser once.
-        key_head: See `pixel_contrast`; a teacher's should require no gradient, or stay away from the optimiser.
-        queue: A `ClassQueue` whose rows are keys as well.
-        temperature: A float; or a `nn.Parameter` of one element, which then learns with the network.
-        denominator: "negatives" or "all".
-        normalize: Divide each row by its norm.
-        reduction: "mean", "sum" or "none".
-        backend: "auto", "reference", "native" or "triton".
-        validate: Also check values, which waits for the device.
-        seed: Start of the sequence of draws.
-
-    Raises:
-        TypeError, ValueError: An option breaks its rule; the message names it.
-
-    Example:
-        >>> import torch, secl_ops
-        >>> criterion = secl_ops.PixelContrastLoss(per_class=8, num_classes=3, ignore_index=255)
-        >>> features = torch.randn(2, 16, 8, 8, requires_grad=True)
-        >>> labels = torch.randint(0, 3, (2, 32, 32))
-        >>> criterion(features, labels).backward()
-    """
-
-    draws: Tensor  # [1] int64, the seed of the next draw
-    temperature: float | Tensor  # no _Option: a parameter must be the module's own to learn
-    per_class, num_classes, ignore_index, strategy = (_Option("sampling") for _ in range(4))
-    denominator, normalize, reduction, validate = (_Option("contrast") for _ in range(4))
-    backend = _Option("sampling", "contrast")
-
-    def __init__(
-        self,
-        per_class: int,
-        num_classes: int,
-        *,
-        ignore_index: int = -1,
-        strategy: str = "uniform",
-        head: nn.Module | None = None,
-        key_head: nn.Module | None = None,
-        queue: ClassQueue | None = None,
-        temperature: float | Tensor = 0.1,
-        denominator: str = "negatives",
-        normalize: bool = True,
-        reduction: str = "mean",
-        backend: str = "auto",
-        validate: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.contrast = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
-        self.sampling = SampleSpec(per_class, num_classes, ignore_index, strategy, backend)
-        _Parts(head, key_head, queue).check(num_classes)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an int; got {type(seed).__name__}")
-        self.temperature, self.head, self.key_head, self.queue = temperature, head, key_head, queue
-        # An odd factor keeps different seeds apart, and far from each other's sequences.
-        first = (seed * SEED_STRIDE + 2**63) % 2**64 - 2**63
-        self.register_buffer("draws", torch.tensor([first], dtype=torch.int64))
-
-    def extra_repr(self) -> str:
-        """The options, for `print(module)`."""
-        names = ("per_class", "num_classes", "ignore_index", "strategy", "temperature", "denominator", "reduction")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
-    def forward(
-        self,
-        features: Tensor,  # [B, D, *spatial]
-        labels: Tensor,  # [B, *any]
-        key_features: Tensor | None = None,  # [B', D, *spatial']
-        key_labels: Tensor | None = None,  # [B', *any]
-        *,
-        eligible: Tensor | None = None,
-        key_eligible: Tensor | None = None,
-        scores: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of one batch; see `pixel_contrast`."""
-        given = _Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
-        options = replace(self.contrast, temperature=self.temperature)
-        parts = _Parts(self.head, self.key_head, self.queue)
-        loss = _contrast(given, self.sampling, (self.draws, None), options, parts)
-        self.draws += 1
-        return loss

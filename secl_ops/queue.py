@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from secl_ops import spec
 
@@ -13,7 +16,9 @@ class ClassQueue(nn.Module):
     """Keep the last `size` rows of each class.
 
     The state is in `state_dict`: a resumed run goes on with the same keys. The loss reads `keys` where they lie and
-    never again: rows may be enqueued before the backward pass.
+    never again: rows may be enqueued before the backward pass. `DistributedDataParallel` overwrites buffers by those of
+    rank 0 at each forward pass: under `forward_sync_buffers=False` (`broadcast_buffers=False` before torch 2.13) each
+    rank keeps its own rows.
 
     Args:
         num_classes: C; rows with a label outside 0 .. C - 1 are left out.
@@ -54,6 +59,19 @@ class ClassQueue(nn.Module):
     def key_labels(self) -> Tensor:
         """Labels [C * size] int32, a view; -1: empty."""
         return self.labels.narrow(0, 0, self.num_classes * self.size)
+
+    def warn_if_overwritten(self) -> None:
+        """Say where every rank reads the rows of rank 0, and what it enqueues is lost."""
+        around = None if torch.compiler.is_compiling() else DistributedDataParallel._get_active_ddp_module()
+        if around is None or around.process_group.size() == 1 or not around.will_sync_module_buffers():
+            return
+        if any(one is self.rows for one in around.modules_buffers):
+            warnings.warn(
+                "DistributedDataParallel overwrites the rows of a ClassQueue by those of rank 0 at each forward pass; "
+                "build it with forward_sync_buffers=False (broadcast_buffers=False before torch 2.13), for each rank "
+                "to keep its own",
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def enqueue(self, rows: Tensor, labels: Tensor) -> None:

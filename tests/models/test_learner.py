@@ -32,6 +32,8 @@ from secl_models.method.objective import StepContext
 from secl_models.method.processes import Processes, start_fabric
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import NetworkConfig, RunConfig
+from secl_ops import maps
+from secl_ops.replay import Recalled
 from tests.device_step import HostWaitError, fake_cuda, watched
 from tests.models.test_train import CONFIG, rows, run, set_train, write_toy
 
@@ -115,7 +117,9 @@ def on_fake_device(
     monkeypatch.setattr(FakeTensor, "__getitem__", read_by_operations)
     # Its decomposition, which fake tensors run, is not the kernel that a device runs.
     monkeypatch.setattr(augment, "grid_sample", lambda image, grid, **_: image.new_empty(image.shape))
-    # Where torch has no CUDA its autograd aborts on such tensors; the backward pass has a test of its own.
+    # Where torch has no CUDA its autograd aborts on such tensors; the backward pass has a test of its own. To the queue
+    # it is a step that learns all the same.
+    monkeypatch.setattr(maps, "recall", lambda _, *state: Recalled(state, first=True, learns=True))
     with fake_cuda() as (mode, _), torch.no_grad():
         move_to_fake_device(ours)
         mode.launches.clear()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call read first, for the call that `torch.utils.checkpoint` repeats in the backward pass.
+
+A recomputation must find the draw and the queue of the pass that it repeats, and must advance neither. Which pass that
+is, torch keeps in an object of its own for each checkpoint, which lies on the stack in the first pass and again in each
+recomputation; what was read is remembered beside it for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType, GeneratorType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.utils import checkpoint
+
+
+class Recalled(NamedTuple):
+    """What a call reads, and what it may change."""
+
+    state: tuple[Tensor, ...]
+    first: bool  # False in a recomputation, which changes nothing
+    learns: bool  # False where no backward pass can follow, as in an evaluation
+
+
+class _Pass(NamedTuple):
+    """A run of a checkpointed function that is under way."""
+
+    key: object  # one for each checkpoint
+    run: object  # of a recomputation: the backward pass that asks for it; None: the first pass
+    learns: bool  # a backward pass can follow, though gradients are off within
+
+
+class _Memory:
+    """What the modules that one checkpoint runs have read, call by call."""
+
+    def __init__(self) -> None:
+        self.calls: dict[nn.Module, list[tuple[Tensor, ...]]] = {}
+        self._run: object = None
+        self._next: dict[nn.Module, int] = {}
+
+    def repeat(self, owner: nn.Module, run: object) -> tuple[Tensor, ...] | None:
+        """What the owner read at its next call of this run; None: there was no such call."""
+        if run != self._run:
+            self._run, self._next = run, {}
+        place = self._next.get(owner, 0)
+        self._next[owner] = place + 1
+        calls = self.calls.get(owner, [])
+        return calls[place] if place < len(calls) else None
+
+
+_MEMORIES: WeakKeyDictionary[object, _Memory] = WeakKeyDictionary()
+
+
+def recall(owner: nn.Module, *state: Tensor) -> Recalled:
+    """State that a call of `owner` reads: its own, or in a recomputation a copy of what the repeated call read."""
+    if torch.compiler.is_compiling():  # a graph is recomputed by itself, from what it read
+        return Recalled(state, True, torch.is_grad_enabled())
+    passes = [*_passes(sys._getframe(1))]
+    learns = torch.is_grad_enabled() or any(each.learns for each in passes)
+    if not (passes and learns):
+        return Recalled(state, True, learns)
+    memories = [_MEMORIES.setdefault(each.key, _Memory()) for each in passes]
+    repeated = None if passes[-1].run is None else memories.pop()
+    found = None if repeated is None else repeated.repeat(owner, passes[-1].run)
+    kept = tuple(one.clone() for one in state) if found is None else found
+    for memory in memories:
+        memory.calls.setdefault(owner, []).append(kept)
+    return Recalled(kept, repeated is None, True)
+
+
+def _passes(frame: FrameType | None) -> Iterator[_Pass]:
+    """Checkpoints around a call, from the innermost to a recomputation: what called that is none of the function."""
+    while frame is not None:
+        if frame.f_globals is vars(checkpoint):
+            for found in _passes_of(frame.f_code.co_name, frame.f_locals):
+                yield found
+                if found.run is not None:
+                    return
+        frame = frame.f_back
+
+
+def _passes_of(function: str, names: dict[str, Any]) -> Iterator[_Pass]:
+    """What a function of torch's checkpoint says of its own: without reentry it unpacks, or drives a generator."""
+    for value in names.values():
+        if isinstance(value, checkpoint._CheckpointFrame):
+            if "gid" in names:
+                yield _Pass(value, names["gid"], True)
+            return
+        if isinstance(value, GeneratorType) and value.gi_frame is not None:
+            for inner in value.gi_frame.f_locals.values():
+                if isinstance(inner, checkpoint._CheckpointFrame):
+                    yield _Pass(inner, None, torch.is_grad_enabled())
+                    return
+    ctx = names.get("ctx")
+    if isinstance(ctx, FunctionCtx) and function in ("forward", "backward"):
+        run = torch._C._current_graph_task_id() if function == "backward" else None
+        yield _Pass(ctx, run, any(node for node, _ in getattr(ctx, "next_functions", ())))
