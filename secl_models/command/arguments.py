@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secl_models.command.errors_to_exit import first_process, say
+from secl_models.options.errors import InputError
 
 if TYPE_CHECKING:
     from secl_models.data.cases import DataSet
@@ -22,6 +23,14 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="An option of the preset; may be repeated."),
+]
+SpacingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="data.spacing_from=affine or =pixdim: what counts where a header contradicts itself.",
+    ),
 ]
 CheckpointOption = Annotated[Path, typer.Option(help="Run folder, or a checkpoint file in it.")]
 
@@ -55,7 +64,31 @@ def data_and_split(data: Path, config: RunConfig) -> tuple[DataSet, Split]:
         config: Says how many cases are labelled, and the seed.
     """
     from secl_models.data.layouts import read_data_set
+    from secl_models.data.patients import grouping, suspicion
     from secl_models.data.splits import make_split
 
-    data_set = read_data_set(data)
+    data_set = read_data_set(data, config.data.spacing_from)
+    if first_process() and (groups := grouping(data_set)):
+        say(groups)
+    if first_process() and (alike := suspicion(data_set)):
+        say(f"May be of one patient: {alike}. A CSV with the column `patient` says who is who.")
     return data_set, make_split(data_set, config.labeled, config.seed)
+
+
+def spacing_from(assignments: Sequence[str] | None) -> str:
+    """The one option of the data that a command without a preset takes.
+
+    Args:
+        assignments: `data.spacing_from=VALUE`, or nothing.
+
+    Raises:
+        InputError: Another option, or a value that it cannot have.
+    """
+    from secl_models.options.schema import RunConfig, override
+    from secl_models.options.spacing import KEY
+
+    for assignment in assignments or ():
+        if assignment.partition("=")[0].strip() != KEY:
+            rule, cure = f"{KEY} alone", "give all other options to `secl train`"
+            raise InputError("--set", rule=rule, got=assignment, cure=cure)
+    return override(RunConfig(), assignments or ()).data.spacing_from

@@ -20,8 +20,10 @@ from secl_models.command.arguments import (
     DeviceOption,
     OverwriteOption,
     SetOption,
+    SpacingOption,
     configure,
     data_and_split,
+    spacing_from,
 )
 from secl_models.command.cli_study import study_app
 from secl_models.command.errors_to_exit import (
@@ -169,6 +171,7 @@ def evaluate(
     ] = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     device: DeviceOption = "auto",
+    set_: SpacingOption = None,
 ) -> None:
     """Score a run on its own test patients: Dice, HD95 and ASSD per structure, last and best checkpoint.
 
@@ -180,7 +183,7 @@ def evaluate(
     from secl_models.data.layouts import read_data_set
     from secl_models.inference import evaluate as scores
 
-    data_set = read_data_set(data)
+    data_set = read_data_set(data, spacing_from(set_))
     results = scores.evaluate(checkpoint, data_set, split=split, out=out, device=device)
     Console().print(scores.evaluation_table(results))
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
@@ -210,6 +213,7 @@ def predict(
     ] = False,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
+    set_: SpacingOption = None,
 ) -> None:
     """Segment images on their own grid; no label is needed.
 
@@ -222,18 +226,19 @@ def predict(
     with terminable(), progress_bar("segmenting") as progress:
         written = run(
             checkpoint, source, out, overwrite=overwrite, device=device, flips=flips, probabilities=probabilities,
-            largest_component=largest_component, progress=progress,
+            largest_component=largest_component, spacing_from=spacing_from(set_), progress=progress,
         )  # fmt: skip
     typer.echo(f"Wrote {written[0]}" if len(written) == 1 else f"Wrote {len(written)} files to {out}")
 
 
 @app.command(epilog="Example: `secl check --data DIR`")
-def check(data: DataOption) -> None:
+def check(data: DataOption, set_: SpacingOption = None) -> None:
     """Name every fault of a data set with its file; the exit status is 2 where there is an error."""
     from secl_models.data.check import ERROR, check_data_set
     from secl_models.data.layouts import read_data_set
+    from secl_models.data.patients import grouping
 
-    data_set = read_data_set(data)
+    data_set = read_data_set(data, spacing_from(set_))
     with progress_bar(f"checking {len(data_set.cases)} cases") as progress:
         faults = check_data_set(data_set, progress=progress)
     _show_faults(faults)
@@ -241,6 +246,8 @@ def check(data: DataOption) -> None:
     labels = sum(case.label is not None for case in data_set.cases)
     names = ", ".join(f"{value} {name}" for value, name in data_set.classes.items())
     typer.echo(f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}")
+    if groups := grouping(data_set):
+        typer.echo(groups)
     typer.echo(f"{errors} errors, {len(faults) - errors} warnings")
     if errors:
         raise typer.Exit(BAD_INPUT)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from secl_models.options.spacing import AUTO
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class DataSet:
             be contiguous: class index = 1 + rank of the value.
         modality: One name per channel.
         cases: In the order of the list, or by name where the layout has no order.
+        spacing_from: `data.spacing_from`: what counts where the affine and pixdim of a file disagree.
     """
 
     root: Path
@@ -44,3 +47,14 @@ class DataSet:
     classes: dict[int, str]
     modality: tuple[str, ...]
     cases: tuple[Case, ...]
+    spacing_from: str = AUTO
+
+
+def as_trained(data: DataSet, spacing_from: str) -> DataSet:
+    """A data set read as that of a run was, unless something else was said of it.
+
+    Args:
+        data: As it was read.
+        spacing_from: `data.spacing_from` of the run.
+    """
+    return data if data.spacing_from != AUTO else replace(data, spacing_from=spacing_from)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from secl_models.options.errors import InputError
+
 UNFINISHED = "*.partial"  # what a killed process was writing
 
 
@@ -48,6 +50,24 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_text(path: Path, rule: str, cure: str) -> str:
+    """The text of a file in UTF-8, with or without the mark that spreadsheets and editors put before it.
+
+    Args:
+        path: The file.
+        rule: What it should be, for the message.
+        cure: For the message.
+
+    Raises:
+        InputError: It cannot be read, or is of another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        got = getattr(error, "strerror", None) or error
+        raise InputError(path, rule=rule, got=got, cure=cure) from error
 
 
 def write_bytes(path: Path, payload: bytes) -> None:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from secl_models.data.volumes import Volume
 
+THICK = 1.5  # times the other sides: a stack of slices
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -72,13 +74,44 @@ def turn_to(orientation: tuple[float, ...] | None, volume: Volume) -> Turn:
     Returns:
         The identity for None, and for a volume without a known grid.
     """
-    own = directions(volume)
+    return turn_between(orientation, directions(volume))
+
+
+def turn_between(orientation: tuple[float, ...] | None, own: tuple[float, ...] | None) -> Turn:
+    """The same for the directions of a volume.
+
+    Args:
+        orientation: The wanted directions.
+        own: Those of the volume.
+    """
     if orientation is None or own is None:
         return Turn()
     cosines = np.array(orientation).reshape(3, 3) @ np.array(own).reshape(3, 3).T  # [wanted axis, stored axis]
     orders = list(itertools.permutations(range(3)))  # the identity first: it wins a tie
     order = max(orders, key=lambda axes: sum(abs(cosines[wanted, axis]) for wanted, axis in enumerate(axes)))
     return Turn(order, tuple(sorted(axis for wanted, axis in enumerate(order) if cosines[wanted, axis] < 0)))
+
+
+def thick_axis(volume: Volume) -> int | None:
+    """The stored axis across thick slices; None where no side of a voxel is far longer than both others."""
+    if volume.spacing is None or len(volume.spacing) < 3:
+        return None
+    *_, second, longest = sorted(volume.spacing)
+    return volume.spacing.index(longest) if longest >= THICK * second else None
+
+
+def cut_across(orientation: tuple[float, ...] | None, volume: Volume) -> bool:
+    """Whether the slices of a network in two dimensions run across the thick slices of a stack.
+
+    So it is where these lie more than 45 degrees off those of the training images, or are not stored along the last
+    axis.
+
+    Args:
+        orientation: As for `turn_to`.
+        volume: As read.
+    """
+    axis = thick_axis(volume)
+    return axis is not None and turn_to(orientation, volume).order[2] != axis
 
 
 def reference(volumes: Iterable[Volume]) -> tuple[float, ...] | None:

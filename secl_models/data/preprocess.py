@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from secl_models.data.cases import DataSet
+from secl_models.data.labels import class_type
 from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.volumes import Volume
 from secl_models.options.errors import InputError
@@ -96,7 +97,7 @@ class Preprocess:
         return _resample_linear(torch.from_numpy(array), self.grid(volume))
 
     def label(self, volume: Volume) -> Tensor:
-        """Class indices `[*grid]` uint8 of the nearest stored voxels, pixel for pixel below `image`.
+        """Class indices `[*grid]` of the nearest stored voxels, pixel for pixel below `image`: uint8, int16 above 255.
 
         Raises:
             InputError: As for `image`, or the volume has no label.
@@ -106,12 +107,15 @@ class Preprocess:
                 volume.case.name, rule="a labelled case has a label", got="none", cure="give its label file"
             )
         turned = self.turn(volume).apply(volume.label)
-        stored = torch.from_numpy(np.ascontiguousarray(turned, dtype=np.uint8))
+        stored = torch.from_numpy(np.ascontiguousarray(turned, dtype=class_type(int(turned.max()))))
         grid = self.grid(volume)
         if tuple(stored.shape) == grid:
             return stored
         # Plain "nearest" of torch takes the voxel below, half a voxel off the linear image.
-        return interpolate(stored[None, None], size=grid, mode="nearest-exact")[0, 0]
+        if stored.dtype == torch.uint8:
+            return interpolate(stored[None, None], size=grid, mode="nearest-exact")[0, 0]
+        # torch resamples no int16; float32 holds it exactly.
+        return interpolate(stored[None, None].float(), size=grid, mode="nearest-exact")[0, 0].to(stored.dtype)
 
     def restore(self, probabilities: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Bring probabilities from the network's grid back to the input's own, still in the network's orientation.

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secl_models.data.files import partial_path, whole_file
-from secl_models.data.volumes import nifti_like
+from secl_models.data.volumes import grid_like
 
 
 class ProbabilityFile:
@@ -43,7 +43,7 @@ class ProbabilityFile:
         return self._stored
 
     def __enter__(self) -> ProbabilityFile:
-        _, header, shape = nifti_like(self._source, np.float32)
+        _, header, shape = grid_like(self._source, np.float32)
         if header is None:
             header = nib.Nifti1Image(np.zeros((1, 1, 1), np.float32), np.eye(4)).header
         volume = (*shape, *(1,) * (3 - len(shape)))

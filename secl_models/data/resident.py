@@ -248,7 +248,7 @@ class _Pool:
         )
         self.position = ((height + 0.5) / extent).astype(np.float32)
 
-    def _index_structures(self, label: npt.NDArray[np.uint8]) -> None:
+    def _index_structures(self, label: npt.NDArray[Any]) -> None:
         """Remember labelled voxels of each item, as many of each class; an empty `label` remembers none."""
         kept: list[Integers] = []
         self._voxel_count = np.zeros(self.count, np.int64)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from secl_models.data.cases import Case, DataSet
-from secl_models.data.files import write_text
+from secl_models.data.files import read_text, write_text
 from secl_models.options.errors import InputError
 
 SPLIT_SEED = 2105  # draws test and validation: every seed of a study is tested on the same patients
@@ -139,9 +139,10 @@ def load_split(path: Path, data: DataSet) -> Split:
 
 
 def _read_names(path: Path) -> dict[str, list[str]]:
+    text = read_text(path, "the split is a JSON file", "restore it")
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        names = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(path, rule="the split is a JSON file", got=error, cure="restore it") from error
     if not isinstance(names, dict) or set(names) != set(PARTS) or not all(map(_is_names, names.values())):
         got = ", ".join(map(str, names)) if isinstance(names, dict) else type(names).__name__

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,20 @@ import h5py
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from secl_models.data.files import write_bytes
+from secl_models.data.formats import H5_SUFFIX, NIFTI_SUFFIXES, require_readable, suffix_of
+from secl_models.data.grid import FloatArray, grid_of, voxel_sides
+from secl_models.data.labels import class_index, value_type
+from secl_models.data.nifti import UNREADABLE, NiftiFile, nifti_like, open_nifti, read_voxels, to_bytes, unreadable
 from secl_models.options.errors import InputError
+from secl_models.options.spacing import AFFINE, AUTO
 
 if TYPE_CHECKING:  # layouts imports this module
     from secl_models.data.cases import Case, DataSet
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-H5_SUFFIX = ".h5"
 # Share of the smallest voxel side: two headers of one scan differ by rounding, a shifted label by far more.
 GRID_TOLERANCE = 0.05
-MILLIMETRES = {1: 1000.0, 3: 0.001}  # NIfTI unit codes of metre and micron; all others are read as mm
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError)
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,14 +56,6 @@ class _Stored:
     array: npt.NDArray[Any]  # [C, *spatial]
     affine: FloatArray
     spacing: tuple[float, ...] | None
-
-
-def file_stem(path: Path) -> str:
-    """The file name without `.nii.gz`, `.nii` or `.h5`."""
-    for suffix in (*NIFTI_SUFFIXES, H5_SUFFIX):
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
 
 
 def load_volume(case: Case, data: DataSet) -> Volume:
@@ -115,14 +102,17 @@ def examine_case(case: Case, data: DataSet) -> tuple[Volume | None, list[InputEr
     label: _Stored | None = None
     index: npt.NDArray[np.int64] | None = None
     with _collect(faults):
-        image = _read_image(case, len(data.modality))
+        image = _read_image(case, len(data.modality), data.spacing_from)
     if image is not None:
         with _collect(faults):
             _require_finite(image.array, case.image[0])
     if case.label is not None:
         with _collect(faults):
-            label = _read_file(case.label, "label")
-            index = _class_index(_single_channel(label.array, case.label), data.classes, case.label)
+            label = _read_file(case.label, "label", data.spacing_from)
+            if image is not None:
+                _require_other(image, label, case)
+                label = _like_rank(label, image.array.ndim)
+            index = class_index(_single_channel(label.array, case.label), data.classes, case.label)
         if image is not None and label is not None:
             with _collect(faults):
                 _require_same_grid(image, label, case.image[0], case.label)
@@ -131,17 +121,17 @@ def examine_case(case: Case, data: DataSet) -> tuple[Volume | None, list[InputEr
     return Volume(case, image.array, index, image.affine, image.spacing), faults
 
 
-def label_values(path: Path) -> set[int]:
-    """The distinct whole numbers above 0 in a label file; other values are for `load_volume` to refuse.
+def read_label(path: Path) -> npt.NDArray[Any]:
+    """The values of a label file as stored, `[*spatial]`.
 
     Args:
         path: A NIfTI or h5 file.
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: The file cannot be read or has several channels.
     """
-    values = np.unique(_read_file(path, "label").array).astype(np.float64)
-    return {int(value) for value in values if value > 0 and value == np.rint(value)}
+    # The spacing does not matter here; what contradicts itself is reported when the case is read.
+    return _single_channel(_read_file(path, "label", AFFINE).array, path)
 
 
 def count_channels(files: tuple[Path, ...]) -> int:
@@ -153,9 +143,9 @@ def count_channels(files: tuple[Path, ...]) -> int:
     Raises:
         InputError: A file cannot be read.
     """
-    if len(files) > 1 or files[0].name.endswith(H5_SUFFIX):
+    if len(files) > 1 or suffix_of(files[0]) == H5_SUFFIX:
         return len(files)
-    shape = _nifti_header(files[0]).shape
+    shape = _open(files[0]).shape
     return int(shape[3]) if len(shape) == 4 else 1
 
 
@@ -171,7 +161,7 @@ def save_segmentation(path: Path, label: npt.NDArray[Any], like: Path | Volume, 
     Raises:
         InputError: The suffix is not NIfTI, the shape differs from the image's, or an index is not a class.
     """
-    if not path.name.endswith(NIFTI_SUFFIXES):
+    if suffix_of(path) not in NIFTI_SUFFIXES:
         raise InputError(
             path,
             rule="a segmentation is NIfTI",
@@ -179,24 +169,24 @@ def save_segmentation(path: Path, label: npt.NDArray[Any], like: Path | Volume, 
             cure="end the name in .nii.gz",
         )
     values = np.array([0, *sorted(classes)])
-    values = values.astype(_smallest_type(int(values.max())))
+    values = values.astype(value_type(int(values.max())))
     if label.size and not 0 <= label.min() <= label.max() <= len(classes):
         got = f"{label.min()} to {label.max()}"
         raise InputError(
             path, rule=f"class indices are 0 to {len(classes)}", got=got, cure="pass the classes trained on"
         )
     source = like if isinstance(like, Path) else like.case.image[0]
-    kind, header, shape = nifti_like(source, values.dtype)
+    kind, header, shape = grid_like(source, values.dtype)
     if label.shape != shape:
         rule, got = "segmentation and image share one shape", f"{label.shape} and {shape}"
         raise InputError(source, rule=rule, got=got, cure="resample the prediction back")
-    # An affine of None: nibabel leaves the stored form fields alone.
-    payload = kind(values[label], np.eye(4) if header is None else None, header).to_bytes()
+    payload = to_bytes(kind, values[label], header)
     # mtime 0: equal segmentations are equal files
-    write_bytes(path, gzip.compress(payload, 6, mtime=0) if path.name.endswith(".gz") else payload)
+    packed = suffix_of(path).endswith(".gz")
+    write_bytes(path, gzip.compress(payload, 6, mtime=0) if packed else payload)
 
 
-def nifti_like(source: Path, kind: npt.DTypeLike) -> tuple[Any, Any, tuple[int, ...]]:
+def grid_like(source: Path, kind: npt.DTypeLike) -> tuple[type[Any], Any, tuple[int, ...]]:
     """What puts an array onto the grid of an image.
 
     Args:
@@ -210,21 +200,10 @@ def nifti_like(source: Path, kind: npt.DTypeLike) -> tuple[Any, Any, tuple[int, 
     Raises:
         InputError: The image cannot be read.
     """
-    if source.name.endswith(H5_SUFFIX):
-        return nib.Nifti1Image, None, tuple(_read_file(source, "image").array.shape[1:])
-    template = _nifti_header(source)
-    header = template.header.copy()
-    header.extensions.clear()  # may hold the patient's name
-    header.set_data_dtype(kind)
-    blank = header.default_structarr()
-    for name in ("scl_slope", "scl_inter", "cal_max", "cal_min", "intent_code", "descrip", "aux_file", "db_name"):
-        if name in blank.dtype.names:  # NIfTI-2 has no db_name
-            header[name] = blank[name]
-    return type(template), header, tuple(template.shape[:3])
-
-
-def _smallest_type(largest: int) -> type[np.integer[Any]]:
-    return np.uint8 if largest < 256 else np.int16 if largest < 32768 else np.int32
+    if suffix_of(source) == H5_SUFFIX:
+        return nib.Nifti1Image, None, tuple(_read_h5(source, "image").array.shape[1:])
+    opened = _open(source)
+    return (*nifti_like(opened, kind), opened.shape[:3])
 
 
 @contextlib.contextmanager
@@ -235,9 +214,9 @@ def _collect(faults: list[InputError]) -> Iterator[None]:
         faults.append(fault)
 
 
-def _read_image(case: Case, channels: int) -> _Stored:
+def _read_image(case: Case, channels: int, spacing_from: str) -> _Stored:
     """All channels of a case, float32 `[C, *spatial]`."""
-    files = [_read_file(path, "image") for path in case.image]
+    files = [_read_file(path, "image", spacing_from) for path in case.image]
     for path, stored in zip(case.image[1:], files[1:], strict=True):
         _require_same_grid(files[0], stored, case.image[0], path)
     found = sum(stored.array.shape[0] for stored in files)
@@ -250,90 +229,66 @@ def _read_image(case: Case, channels: int) -> _Stored:
     return _Stored(array, files[0].affine, files[0].spacing)
 
 
-def _read_file(path: Path, key: str) -> _Stored:
+def _read_file(path: Path, key: str, spacing_from: str = AUTO) -> _Stored:
     """One file, channels first; `key` picks the array of an h5 file."""
     if not path.is_file():
-        raise InputError(path, rule="the file exists", got="no such file", cure="correct the path or restore the file")
-    if path.name.endswith(H5_SUFFIX):
+        got = "a folder" if path.is_dir() else "no such file"
+        raise InputError(path, rule="the file exists", got=got, cure="correct the path or restore the file")
+    if suffix_of(path) == H5_SUFFIX:
         return _read_h5(path, key)
-    image = _open_nifti(path)
-    try:
-        array = np.asanyarray(image.dataobj)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    _require_numbers(array, path, ranks=(2, 3, 4))
+    opened = _open(path)
+    _require_rank(opened.shape, path, ranks=(2, 3, 4))
+    axes = min(3, len(opened.shape))
+    affine, spacing = grid_of(opened.image.header, opened.header, axes, path, spacing_from)
+    array = read_voxels(opened)
+    _require_numbers(array, path)
     array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
-        raise InputError(path, rule="the affine is invertible", got=affine.tolist(), cure="write the header anew")
-    scale = MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)  # the lowest three bits: space
-    sides = _voxel_sides(affine)[: array.ndim - 1]
-    return _Stored(array, affine, tuple(float(side) * scale for side in sides))
+    return _Stored(array, affine, spacing)
 
 
-def _voxel_sides(affine: FloatArray) -> FloatArray:
-    sides: FloatArray = np.linalg.norm(affine[:3, :3], axis=0)
-    return sides
-
-
-def _open_nifti(path: Path) -> Any:
-    """A nibabel image that was read to the end of its file, typed Any because nibabel's annotations are partial."""
-    image = _nifti_header(path)
-    if not path.name.endswith(".gz"):
-        return image
-    try:  # which verifies the checksum; nibabel stops before it
-        return type(image).from_bytes(gzip.decompress(path.read_bytes()))
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _nifti_header(path: Path) -> Any:
-    """A nibabel image of which nothing but the header was read."""
-    if not path.name.endswith(NIFTI_SUFFIXES):
-        raise InputError(
-            path,
-            rule="images are .nii.gz, .nii or .h5",
-            got=path.suffix or "no suffix",
-            cure="convert the file",
-        )
-    try:
-        image: Any = nib.load(path, mmap=False)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise InputError(path, rule="the file is NIfTI", got=type(image).__name__, cure="convert it to NIfTI")
-    return image
+def _open(path: Path) -> NiftiFile:
+    require_readable(path)
+    return open_nifti(path)
 
 
 def _read_h5(path: Path, key: str) -> _Stored:
     try:
         with h5py.File(path, "r") as file:
-            if key not in file:
+            stored = file.get(key)
+            if not isinstance(stored, h5py.Dataset):
                 raise InputError(
                     path, rule=f"an h5 file holds {key!r}", got=sorted(file), cure="write the missing array"
                 )
-            array = np.asarray(file[key])
-    except (OSError, KeyError, RuntimeError, TypeError) as error:
-        raise _unreadable(path, error) from error
-    _require_numbers(array, path, ranks=(2, 3))
+            _require_rank(stored.shape or (), path, ranks=(2, 3))
+            array = np.asarray(stored)
+    except (*UNREADABLE, RuntimeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise unreadable(path, error) from error
+    _require_numbers(array, path)
     if array.ndim == 3:
         array = np.moveaxis(array, 0, -1)  # stored [Z, H, W]
     return _Stored(array[None], np.eye(4), None)
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    got = " ".join(str(error).split()) or type(error).__name__
-    return InputError(path, rule="the file can be read to its end", got=got, cure="copy or download it again")
+def _require_rank(shape: tuple[int, ...], path: Path, *, ranks: tuple[int, ...]) -> None:
+    if len(shape) not in ranks:
+        rule = f"an image has {' or '.join(map(str, ranks))} axes, channels last"
+        cure = "store one image per file, its channels along the fourth axis"
+        raise InputError(path, rule=rule, got=f"shape {shape}", cure=cure)
+    if 0 in shape:
+        raise InputError(path, rule="an image has voxels", got=f"shape {shape}", cure="leave the empty file out")
 
 
-def _require_numbers(array: npt.NDArray[Any], path: Path, *, ranks: tuple[int, ...]) -> None:
-    if array.dtype.kind not in "buif":
-        raise InputError(path, rule="voxels are real numbers", got=array.dtype, cure="convert it to a scalar image")
-    if array.ndim not in ranks:
-        rule = f"an image has {' or '.join(map(str, ranks))} axes"
-        raise InputError(path, rule=rule, got=array.shape, cure="store one image per file")
-    if array.size == 0:
-        raise InputError(path, rule="an image has voxels", got=array.shape, cure="leave the empty file out")
+def _require_numbers(array: npt.NDArray[Any], path: Path) -> None:
+    if array.dtype.kind in "buif":
+        return
+    cure = "convert it to a scalar image"
+    if array.dtype.names:
+        cure = "convert the colours to grey, or write one file for each of them"
+    elif array.dtype.kind == "c":
+        cure = "write the magnitude, or magnitude and phase as two channels"
+    raise InputError(path, rule="voxels are real numbers", got=array.dtype, cure=cure)
 
 
 def _require_finite(array: npt.NDArray[np.float32], path: Path) -> None:
@@ -351,17 +306,20 @@ def _single_channel(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     return label
 
 
-def _class_index(stored: npt.NDArray[Any], classes: Mapping[int, str], path: Path) -> npt.NDArray[np.int64]:
-    """Label values to class indices: 0 stays 0, the i-th smallest value becomes i."""
-    values = np.array([0, *sorted(classes)])
-    index = np.minimum(np.searchsorted(values, stored), len(values) - 1)
-    strange = stored[values[index] != stored]
-    if strange.size:
-        found = ", ".join(f"{value:g}" for value in np.unique(strange)[:5])
-        rule = f"label values are among {', '.join(map(str, values))}"
-        got = f"{found} in {strange.size} voxels"
-        raise InputError(path, rule=rule, got=got, cure="correct the label or list the value among the classes")
-    return index.astype(np.int64, copy=False)
+def _require_other(image: _Stored, label: _Stored, case: Case) -> None:
+    """A label is not the image itself, under whatever name."""
+    same = image.array.shape == label.array.shape and np.array_equal(image.array, label.array)
+    if same and label.array.min() != label.array.max():
+        got, cure = f"the voxels of {case.image[0]}", "name the label file"
+        raise InputError(case.label, rule="a label is not the image itself", got=got, cure=cure)
+
+
+def _like_rank(label: _Stored, rank: int) -> _Stored:
+    """A label of one slice as the image has it: `[H, W]` and `[H, W, 1]` are one grid."""
+    array, axes = label.array, label.array.ndim
+    if (rank, axes) == (3, 4) and array.shape[-1] == 1:
+        return _Stored(array[..., 0], label.affine, label.spacing)
+    return _Stored(array[..., None], label.affine, label.spacing) if (rank, axes) == (4, 3) else label
 
 
 def _require_same_grid(first: _Stored, second: _Stored, first_path: Path, second_path: Path) -> None:
@@ -374,6 +332,6 @@ def _require_same_grid(first: _Stored, second: _Stored, first_path: Path, second
     corners = np.array(np.meshgrid(*([0, size] for size in extent))).reshape(3, -1).T
     difference = first.affine - second.affine
     gap = np.abs(corners @ difference[:3, :3].T + difference[:3, 3]).max()
-    if gap > GRID_TOLERANCE * _voxel_sides(first.affine).min():
+    if gap > GRID_TOLERANCE * voxel_sides(first.affine).min():
         rule, got = f"the affine is that of {first_path.name}", f"corners up to {gap:.3g} mm apart"
         raise InputError(second_path, rule=rule, got=got, cure="resample the label to the image, or copy its header")

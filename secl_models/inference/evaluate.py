@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from secl_models.data.cases import Case, DataSet
+from secl_models.data.cases import Case, DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.splits import load_split
 from secl_models.data.volumes import Volume, load_volume
@@ -198,6 +198,7 @@ def _evaluate_one(
     model: LoadedModel, name: str, data: DataSet, cases: Sequence[Case], split: str, progress: bool
 ) -> Evaluation:
     start = time.perf_counter()
+    data = as_trained(data, model.config.data.spacing_from)
     steps = track(
         cases,
         f"{name} on {len(cases)} {split} cases",

@@ -7,28 +7,32 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from secl_models.data.cases import Case, DataSet
-from secl_models.data.probabilities import ProbabilityFile
-from secl_models.data.volumes import (
+from secl_models.data.cases import Case, DataSet, as_trained
+from secl_models.data.formats import (
     H5_SUFFIX,
     NIFTI_SUFFIXES,
-    Volume,
-    count_channels,
+    READ,
     file_stem,
-    load_volume,
-    save_segmentation,
+    image_files,
+    refuse_foreign,
+    require_text,
+    suffix_of,
 )
+from secl_models.data.probabilities import ProbabilityFile
+from secl_models.data.volumes import Volume, count_channels, load_volume, save_segmentation
 from secl_models.inference.windows import Slab, put, segment_volume
 from secl_models.method.checkpoint import LoadedModel, load_model
 from secl_models.method.device import choose_device
 from secl_models.method.largest_part import keep_largest
 from secl_models.options.errors import InputError
+from secl_models.options.spacing import AUTO
 
-SUFFIXES = (*NIFTI_SUFFIXES, H5_SUFFIX)
+SUFFIXES = (*READ, H5_SUFFIX)
 TRAINED = "trained"  # the flips that training used
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")  # nnU-Net: a file per channel, case_0000, case_0001
 
@@ -43,6 +47,7 @@ def predict(
     flips: str = "",
     probabilities: bool = False,
     largest_component: bool = False,
+    spacing_from: str = AUTO,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write a segmentation for every image: the image's grid and affine, the training set's label values.
@@ -60,6 +65,7 @@ def predict(
         flips: Axes along which logits are averaged over flips, such as `0,1`, or `trained`: those of training.
         probabilities: Also write `<name>_probabilities.nii.gz`, see `probabilities_path`.
         largest_component: Keep the largest connected part of each structure, see `keep_largest`.
+        spacing_from: `data.spacing_from` of the images; "auto": that of the training.
         progress: Called after each image with the number written and the number to write.
 
     Returns:
@@ -81,7 +87,15 @@ def predict(
         _require_channels(case, model)
     model.network.to(target_device)
     modality = tuple(f"channel {index}" for index in range(model.channels))
-    data = DataSet(root=source, layout="csv", classes=model.classes, modality=modality, cases=tuple(cases))
+    data = DataSet(
+        root=source,
+        layout="csv",
+        classes=model.classes,
+        modality=modality,
+        cases=tuple(cases),
+        spacing_from=spacing_from,
+    )
+    data = as_trained(data, model.config.data.spacing_from)
     for done, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
         label = _segment(model, load_volume(case, data), axes, probabilities_path(target) if probabilities else None)
         if largest_component:
@@ -107,9 +121,11 @@ def find_images(source: Path, channels: int) -> list[Case]:
         InputError: Nothing there, or no image in the folder.
     """
     if source.is_dir():
-        names = sorted(file.name for file in source.iterdir())
-        files = [source / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+        files = image_files(source, SUFFIXES)
+        if not files:
+            refuse_foreign(source, files)
     elif source.is_file():
+        require_text(source)
         files = [source]
     else:
         raise InputError(
@@ -118,7 +134,7 @@ def find_images(source: Path, channels: int) -> list[Case]:
     if not files:
         raise InputError(
             source,
-            rule=f"a folder with images ({', '.join(SUFFIXES)})",
+            rule="a folder with images (.nii.gz, .nii, .img with .hdr, .h5)",
             got="none",
             cure="name the folder that holds the images themselves",
         )
@@ -156,8 +172,7 @@ def probabilities_path(target: Path) -> Path:
         >>> probabilities_path(Path("seg.nii.gz")).name
         'seg_probabilities.nii.gz'
     """
-    suffix = next(suffix for suffix in NIFTI_SUFFIXES if target.name.endswith(suffix))
-    return target.with_name(f"{target.name.removesuffix(suffix)}_probabilities{suffix}")
+    return target.with_name(f"{file_stem(target)}_probabilities{suffix_of(target)}")
 
 
 def flip_axes(text: str, model: LoadedModel) -> tuple[int, ...]:
@@ -190,7 +205,7 @@ def flip_axes(text: str, model: LoadedModel) -> tuple[int, ...]:
 
 def _targets(cases: Sequence[Case], source: Path, out: Path) -> list[Path]:
     if source.is_dir():
-        if out.name.endswith(SUFFIXES) or out.is_file():
+        if suffix_of(out) in SUFFIXES or out.is_file():
             raise InputError(
                 "--out",
                 rule="a folder, since --input is a folder",
@@ -198,7 +213,7 @@ def _targets(cases: Sequence[Case], source: Path, out: Path) -> list[Path]:
                 cure="name a folder; each image gets a file of its name",
             )
         return [out / f"{case.name}.nii.gz" for case in cases]
-    if out.name.endswith(NIFTI_SUFFIXES):
+    if suffix_of(out) in NIFTI_SUFFIXES:
         target = out
     elif out.is_dir() or not out.suffix:
         target = out / f"{cases[0].name}.nii.gz"
@@ -239,7 +254,7 @@ def _require_channels(case: Case, model: LoadedModel) -> None:
 
 def _segment(
     model: LoadedModel, volume: Volume, flips: tuple[int, ...], probabilities: Path | None
-) -> npt.NDArray[np.uint8]:
+) -> npt.NDArray[np.integer[Any]]:
     with ExitStack() as stack:
         observe = None
         if probabilities is not None:

@@ -19,6 +19,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from secl_models.data.labels import class_type
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
 from secl_models.method.networks import TappedModule
@@ -73,7 +74,7 @@ def segment_volume(
     volume: Volume,
     flips: Sequence[int] = (),
     observe: Callable[[Slab], None] | None = None,
-) -> npt.NDArray[np.uint8]:
+) -> npt.NDArray[np.integer[Any]]:
     """The most probable class of every voxel; never holds more probabilities than those of one slab.
 
     Args:
@@ -85,13 +86,16 @@ def segment_volume(
         observe: Called with every slab, to keep its probabilities elsewhere.
 
     Returns:
-        Class index [*spatial] on the input's own grid.
+        Class index [*spatial] on the input's own grid, uint8 or int16 as the classes need.
     """
-    label = np.empty(volume.image.shape[1:], np.uint8)
+    label: npt.NDArray[np.integer[Any]] | None = None
     for slab in predict_slabs(network, preprocess, config, volume, flips):
+        if label is None:
+            label = np.empty(volume.image.shape[1:], class_type(len(slab.probabilities) - 1))
         put(label, slab.probabilities.argmax(0).numpy(), slab.where, preprocess, volume)
         if observe is not None:
             observe(slab)
+    assert label is not None, "a volume has at least one plane"
     return label
 
 

@@ -28,7 +28,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, what: object, *, rule: str, got: object, cure: str) -> None:
-        self.what, self.rule, self.got, self.cure = str(what), rule, str(got), cure
+        self.what, self.rule, self.got, self.cure = _printable(what), rule, _printable(got), _printable(cure)
         super().__init__(f"{self.what}: {rule}; got {self.got}. Cure: {cure}.")
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -38,6 +38,15 @@ class InputError(ValueError):
 
 def _rebuild(what: str, rule: str, got: str, cure: str) -> InputError:
     return InputError(what, rule=rule, got=got, cure=cure)
+
+
+def _printable(value: object) -> str:
+    """Text that can be printed: bytes of a file name that are no UTF-8 are written out."""
+    text = str(value)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which no file name holds
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

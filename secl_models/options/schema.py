@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from secl_models.options import spacing as spacing_rule
 from secl_models.options.errors import InputError
 from secl_models.options.methods import DEFAULT, METHODS
 from secl_models.options.plain import dotted_names, from_plain, refuse_unknown, to_plain
@@ -19,6 +20,8 @@ from secl_ops.spec import BACKENDS, DENOMINATORS, STRATEGIES
 PRESETS = Path(__file__).resolve().parent / "presets"
 
 NORMALIZE = ("auto", "volume", "slice", "window")
+# What yaml raises beside its own: no file, a date that there is not, a nest of brackets, a tag without its value.
+NO_VALUE = (OSError, ValueError, RecursionError, AttributeError, TypeError)
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -35,6 +38,8 @@ class DataConfig:
         None  # every slice is resized to this grid (SSL4MIS protocol); None: `spacing` decides
     )
     spacing: tuple[float, ...] | None = None  # mm; in-plane (2-D) or full (3-D) target spacing; None: the files' own
+    # What counts where the affine and pixdim of a NIfTI header disagree; auto: such a file is refused.
+    spacing_from: str = spacing_rule.AUTO
     patch: tuple[int, ...] = (128, 128)  # voxels of the resampled grid that one sample shows
     window: tuple[float, float] | None = None  # CT: clip to these Hounsfield units first
     normalize: str = "auto"  # zero mean and unit variance over a volume, over each slice, or fixed by the window
@@ -44,6 +49,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_choice("data.dims", self.dims, (2, 3))
+        _require_choice(spacing_rule.KEY, self.spacing_from, spacing_rule.CHOICES)
         _require_choice("data.normalize", self.normalize, NORMALIZE)
         _require_axes("data.patch", self.patch, self.dims, may_be_empty=True)
         if self.size is not None:
@@ -292,7 +298,7 @@ def load_preset(name_or_path: str | Path, *, extending: tuple[str, ...] = ()) ->
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = PRESETS / f"{name_or_path}.yaml"
-    if not path.is_file():
+    if not _is_file(path):
         _refuse(
             f"preset {name_or_path}",
             f"one of {', '.join(preset_names())}, or the path of a yaml file",
@@ -301,12 +307,19 @@ def load_preset(name_or_path: str | Path, *, extending: tuple[str, ...] = ()) ->
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, *NO_VALUE) as error:
         reason = " ".join(str(error).split())
         raise InputError(path, rule="readable yaml", got=reason, cure="correct the file there") from error
     if not isinstance(values, Mapping):
         _refuse(str(path), "a yaml mapping of options", type(values).__name__, "write lines such as `seed: 0`")
     return from_dict(_extended({"preset": path.stem, **values}, (*extending, str(path))))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _extended(values: Mapping[str, Any], chain: tuple[str, ...]) -> dict[str, Any]:
@@ -345,7 +358,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
             refuse_unknown(key, known)
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, *NO_VALUE) as error:
             raise InputError(
                 key, rule="a value in yaml", got=text, cure="write 3, 0.5, true, null or [1, 2]"
             ) from error

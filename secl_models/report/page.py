@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from secl_models.data.cases import DataSet
+from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.inference.evaluate import Evaluation, evaluated_cases, load_evaluation
@@ -85,6 +85,7 @@ def write_report(
         raise InputError(main.folder, rule="a finished run", got=f"no {SUMMARY}", cure=cure)
     names = structure_names(data.classes)
     model = load_model(main.folder / LAST)
+    data = as_trained(data, model.config.data.spacing_from)
     context = {
         **_head(main, data, split),
         **_scores(found, names),

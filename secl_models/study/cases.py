@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from secl_models.data.cases import DataSet
+from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.volumes import Volume
 from secl_models.inference.evaluate import Evaluation, load_evaluation
 from secl_models.inference.metrics import structure_names
@@ -59,6 +59,7 @@ def draw_cases(runs: Sequence[Path], data: DataSet, out: Path, *, split: str = "
     """
     methods = [_read(folder, split) for folder in runs]
     _require_same_cases(runs, methods)
+    data = as_trained(data, methods[-1].model.config.data.spacing_from)
     chosen = chosen_volumes(methods[-1].evaluation, data, runs[-1], split)
     names = structure_names(data.classes)
     out.mkdir(parents=True, exist_ok=True)

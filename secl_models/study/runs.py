@@ -192,8 +192,8 @@ def run_job(job: Job, out: Path, keep: bool) -> Finished:
 
     if job.single:
         torch.set_num_threads(1)
-    data = read_data_set(job.data)
     config = override(load_preset(job.preset), job.overrides)
+    data = read_data_set(job.data, config.data.spacing_from)
     steps = job.steps or config.train.steps
     options = replace(config.train, method=job.method, steps=steps, threads=1 if job.single else config.train.threads)
     config = replace(config, labeled=job.labeled, seed=job.seed, train=options)

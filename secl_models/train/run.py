@@ -31,7 +31,7 @@ from secl_models.method.processes import Processes, launched, leave, start_fabri
 from secl_models.method.profiler import Stages
 from secl_models.options.errors import InputError, writing
 from secl_models.options.methods import METHODS, short_name
-from secl_models.options.schema import RunConfig, to_dict, to_yaml
+from secl_models.options.schema import RunConfig, from_dict, to_dict, to_yaml
 from secl_models.train import run_folder as records
 from secl_models.train.progress import shown, training_bar
 from secl_models.train.run_folder import History, RunSummary
@@ -353,7 +353,7 @@ def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     """Names of the options that differ; where a run may move to, such as the device, is free."""
     free = {"train.device", "train.threads", "train.checkpoint_every", "train.compile"}
-    one, other = _flat(stored), _flat(asked)
+    one, other = _flat(to_dict(from_dict(stored))), _flat(asked)  # of an older run: options that it did not have yet
     names = sorted((one.keys() | other.keys()) - free)
     return ", ".join(name for name in names if one.get(name) != other.get(name))
 

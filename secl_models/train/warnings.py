@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from secl_models.data.orientation import cut_across
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
 from secl_models.options.schema import RunConfig
@@ -39,6 +40,12 @@ def notes_on(
         notes.append(
             f"No labelled case shows {', '.join(absent)}: it cannot be learned. "
             "Raise --labeled, or take another --seed, which draws other cases."
+        )
+    across = [v.case.name for v in (*labeled, *unlabeled) if cut_across(config.data.orientation, v)]
+    if config.data.dims == 2 and across:
+        notes.append(
+            f"{len(across)} stacks, {across[0]} first, are cut across their thick slices: these lie more than 45 "
+            "degrees off those of most images, or not along the last axis. data.orientation=null keeps their own."
         )
     small, images = _small(config, [*labeled, *unlabeled])
     if small:

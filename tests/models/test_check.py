@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,11 @@ from secl_models.data.cases import Case, DataSet
 from secl_models.data.check import check_data_set
 from secl_models.data.layouts import read_data_set
 from secl_models.data.phantom import write_phantom
+from secl_models.data.preprocess import resolve
 from secl_models.data.splits import make_split
+from secl_models.data.volumes import load_volume
+from secl_models.options.schema import load_preset, override
+from secl_models.train.warnings import notes_on
 
 
 @pytest.fixture
@@ -117,9 +122,9 @@ def test_a_patient_in_two_splits(data: DataSet) -> None:
 
 
 def test_empty_slices_are_usual_unless_all_of_a_patient_are(tmp_path: Path) -> None:
-    cases = []
+    cases: list[Case] = []
     for name, patient, value in (("a1", "a", 0), ("a2", "a", 1), ("b1", "b", 0), ("b2", "b", 0)):
-        ramp = np.arange(16, dtype=np.int16).reshape(4, 4)
+        ramp = np.arange(16, dtype=np.int16).reshape(4, 4) + len(cases)
         for kind, array in (("image", ramp), ("label", np.full((4, 4), value, np.uint8))):
             nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}_{kind}.nii")
         cases.append(Case(name, patient, (tmp_path / f"{name}_image.nii",), tmp_path / f"{name}_label.nii", None))
@@ -139,3 +144,66 @@ def test_real_sets_are_without_fault(real_data: Path, name: str) -> None:
     data = read_data_set(real_data / name)
     split = make_split(data, 1, 0)
     assert check_data_set(data, (*split.labeled, *split.val)) == []
+
+
+@pytest.mark.parametrize("kind", ["copied", "packed anew", "as float"])
+def test_one_image_under_two_patients(data: DataSet, kind: str) -> None:
+    first, last = data.cases[0].image[0], data.cases[3].image[0]
+    if kind == "copied":
+        last.write_bytes(first.read_bytes())
+    elif kind == "packed anew":
+        last.write_bytes(gzip.compress(gzip.decompress(first.read_bytes()), 1))
+    else:
+        stored: Any = nib.load(first)
+        nib.save(nib.Nifti1Image(np.asarray(stored.dataobj).astype(np.float32), stored.affine), last)
+    (fault,) = check_data_set(data)
+    assert (fault.file, fault.rule, fault.severity) == (str(last), "an image belongs to one patient", "error")
+    assert fault.got == f"the voxels of {first}, patients phantom_001 and phantom_004"
+
+
+def test_equal_images_of_one_part_or_one_patient_are_warnings(data: DataSet) -> None:
+    """Patients 74 and 76 of the SSL4MIS slices are one, and both are trained on."""
+    for number in (2, 3):
+        data.cases[number].image[0].write_bytes(data.cases[number - 2].image[0].read_bytes())
+    label_of(data.cases[2]).write_bytes(label_of(data.cases[0]).read_bytes())
+    trained = replace(data, cases=tuple(replace(case, split="train") for case in data.cases))
+    assert [(fault.rule, fault.severity) for fault in check_data_set(trained)] == [
+        ("an image belongs to one patient", "warning"),
+        ("an image belongs to one patient", "warning"),
+    ]
+    apart = zip(data.cases, ("train", "train", "test", "train"), strict=True)
+    tested = replace(data, cases=tuple(replace(case, split=split) for case, split in apart))
+    assert [fault.severity for fault in check_data_set(tested)] == ["error", "warning"]
+    one = replace(data, cases=tuple(replace(case, patient="p") for case in data.cases))
+    (fault,) = check_data_set(one)
+    assert (fault.rule, fault.severity) == ("a patient has each image once", "warning")
+    assert fault.got.endswith(", and 1 more images of theirs")
+
+
+def test_images_of_one_intensity_are_not_taken_for_copies(data: DataSet) -> None:
+    for case in data.cases[2:]:
+        rewrite(case.image[0], lambda a: a * 0)
+    assert [fault.got for fault in check_data_set(data)] == ["one intensity everywhere"] * 2
+
+
+def tilted(degrees: float) -> Any:
+    tilt = np.radians(degrees)
+    affine = np.eye(4)
+    affine[:3, :3] = [[np.cos(tilt), 0, np.sin(tilt)], [0, 1, 0], [-np.sin(tilt), 0, np.cos(tilt)]]
+    return affine @ np.diag([1.5, 1.5, 8, 1])
+
+
+@pytest.mark.parametrize(("degrees", "warned"), [(40, False), (50, True)])
+def test_a_stack_whose_slices_are_cut_across_is_said(data: DataSet, degrees: float, warned: bool) -> None:
+    for case in data.cases:
+        for path in (case.image[0], *([case.label] if case.label else [])):
+            stored: Any = nib.load(path)
+            affine = tilted(degrees if case is data.cases[1] else 0)
+            nib.save(nib.Nifti1Image(np.asarray(stored.dataobj), affine), path)
+    faults = check_data_set(data)
+    assert [(fault.file, fault.severity) for fault in faults] == [(str(data.cases[1].image[0]), "warning")] * warned
+    split = make_split(data, 1, 0)
+    volumes = [load_volume(case, data) for case in data.cases]
+    config = resolve(override(load_preset("demo"), ["data.orientation=[]"]), data, volumes)
+    notes = notes_on(config, config, volumes, [], split.val, data.classes)
+    assert any(note.startswith("1 stacks, phantom_002 first, are cut across") for note in notes) is warned

@@ -39,7 +39,7 @@ def _oblique(path: Path, shape: tuple[int, ...]) -> None:
 
 def test_the_grid_is_the_image_s_own_bit_for_bit(run: TinyRun, tmp_path: Path) -> None:
     _oblique(tmp_path / "scan.nii.gz", (45, 37, 5))
-    written = predict(run.folder, tmp_path / "scan.nii.gz", tmp_path / "seg.nii.gz")
+    written = predict(run.folder, tmp_path / "scan.nii.gz", tmp_path / "seg.nii.gz", spacing_from="affine")
     assert written == [tmp_path / "seg.nii.gz"]
     image, seg = (nib.Nifti1Image.from_filename(tmp_path / name) for name in ("scan.nii.gz", "seg.nii.gz"))
     assert seg.shape == (45, 37, 5)

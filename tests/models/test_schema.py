@@ -253,3 +253,18 @@ def test_a_broken_file_is_named(text: str, message: str, tmp_path: Path) -> None
     path.write_text(text)
     with pytest.raises(InputError, match=f"broken.yaml: .*{message}"):
         load_preset(path)
+
+
+@pytest.mark.parametrize("text", ["2024-13-45", "[" * 3000, "1" * 5000, "!!timestamp x", "{[1]: 2}", "!!int x"])
+def test_what_yaml_itself_stumbles_over_is_refused_by_the_key(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.steps: "):
+        override(RunConfig(), [f"train.steps={text}"])
+    (tmp_path / "p.yaml").write_text(f"seed: {text}")
+    with pytest.raises(InputError, match=r"p\.yaml: readable yaml|seed: of type int"):
+        load_preset(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_preset_that_no_file_can_be(name: str) -> None:
+    with pytest.raises(InputError, match="no such preset"):
+        load_preset(name)

@@ -57,9 +57,9 @@ def test_every_file_is_read_once_and_no_volume_is_held_in_vain(
     def look() -> None:
         held.append(tuple(volume.case for each in found if (volume := each()) is not None))
 
-    def reading(path: Path, key: str) -> Any:
+    def reading(path: Path, *arguments: Any) -> Any:
         times[path] += 1
-        return read(path, key)
+        return read(path, *arguments)
 
     def examining(*arguments: Any) -> Any:
         volume, faults = volumes.examine_case(*arguments)

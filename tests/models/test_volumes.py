@@ -35,7 +35,7 @@ def write(path: Path, array: Any, affine: Any = OBLIQUE, codes: tuple[int, int] 
 
 
 def data_set(root: Path, channels: int = 1) -> DataSet:
-    return DataSet(root, "csv", CLASSES, ("MRI",) * channels, ())
+    return DataSet(root, "csv", CLASSES, ("MRI",) * channels, (), spacing_from="affine")  # the forms differ
 
 
 def load(image: Path | tuple[Path, ...], label: Path | None = None, channels: int = 1) -> volumes.Volume:

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data set as a table: a CSV file with the columns image, label, patient and split."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.description import classes_of, found_classes, modality_of, read_description
+from secl_models.data.files import read_text
+from secl_models.data.formats import H5_SUFFIX, file_stem, suffix_of
+from secl_models.data.volumes import count_channels
+from secl_models.options.errors import InputError
+
+SPLITS = ("train", "val", "test")
+CSV_COLUMNS = ("image", "label", "patient", "split")
+
+
+def read_csv(path: Path) -> DataSet:
+    """The cases of a table; what its labels hold is read from them where no `dataset.json` beside it says so.
+
+    Args:
+        path: The CSV file; the files that it names lie relative to it.
+
+    Raises:
+        InputError: A column, a cell or a file is missing, a file is named by two cases, or a label is no label.
+    """
+    rows = _csv_rows(path)
+    if not rows:
+        raise InputError(path, rule="there is at least one image", got="none", cure="add .nii.gz or .nii images")
+    _require_own_files(path, rows)
+    cases = _named_uniquely([case for _, case in rows])
+    beside = path.parent / "dataset.json"
+    info = read_description(beside) if beside.is_file() else {}
+    classes = classes_of(info, beside) if "labels" in info else found_classes((case.label for case in cases), {})
+    channels = 1
+    with contextlib.suppress(InputError):  # reported when the case is loaded or checked
+        channels = count_channels(cases[0].image)
+    return DataSet(path, "csv", classes, modality_of(info, beside) or ("unknown",) * channels, cases)
+
+
+def _csv_rows(path: Path) -> list[tuple[int, Case]]:
+    text = read_text(path, "the table is UTF-8 text", "save it as CSV UTF-8")
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        columns = [column.strip() for column in reader.fieldnames or []]
+        reader.fieldnames = columns
+        table = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        what = f"{path}, line {reader.line_num}"
+        raise InputError(what, rule="the table is CSV", got=error, cure="save it anew as CSV UTF-8") from error
+    if lacking := [column for column in CSV_COLUMNS if column not in columns]:
+        rule = f"the table has the columns {', '.join(CSV_COLUMNS)}"
+        got = f"{', '.join(columns) or 'nothing'} without {', '.join(lacking)}"
+        raise InputError(path, rule=rule, got=got, cure="add the columns, separated by commas")
+    return [(line, _csv_row(path, line, row)) for line, row in table]
+
+
+def _csv_row(path: Path, line: int, row: dict[str, str | None]) -> Case:
+    what = f"{path}, line {line}"
+    image, label, patient, split = ((row[column] or "").strip() for column in CSV_COLUMNS)
+    if not image or not patient:
+        got = f"image {image!r}, patient {patient!r}"
+        raise InputError(what, rule="each row has an image and a patient", got=got, cure="fill the cell")
+    if split not in ("", *SPLITS):
+        raise InputError(what, rule="split is train, val, test or empty", got=split, cure="correct the cell")
+    images = tuple(path.parent / part.strip() for part in image.split(";"))
+    labels = [path.parent / label] if label else []
+    for file in (*images, *labels):
+        if not _is_file(file):
+            raise InputError(what, rule="each file of the table exists", got=file, cure="correct the path")
+    return Case(file_stem(images[0]), patient, images, labels[0] if labels else None, split or None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _named_uniquely(rows: list[Case]) -> tuple[Case, ...]:
+    """File names where they tell cases apart, else with the patient, else with the row number as well."""
+    choices: tuple[Callable[[int, Case], str], ...] = (
+        lambda row, case: case.name,
+        lambda row, case: f"{case.patient}_{case.name}",
+        lambda row, case: f"{case.patient}_{case.name}_{row}",
+    )
+    for choice in choices:
+        names = [choice(row, case) for row, case in enumerate(rows, start=1)]
+        if len(set(names)) == len(names):
+            break
+    pairs = zip(names, rows, strict=True)
+    return tuple(Case(name, case.patient, case.image, case.label, case.split) for name, case in pairs)
+
+
+def _require_own_files(path: Path, rows: Sequence[tuple[int, Case]]) -> None:
+    """A file, by whatever path and link, is an image of one case, or the label of one patient."""
+    images: dict[tuple[int, int], int] = {}
+    labels: dict[tuple[int, int], tuple[int, str]] = {}
+    for line, case in rows:
+        for number, file in enumerate(case.image):
+            before = images.setdefault(_identity(file), line)
+            if before != line or _identity(file) in map(_identity, case.image[:number]):
+                _refuse_twice(path, line, "an image belongs to one case", f"{file}, as in line {before}")
+    for line, case in rows:
+        if case.label is None:
+            continue
+        identity = _identity(case.label)
+        if identity in images and suffix_of(case.label) != H5_SUFFIX:  # h5 holds both
+            _refuse_twice(path, line, "a label is not an image", f"{case.label}, the image of line {images[identity]}")
+        before, patient = labels.setdefault(identity, (line, case.patient))
+        if patient != case.patient:
+            _refuse_twice(path, line, "a label belongs to one patient", f"{case.label}, as in line {before}")
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _refuse_twice(path: Path, line: int, rule: str, got: str) -> None:
+    raise InputError(f"{path}, line {line}", rule=rule, got=got, cure="correct the cell, or remove one of the rows")

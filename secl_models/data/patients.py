@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cases are of one patient, read from their names, and which may be though their names do not say it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from secl_models.data.cases import DataSet
+
+_GAP = r"[_\-. ]"
+# An identity that is called so: everything behind it tells images of this patient apart.
+_CALLED = re.compile(
+    rf"(?P<patient>(?:.*?{_GAP})?(?:sub-[a-z0-9]+(?=_|$)|(?:sub|subj|subject|pat|patient|pt){_GAP}?\d+(?={_GAP}|$)))(?P<rest>.*)",
+    re.IGNORECASE,
+)
+_DATE = r"(?:19|20)\d\d(?P<between>[-_.]?)(?:0[1-9]|1[0-2])(?P=between)(?:0[1-9]|[12]\d|3[01])"
+_ENTITY = (
+    r"(?:ses|run|acq|task|dir|echo|rec|ce|space|desc|part|hemi|chunk|sample|res|den|mod|flip|inv|mt|trc|proc|split)"
+    r"-[a-z0-9]+"
+)
+_COUNTED = (
+    r"(?:frame|slice|phase|visit|session|ses|timepoint|tp|run|acq|echo|rep|repeat|week|month|day|year|fu|followup"
+    rf"|follow-up|baseline|bl|mr|v|t){_GAP}?\d+"
+)
+_WORD = (
+    r"(?:ed|es|end-?diastole|end-?systole|diastole|systole|left|right|lt|rt|l|r|lh|rh|pre|post|before|after|baseline|"
+    r"bl|followup|follow-up|fu|contrast|t1w?|t1c|t1ce|t1gd|t2w?|t2star|flair|bold|dwi|adc|swi|pd|pdw|ct|cta|mr|mri|pet|"
+    r"cine|lge|angio|0000)"
+)
+_SIDE = rf"(?:ed|es|left|right|lt|rt|l|r|lh|rh|pre|post|{_ENTITY})"
+_LAST = re.compile(rf"(?P<name>.+){_GAP}(?P<word>{_ENTITY}|{_COUNTED}|{_WORD}|{_DATE})", re.IGNORECASE)
+_FIRST = re.compile(rf"{_SIDE}{_GAP}(?P<name>[a-z]*\d+)", re.IGNORECASE)  # not the left atrium of left_atrium_003
+_INNER = re.compile(rf"(?P<before>.+){_GAP}{_SIDE}(?P<after>{_GAP}\d+)", re.IGNORECASE)
+_FRAME = re.compile(rf"(?:frame|slice){_GAP}?\d+", re.IGNORECASE)
+_NUMBERED = re.compile(
+    rf"(?P<name>.*\d.*?)(?:{_GAP}(?P<part>[a-z]*\d{{1,4}}|[a-z])|(?P<letter>(?<=\d)[a-z]))", re.IGNORECASE
+)
+_DATED = re.compile(rf"(?P<name>.+){_GAP}{_DATE}", re.IGNORECASE)
+_FEW = 6  # images of one patient; a site numbers more patients than that
+_SHOWN_PATIENTS, _SHOWN_CASES = 3, 3
+
+
+def patient_of(name: str) -> str:
+    """The patient whom the name of a case names: what is left without session, run, phase, side, modality or date.
+
+    A number is the patient's own unless a word says what it counts, and something with a number in it must be left.
+
+    Args:
+        name: Of the case.
+
+    Example:
+        >>> [patient_of(name) for name in ("sub-02_ses-1_T1w", "patient099_frame01", "knee_007_L", "la_003")]
+        ['sub-02', 'patient099', 'knee_007', 'la_003']
+    """
+    called = _CALLED.fullmatch(name)
+    if called:
+        return _without_words(called["patient"], ends=False)
+    return _without_words(name, ends=True)
+
+
+def _without_words(name: str, *, ends: bool) -> str:
+    while ends and (found := _LAST.fullmatch(name)) and _tells(found["name"], found["word"]):
+        name = found["name"]
+    while (found := _FIRST.fullmatch(name)) and _tells(found["name"]):
+        name = found["name"]
+    while (found := _INNER.fullmatch(name)) and _tells(found["before"] + found["after"]):
+        name = found["before"] + found["after"]
+    return name
+
+
+def _tells(rest: str, word: str = "") -> bool:
+    """Whether what is left may name one patient: a number does, and a word where no number is taken away."""
+    if any(letter.isdigit() for letter in rest) or _FRAME.fullmatch(word):
+        return True
+    return bool(word) and not any(letter.isdigit() for letter in word) and word.lower() not in ("ct", "mr", "mri")
+
+
+def grouping(data: DataSet) -> str | None:
+    """How cases were put together as patients, in a line; None where each case is a patient.
+
+    Args:
+        data: The data set.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from secl_models.data.layouts import read_data_set
+        >>> grouping(read_data_set(Path("phantom"))) is None
+        True
+    """
+    patients: dict[str, list[str]] = {}
+    for case in data.cases:
+        patients.setdefault(case.patient, []).append(case.name)
+    if len(patients) == len(data.cases):
+        return None
+    several = {patient: names for patient, names in patients.items() if len(names) > 1}
+    shown = [f"{patient}: {_cases(patient, names)}" for patient, names in list(several.items())[:_SHOWN_PATIENTS]]
+    more = ["..."] if len(several) > _SHOWN_PATIENTS else []
+    return f"{len(data.cases)} cases of {len(patients)} patients: {'; '.join([*shown, *more])}"
+
+
+def _cases(patient: str, names: list[str]) -> str:
+    parts = [re.sub(rf"^{_GAP}", "", name.removeprefix(patient)) or name for name in names[:_SHOWN_CASES]]
+    return ", ".join([*parts, "..."] if len(names) > _SHOWN_CASES else parts)
+
+
+def suspected(patients: Iterable[str]) -> Mapping[str, list[str]]:
+    """Patients who may be one, by what their names share: a number, with another number, letter or date behind it.
+
+    Where many names share it, it is that of a site or a study.
+
+    Args:
+        patients: All of a data set.
+
+    Example:
+        >>> suspected(["p1_1", "p1_2", "p2_1", "case_01", "case_02"])
+        {'p1': ['p1_1', 'p1_2']}
+    """
+    alike: dict[str, list[str]] = {}
+    different = dict.fromkeys(patients)
+    for patient in different:
+        found = _DATED.fullmatch(patient) or _NUMBERED.fullmatch(patient)
+        if found:
+            alike.setdefault(found["name"], []).append(patient)
+    return {name: found for name, found in alike.items() if 1 < len(found) <= min(_FEW, len(different) - 1)}
+
+
+def suspicion(data: DataSet) -> str | None:
+    """Which cases may be of one patient, in a line; None where the layout says it itself, or nothing suggests it."""
+    found = suspected(case.patient for case in data.cases) if data.layout == "decathlon" else {}
+    if not found:
+        return None
+    shown = "; ".join(", ".join(names) for names in list(found.values())[:_SHOWN_PATIENTS])
+    more = f"; and {len(found) - _SHOWN_PATIENTS} more groups" if len(found) > _SHOWN_PATIENTS else ""
+    return shown + more

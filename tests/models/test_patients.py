@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of one patient are told from their names, and no two patients are taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.check import check_data_set
+from secl_models.data.layouts import read_data_set
+from secl_models.data.patients import grouping, patient_of, suspected, suspicion
+from secl_models.data.splits import PARTS, load_split, make_split, save_split
+from secl_models.options.errors import InputError
+from tests.models.files import write_set
+
+
+@pytest.mark.parametrize(
+    ("patient", "names"),
+    [
+        ("sub-02", "sub-02 sub-02_ses-1_T1w sub-02_ses-2_run-01_bold sub-02_acq-tse_T2w sub-02_0001"),
+        ("siteA_sub-c01", "siteA_sub-c01_ses-1 siteA_sub-c01_ses-2"),
+        ("patient003", "patient003_ED patient003_ES patient003_frame01 patient003_frame12_slice_7 patient003_lesion2"),
+        ("Subject_12", "Subject_12_pre Subject_12_post Subject_12-2019-07-31"),
+        ("A0S9V9", "A0S9V9_ED A0S9V9_ES A0S9V9-ed"),
+        ("knee_007", "knee_007_L knee_007_R knee_007_left knee_L_007 knee_right_007"),
+        ("007", "L_007 R_007 left-007 007_L"),
+        ("p01", "p01_visit1 p01_visit_2 p01_tp2 p01_session-3 p01_baseline p01_followup p01_fu2 p01_week12"),
+        ("case12", "case12_20200101 case12_2021-12-31 case12_2021_12_31 case12_t1 case12_flair case12_0000"),
+        ("OAS1_0001", "OAS1_0001_MR1 OAS1_0001_MR2"),
+        ("IXI002-Guys-0828", "IXI002-Guys-0828-T1 IXI002-Guys-0828-T2"),
+        ("anna", "anna_ED anna_ES anna_pre anna_left"),
+        ("BRATS_001", "BRATS_001 BRATS_001_0000"),
+        ("heart", "heart_frame01 heart_frame12"),
+    ],
+)
+def test_names_of_one_patient(patient: str, names: str) -> None:
+    assert {name: patient_of(name) for name in names.split()} == dict.fromkeys(names.split(), patient)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "case_00 case_01 case_02 case_10",
+        "hippocampus_001 hippocampus_002",
+        "la_003 la_004 left_atrium_003 left_atrium_004",
+        "BRATS_001_0000 BRATS_002_0000",
+        "c_0001 c_0002 site1_0001 site1_0002 site2_0001 site1_scan_001 site1_scan_002",
+        "patient_1 patient_10 patient001 patient002 patient12a patient12b",
+        "sub-01_ses-1 sub-02_ses-1 sub-01b_ses-1",
+        "ct_train_1001 mr_train_1001 ct_1 mr_1 ct_2 mr_2",
+        "scan_20200101 scan_20200102 20200101 20200102",
+        "phantom_001 phantom_002 toy_00 toy_01 s0011 s0012 liver_0 liver_1 volume-0 volume-1",
+        "002_S_0295 002_S_0413 LIDC-IDRI-0001 LIDC-IDRI-0002 TCGA-02-0003 TCGA-02-0006",
+        "a b l r ed es pre post frame_1 visit_2 t1 t2",
+        "slice_1 slice_2 frame01 frame02 v1 v2",
+    ],
+)
+def test_names_of_different_patients(names: str) -> None:
+    assert len({patient_of(name) for name in names.split()}) == len(names.split())
+
+
+def test_what_may_be_one_patient_is_suspected_and_a_site_is_not() -> None:
+    gli = [f"BraTS-GLI-{patient:05d}-{time:03d}" for patient in range(3) for time in range(2)]
+    assert suspected(gli)["BraTS-GLI-00001"] == gli[2:4]
+    assert suspected(["001a", "001b", "002a"]) == {"001": ["001a", "001b"]}
+    assert suspected(["ann_20200101", "ann_20210101", "bob_20200101"]) == {"ann": ["ann_20200101", "ann_20210101"]}
+    assert suspected([f"site{site}_{number:03d}" for site in range(3) for number in range(20)]) == {}
+    assert suspected([f"case_{number:02d}" for number in range(9)]) == {}
+    assert suspected(["BraTS20_Training_001", "BraTS20_Training_002"]) == {}
+
+
+def test_sessions_of_a_subject_fall_into_one_part(tmp_path: Path) -> None:
+    names = [f"sub-{subject:02d}_ses-{session}_T1w" for subject in range(5) for session in (1, 2)]
+    data = read_data_set(write_set(tmp_path, names))
+    split = make_split(data, 2, 0)
+    places = [{case.name[:6] for case in getattr(split, part)} for part in PARTS]
+    assert sum(map(len, places)) == len(set.union(*places)) == 5
+    assert grouping(data) == (
+        "10 cases of 5 patients: sub-00: ses-1_T1w, ses-2_T1w; sub-01: ses-1_T1w, ses-2_T1w; "
+        "sub-02: ses-1_T1w, ses-2_T1w; ..."
+    )
+
+
+def test_a_suspicion_is_a_warning_with_the_column_as_its_cure(tmp_path: Path) -> None:
+    data = read_data_set(write_set(tmp_path, ["case_1_a", "case_1_b", "case_2_a"]))
+    (fault,) = check_data_set(data)
+    assert (fault.severity, fault.got) == ("warning", "names that may be of one patient: case_1_a, case_1_b")
+    assert "column `patient`" in fault.cure
+    assert grouping(data) is None
+
+
+def test_a_table_says_who_is_who() -> None:
+    cases = tuple(Case(f"case_1_{letter}", letter, (), None, None) for letter in "ab")
+    assert suspicion(DataSet(Path("t.csv"), "csv", {1: "x"}, ("MRI",), cases)) is None
+
+
+def test_a_split_from_before_the_grouping_is_refused_by_the_patient(tmp_path: Path) -> None:
+    data = read_data_set(write_set(tmp_path / "d", [f"sub-{subject}_ses-{s}" for subject in (1, 2, 3) for s in (1, 2)]))
+    split = make_split(data, 1, 0)
+    save_split(tmp_path / "good.json", split)
+    assert load_split(tmp_path / "good.json", data) == split
+    text = (tmp_path / "good.json").read_text()
+    one, other = split.labeled[0].name, split.test[0].name
+    mixed = text.replace(one, "x").replace(other, one).replace("x", other)
+    (tmp_path / "leaking.json").write_text(mixed)
+    with pytest.raises(InputError, match=r"leaking\.json: a patient is in one split only; got patient sub-"):
+        load_split(tmp_path / "leaking.json", data)
