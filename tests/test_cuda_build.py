@@ -212,6 +212,7 @@ def test_a_half_that_does_not_compile_is_left_out_aloud_or_refused(
     build.write_build_header(tmp_path, archs, 'it said "no"')
     assert (tmp_path / "secl_build.h").read_text().splitlines()[2:] == [
         '#define SECL_CUDA_ARCHS ""', '#define SECL_CUDA_ABSENCE "it said \\"no\\""',
+        f'#define SECL_INTERFACE "{library.INTERFACE}"',
     ]  # fmt: skip
 
 
