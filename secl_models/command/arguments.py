@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secl_models.command.errors_to_exit import first_process, say
 from secl_models.options.errors import InputError
+from secl_models.options.events import FORMATS, NOTE, tell
 
 if TYPE_CHECKING:
     from secl_models.data.cases import DataSet
@@ -34,6 +35,15 @@ SpacingOption = Annotated[
 ]
 CheckpointOption = Annotated[Path, typer.Option(help="Run folder, or a checkpoint file in it.")]
 
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress: results, warnings and errors alone.")]
+LogFormatOption = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(FORMATS),
+        help="Progress as lines, or as a JSON object a line; `auto`: a bar on a terminal, else lines.",
+    ),
+]
+
 
 def configure(preset: str | None, data: Path, assignments: Sequence[str]) -> RunConfig:
     """The preset, by name or by that of the data folder, with options on top.
@@ -49,8 +59,7 @@ def configure(preset: str | None, data: Path, assignments: Sequence[str]) -> Run
     if preset is None:
         name = data.resolve().name
         preset = name if name in preset_names() and name != "demo" else "default"
-        if first_process():
-            say(f"Preset: {preset} (choose another with --preset).")
+        tell("preset", f"Preset: {preset} (choose another with --preset).", level=NOTE, preset=preset)
     config = override(load_preset(preset), assignments)
     choose_device(config.train.device)
     return config
@@ -68,10 +77,11 @@ def data_and_split(data: Path, config: RunConfig) -> tuple[DataSet, Split]:
     from secl_models.data.splits import make_split
 
     data_set = read_data_set(data, config.data.spacing_from)
-    if first_process() and (groups := grouping(data_set)):
-        say(groups)
-    if first_process() and (alike := suspicion(data_set)):
-        say(f"May be of one patient: {alike}. A CSV with the column `patient` says who is who.")
+    if groups := grouping(data_set):
+        tell("patients", groups, level=NOTE)
+    if alike := suspicion(data_set):
+        sentence = f"May be of one patient: {alike}. A CSV with the column `patient` says who is who."
+        tell("note", sentence, level=logging.WARNING)
     return data_set, make_split(data_set, config.labeled, config.seed)
 
 

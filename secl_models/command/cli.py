@@ -6,19 +6,22 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from secl_models.command.arguments import (
     CheckpointOption,
     DataOption,
     DeviceOption,
+    LogFormatOption,
     OverwriteOption,
+    QuietOption,
     SetOption,
     SpacingOption,
     configure,
@@ -29,13 +32,16 @@ from secl_models.command.cli_study import study_app
 from secl_models.command.errors_to_exit import (
     BAD_INPUT,
     Group,
+    complain,
     first_process,
     how_to_go_on,
     progress_bar,
-    say,
+    speak,
     terminable,
 )
+from secl_models.options.events import tell
 from secl_models.options.methods import DEFAULT, METHODS
+from secl_models.options.terminal import print_table
 
 if TYPE_CHECKING:
     from secl_models.data.cases import Case, DataSet
@@ -68,8 +74,11 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo_run"),
     seed: Annotated[int, typer.Option(min=0, help="Draws phantom, labels and training.")] = 0,
     overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
 ) -> None:
     """Make a small phantom, train labels-only and secl+ on it, evaluate, predict, and write a report."""
+    speak(log_format, quiet)
     from secl_models.command.demo import run_demo
 
     run_demo(out, overwrite=overwrite, seed=seed)
@@ -99,8 +108,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: OverwriteOption = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show at the end where the time of a step went.")] = False,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
 ) -> None:
     """Train on a data set of which few patients are labelled; `torchrun -m secl_models train` uses several GPUs."""
+    speak(log_format, quiet)
     given = {
         "labeled": labeled, "seed": seed, "train.method": method, "train.steps": steps, "train.device": device,
         "train.checkpoint_every": checkpoint_every,
@@ -155,9 +167,10 @@ def _checking(split: Split) -> Load:
 
 def _show_faults(faults: Sequence[Fault]) -> None:
     for fault in faults[:SHOWN_FAULTS]:
-        say(f"{fault.severity}: {fault.file}: {fault.rule}; got {fault.got}. Cure: {fault.cure}.")
+        sentence = f"{fault.severity}: {fault.file}: {fault.rule}; got {fault.got}. Cure: {fault.cure}."
+        tell("fault", sentence, level=logging.WARNING, **asdict(fault))
     if len(faults) > SHOWN_FAULTS:
-        say(f"and {len(faults) - SHOWN_FAULTS} more")
+        tell("fault", f"and {len(faults) - SHOWN_FAULTS} more", level=logging.WARNING)
 
 
 @app.command(epilog="Example: `secl evaluate --checkpoint runs/x --data DIR --baseline runs/labels_only`")
@@ -172,6 +185,8 @@ def evaluate(
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     device: DeviceOption = "auto",
     set_: SpacingOption = None,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
 ) -> None:
     """Score a run on its own test patients: Dice, HD95 and ASSD per structure, last and best checkpoint.
 
@@ -180,12 +195,14 @@ def evaluate(
     one of prediction and truth counts as Dice 0 and as a distance of the image diagonal; in neither, it is left out;
     both are counted. Mean and SD are over patients. A checkpoint evaluated alone leaves the JSON of the pair as it is.
     """
+    speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set
-    from secl_models.inference import evaluate as scores
+    from secl_models.inference.evaluate import evaluate as score
+    from secl_models.inference.evaluations import evaluation_table
 
     data_set = read_data_set(data, spacing_from(set_))
-    results = scores.evaluate(checkpoint, data_set, split=split, out=out, device=device)
-    Console().print(scores.evaluation_table(results))
+    results = score(checkpoint, data_set, split=split, out=out, device=device)
+    print_table(evaluation_table(results))
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     table = (out or folder) / f"evaluation_{split}_{results[0].checkpoint}.csv"
     typer.echo(f"Per case: {table}\nPer patient: {table.with_name(f'{table.stem}_patients.csv')}")
@@ -214,26 +231,44 @@ def predict(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     set_: SpacingOption = None,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
 ) -> None:
     """Segment images on their own grid; no label is needed.
 
     An image stored in another orientation than the training images is turned by its affine, its segmentation back.
     Memory: up to 24 bytes per voxel and channel of an image and, a dozen times, the probabilities of one slab (64 MiB
     of 2-D slices, or one 3-D patch deep); `--probabilities` go through a file. A file appears whole or not at all.
+    Of a folder, images that cannot be segmented are named at the end, with exit status 2, and the same command later
+    goes on with what is missing.
     """
+    speak(log_format, quiet)
     from secl_models.inference.predict import predict as run
 
-    with terminable(), progress_bar("segmenting") as progress:
-        written = run(
+    with terminable(), progress_bar("segmenting", each=True) as progress:
+        found = run(
             checkpoint, source, out, overwrite=overwrite, device=device, flips=flips, probabilities=probabilities,
             largest_component=largest_component, spacing_from=spacing_from(set_), progress=progress,
         )  # fmt: skip
-    typer.echo(f"Wrote {written[0]}" if len(written) == 1 else f"Wrote {len(written)} files to {out}")
+    count = len(found.written)
+    kept = f"; {len(found.kept)} were there and are kept" if found.kept else ""
+    typer.echo(f"Wrote {found.written[0] if count == 1 else f'{count} segmentations to {out}'}{kept}")
+    if found.failures:
+        complain(f"{len(found.failures)} of {count + len(found.kept) + len(found.failures)} images were not segmented")
+        for failure in found.failures:
+            complain(str(failure), what=failure.what, rule=failure.rule, got=failure.got, cure=failure.cure)
+        raise typer.Exit(BAD_INPUT)
 
 
 @app.command(epilog="Example: `secl check --data DIR`")
-def check(data: DataOption, set_: SpacingOption = None) -> None:
+def check(
+    data: DataOption,
+    set_: SpacingOption = None,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
+) -> None:
     """Name every fault of a data set with its file; the exit status is 2 where there is an error."""
+    speak(log_format, quiet)
     from secl_models.data.check import ERROR, check_data_set
     from secl_models.data.layouts import read_data_set
     from secl_models.data.patients import grouping
@@ -258,4 +293,4 @@ def doctor() -> None:
     """Show versions, processor, GPUs and backends, what is missing, and how to get it."""
     from secl_models.command.doctor import examine, findings_table
 
-    Console().print(findings_table(examine()))
+    print_table(findings_table(examine()))

@@ -5,14 +5,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from secl_models.command.arguments import DataOption, SetOption, configure, data_and_split
+from secl_models.command.arguments import (
+    DataOption,
+    LogFormatOption,
+    QuietOption,
+    SetOption,
+    configure,
+    data_and_split,
+)
+from secl_models.command.errors_to_exit import speak
 from secl_models.options.errors import InputError
 from secl_models.options.methods import METHODS
+from secl_models.options.terminal import print_table
+
+if TYPE_CHECKING:
+    from secl_models.study.rows import Row
 
 STUDIED = ",".join(name for name, method in METHODS.items() if method.studied)
 study_app = typer.Typer(help="Compare methods over seeds.", rich_markup_mode="markdown")
@@ -34,8 +46,11 @@ def study(
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each if several.")] = 1,
     set_: SetOption = None,
     keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the run folders.")] = False,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
 ) -> None:
     """Compare methods over seeds at equal steps and at equal wall time; finished rows are not repeated."""
+    speak(log_format, quiet)
     if ctx.invoked_subcommand is not None:
         return
     if data is None:
@@ -54,8 +69,7 @@ def study(
     ]
     file = csv or out / "study.csv"
     rows = run_study(planned, out, file, workers=jobs, keep_runs=keep_runs, report=typer.echo)
-    console = Console()
-    console.print(as_table(rows, width=console.width))
+    print_table(as_table(rows, width=Console().width))
     typer.echo(f"Rows: {file}\nCurves: {curves_file(file)}")
 
 
@@ -75,6 +89,16 @@ def _methods(text: str) -> list[str]:
     return named
 
 
+def _read(file: Path) -> list[Row]:
+    from secl_models.study.rows import read_rows
+
+    rows = read_rows(file)
+    if not rows:
+        got = "no row" if file.is_file() else "no such file"
+        raise InputError(file, rule="rows of a study", got=got, cure="name the CSV that `secl study` wrote")
+    return rows
+
+
 @study_app.command("table", epilog="Example: `secl study table study/study.csv --markdown`")
 def table(
     file: Annotated[Path, typer.Argument(help="CSV file of a study.")],
@@ -82,18 +106,17 @@ def table(
     checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
 ) -> None:
     """Print the comparison table of a finished or running study."""
-    from secl_models.study.rows import read_rows
     from secl_models.study.table import as_markdown, as_table
 
-    rows = [row for row in read_rows(file) if row.checkpoint == checkpoint]
+    found = _read(file)
+    rows = [row for row in found if row.checkpoint == checkpoint]
     if not rows:
-        cure = "name the file that `secl study` wrote, and last or best"
-        raise InputError(file, rule=f"rows of a study, checkpoint {checkpoint}", got="none", cure=cure)
+        got = f"rows of {', '.join(sorted({row.checkpoint for row in found}))} alone"
+        raise InputError(file, rule=f"rows of checkpoint {checkpoint}", got=got, cure="name another --checkpoint")
     if markdown:
         typer.echo(as_markdown(rows, checkpoint), nl=False)
     else:
-        console = Console()
-        console.print(as_table(rows, checkpoint, console.width))
+        print_table(as_table(rows, checkpoint, Console().width))
 
 
 @study_app.command("figure", epilog="Example: `secl study figure study/study.csv --out study`")
@@ -103,12 +126,9 @@ def figure(
 ) -> None:
     """Draw the gain over labels-only, accuracy per minute of training, and the quality of the pseudo-labels."""
     from secl_models.study.pictures import draw_study
-    from secl_models.study.rows import curves_file, read_points, read_rows
+    from secl_models.study.rows import curves_file, read_points
 
-    rows = read_rows(file)
-    if not rows:
-        raise InputError(file, rule="rows of a study", got="none", cure="name the file that `secl study` wrote")
-    for picture in draw_study(rows, read_points(curves_file(file)), out):
+    for picture in draw_study(_read(file), read_points(curves_file(file)), out):
         typer.echo(f"Wrote {picture}")
 
 
@@ -141,15 +161,19 @@ def cost(
     csv: Annotated[Path | None, typer.Option(help="Also write the milliseconds there.")] = None,
 ) -> None:
     """Time the stages of a training step of every method: what the teacher costs, and what the loss."""
+    from secl_models.data.folders import refuse_writing_over
     from secl_models.method.device import choose_device
     from secl_models.study.cost import cost_markdown, cost_table, measure_cost, write_cost
 
     config = configure(preset, data, set_ or [])
     config = replace(config, labeled=labeled if labeled is not None else config.labeled)
-    costs = measure_cost(config, *data_and_split(data, config), _methods(methods), steps)
+    data_set, split = data_and_split(data, config)
+    if csv is not None:
+        refuse_writing_over(data_set.files(), csv)
+    costs = measure_cost(config, data_set, split, _methods(methods), steps)
     if csv is not None:
         write_cost(csv, costs, choose_device(config.train.device))
     if markdown:
         typer.echo(cost_markdown(costs), nl=False)
     else:
-        Console().print(cost_table(costs))
+        print_table(cost_table(costs))

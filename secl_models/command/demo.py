@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from secl_models.data.cases import DataSet
+from secl_models.data.folders import LISTED, LOCK, held, note_written, refuse_foreign, remove_written
 from secl_models.data.phantom import write_phantom
 from secl_models.data.splits import make_split
-from secl_models.inference.evaluate import Evaluation, evaluate, format_mean
+from secl_models.data.volumes import file_stem
+from secl_models.inference.evaluate import evaluate
+from secl_models.inference.evaluations import Evaluation, format_mean
 from secl_models.inference.predict import predict
 from secl_models.options.errors import InputError
 from secl_models.options.methods import BASELINE, DEFAULT
 from secl_models.options.schema import RunConfig, load_preset
+from secl_models.options.terminal import print_table
 from secl_models.report.page import write_report
 from secl_models.train.run import train
 from secl_models.train.run_folder import RunSummary
@@ -48,37 +51,48 @@ def run_demo(
         The report.
 
     Raises:
-        InputError: The folder holds an earlier demo and `overwrite` is not set.
+        InputError: The folder holds an earlier demo and `overwrite` is not set, or files that no demo wrote.
     """
     console = console or Console()
+    with held(out, "secl demo"):
+        _clear(out, overwrite)
+        return _run_all(out, config or load_preset("demo"), seed, console)
+
+
+def _run_all(out: Path, config: RunConfig, seed: int, console: Console) -> Path:
     begin = time.perf_counter()
-    _clear(out, overwrite)
     data = write_phantom(out / "phantom", seed=seed)
-    config = replace(config or load_preset("demo"), seed=seed)
+    config = replace(config, seed=seed)
     place = out / "phantom"
     console.print(f"Phantom: {len(data.cases)} images in {place}, {config.labeled} labelled to train on.", markup=False)
     runs = {method: _run(method, config, data, out) for method in COMPARED}
     scan = next(case.image[0] for case in data.cases if case.label is None)
-    written = predict(out / DEFAULT, scan, out / "segmentation")
+    segmentation = out / "segmentation" / f"{file_stem(scan)}.nii.gz"
+    note_written(segmentation.parent, segmentation.name)
+    predict(out / DEFAULT, scan, segmentation)
     report = write_report([out / method for method in reversed(COMPARED)], data, out / "report.html")
-    console.print(_table(runs))
+    print_table(_table(runs), console)
     console.print(
-        f"{time.perf_counter() - begin:.0f} s in all. Segmentation of {scan.name}: {written[0]}", markup=False
+        f"{time.perf_counter() - begin:.0f} s in all. Segmentation of {scan.name}: {segmentation}", markup=False
     )
     console.print(f"Report: {report}", markup=False)
     return report
 
 
 def _clear(out: Path, overwrite: bool) -> None:
+    """Remove what an earlier demo wrote; what it did not write is refused before anything is removed."""
     held = [out / name for name in WRITTEN if (out / name).exists()]
     if out.is_file() or (held and not overwrite):
         got = "a file" if out.is_file() else f"a folder with {', '.join(path.name for path in held)}"
         raise InputError(out, rule="a new folder for the demo", got=got, cure="name another --out, or add --overwrite")
-    for path in held:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    folders = [path for path in held if path.is_dir()]
+    refuse_foreign(out, [path.name for path in held if path not in folders])
+    for folder in folders:
+        files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+        refuse_foreign(folder, [str(file) for file in files if file.name not in (LISTED, LOCK)])
+    for folder in folders:
+        remove_written(folder, whole=True)
+    remove_written(out)
 
 
 def _run(method: str, config: RunConfig, data: DataSet, out: Path) -> tuple[RunSummary, Evaluation]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -18,39 +19,51 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from secl_models.options.errors import InputError
+from secl_models.options.events import Pace, bars, listen, tell
 from secl_models.train.stopping import Terminated
 
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+QUIET = 10.0  # seconds without a line
 
 
 class Group(TyperGroup):
     """Turns bad input into one message and status 2, and Ctrl-C into how to go on and status 130."""
 
     def invoke(self, ctx: Any) -> Any:
+        speak("auto", quiet=False)  # until the command says otherwise
         try:
             return super().invoke(ctx)
         except InputError as error:
-            say(f"secl: {error}" if first_process() else f"secl, process {os.environ['RANK']}: {error}")
+            complain(str(error), what=error.what, rule=error.rule, got=error.got, cure=error.cure)
             raise typer.Exit(BAD_INPUT) from error
         except ModuleNotFoundError as error:
-            say(f"secl: {ctx.invoked_subcommand} needs {error.name}; see `secl doctor` for how to get it.")
+            complain(f"{ctx.invoked_subcommand} needs {error.name}; see `secl doctor` for how to get it.")
             raise typer.Exit(BAD_INPUT) from error
         except OSError as error:
-            say(f"secl: {error.filename or ctx.invoked_subcommand}: {error.strerror or error}")
+            complain(f"{error.filename or ctx.invoked_subcommand}: {error.strerror or error}")
             raise typer.Exit(BAD_INPUT) from error
         except Terminated as error:
-            if first_process():
-                say(f"\nStopped by SIGTERM after a step that is kept. {how_to_go_on(ctx.invoked_subcommand)}")
+            _stopped("\nStopped by SIGTERM after a step that is kept.", ctx.invoked_subcommand)
             raise typer.Exit(TERMINATED) from error
         except KeyboardInterrupt as error:
-            if first_process():
-                say(f"\nStopped. {how_to_go_on(ctx.invoked_subcommand)}")
+            _stopped("\nStopped.", ctx.invoked_subcommand)
             raise typer.Exit(INTERRUPTED) from error
 
 
-def say(text: str) -> None:
-    """Write a line to standard error."""
-    typer.echo(text, err=True)
+def complain(sentence: str, **values: object) -> None:
+    """Tell what ends the command."""
+    speaker = "secl" if first_process() else f"secl, process {os.environ['RANK']}"
+    tell("error", f"{speaker}: {sentence}", level=logging.ERROR, **values)
+
+
+def _stopped(sentence: str, command: str | None) -> None:
+    if first_process():
+        tell("stopped", f"{sentence} {how_to_go_on(command)}", level=logging.ERROR)
+
+
+def speak(log_format: str, quiet: bool) -> None:
+    """Tell events the way the options of a command ask for; of several processes one speaks."""
+    listen(log_format, quiet=quiet, silent=not first_process())
 
 
 def first_process() -> bool:
@@ -93,10 +106,36 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, moved by calls with the number done and the number to do."""
+def progress_bar(title: str, *, each: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """How far a task is, by calls with the number done and the number to do.
+
+    A bar on a terminal; elsewhere a line at the start and where it was silent for a while.
+
+    Args:
+        title: Of the task.
+        each: The task tells of each part by itself.
+    """
+    if not bars():
+        if each:
+            yield lambda done, total: None
+        else:
+            tell("start", title)
+            yield _lines(title)
+        return
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(title: str) -> Callable[[int, int], None]:
+    pace = Pace(0, every=QUIET)
+
+    def update(done: int, total: int) -> None:
+        pace.total = total
+        if pace.due():
+            pace.said()
+            tell("progress", f"{title}: {done}/{total}, {pace.left(done)} left", done=done, total=total)
+
+    return update

@@ -49,6 +49,12 @@ class DataSet:
     cases: tuple[Case, ...]
     spacing_from: str = AUTO
 
+    def files(self) -> list[Path]:
+        """Every file of it that is there, read or not."""
+        own = [self.root, self.root.parent / "dataset.json"] if self.root.is_file() else list(self.root.glob("*.*"))
+        cases = [file for case in self.cases for file in (*case.image, case.label) if file is not None]
+        return [*own, *cases]
+
 
 def as_trained(data: DataSet, spacing_from: str) -> DataSet:
     """A data set read as that of a run was, unless something else was said of it.

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from secl_models.data.cases import DataSet
 from secl_models.data.files import partial_path
+from secl_models.data.folders import note_written
 from secl_models.data.layouts import read_data_set
 from secl_models.options.errors import InputError
 
@@ -112,6 +113,7 @@ def write_phantom(
             if index < labeled:
                 _write(partial / "labelsTr" / f"{name}.nii.gz", label, affine)
         (partial / "dataset.json").write_text(json.dumps(_description(names[:labeled]), indent=1) + "\n")
+        note_written(partial, *(str(file.relative_to(partial)) for file in partial.rglob("*.*")))
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 else:
     Kind = TypeVar("Kind")
 
-_TYPES: dict[str, Callable[[str], object]] = {"int": int, "float": float, "str": str}
+_TYPES: dict[str, Callable[[str], object]] = {
+    "int": int,
+    "float": float,
+    "float | None": lambda text: float(text) if text else None,
+    "str": str,
+}
 
 
 def read_table(file: Path, kind: type[Kind], what: str, cure: str) -> list[Kind]:
@@ -28,7 +33,7 @@ def read_table(file: Path, kind: type[Kind], what: str, cure: str) -> list[Kind]
 
     Args:
         file: The CSV file; missing is empty.
-        kind: Dataclass of a row, in a module with postponed annotations; its fields are int, float or str.
+        kind: Dataclass of a row, in a module with postponed annotations; its fields are int, float (or None) or str.
         what: What the file should hold, for the message.
         cure: For the message.
 
@@ -40,7 +45,7 @@ def read_table(file: Path, kind: type[Kind], what: str, cure: str) -> list[Kind]
     try:
         with file.open(newline="", encoding="utf-8") as stream:
             return [_typed(values, kind) for values in csv.DictReader(stream)]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         names = ", ".join(field.name for field in fields(kind))
         raise InputError(file, rule=f"{what} with the columns {names}", got=f"fault at {error}", cure=cure) from error
 

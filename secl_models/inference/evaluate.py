@@ -6,58 +6,28 @@ The cases come from the split stored beside the run, so nothing can be scored th
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
+import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from secl_models.data.cases import Case, DataSet, as_trained
-from secl_models.data.files import write_text
+from secl_models.data.folders import held, refuse_writing_over
 from secl_models.data.splits import load_split
 from secl_models.data.volumes import Volume, load_volume
+from secl_models.inference.evaluations import Evaluation, save_evaluations
 from secl_models.inference.metrics import (
-    DEFINITIONS,
-    MEAN,
     CaseScores,
-    StructureScore,
-    StructureSummary,
-    per_patient,
     score_case,
-    summarise,
 )
 from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import BEST, LAST, LoadedModel, load, load_model
 from secl_models.method.device import choose_device
 from secl_models.options.errors import InputError
-
-PATIENT_COLUMNS = ("patient", "structure", "dice", "hd95", "assd", "unit", "cases", "missed", "spurious", "absent")
-COLUMNS = ("patient", "case", "structure", "dice", "hd95", "assd", "unit", "state")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one checkpoint on one list of cases."""
-
-    checkpoint: str
-    split: str
-    cases: tuple[CaseScores, ...]
-    seconds: float
-    step: int | None = None  # optimiser steps of the checkpoint; None where it was read from CSV
-
-    @property
-    def summary(self) -> list[StructureSummary]:
-        """Mean and standard deviation over patients, per structure; the last row is over all structures."""
-        return summarise(self.cases)
+from secl_models.options.events import Pace, bars, tell
 
 
 def find_checkpoints(path: Path) -> list[Path]:
@@ -109,24 +79,35 @@ def evaluate(
 
     Raises:
         InputError: If the run has no such list, the list is empty, a patient on it was trained on or chose the
-            checkpoint, or the classes of checkpoint and data set differ.
+            checkpoint, the classes of checkpoint and data set differ, another process writes to the folder, as a
+            training that still runs, or the disk is full.
     """
     target = choose_device(device)
     files = find_checkpoints(path)
     run = files[0].parent
     cases = evaluated_cases(run, data, split)
+    names = [f"evaluation_{split}_{file.stem}{end}.csv" for file in files for end in ("", "_patients")]
+    refuse_writing_over(data.files(), *((out or run) / name for name in names))
+    with held(out or run, "secl evaluate"):
+        named = _evaluate_all(files, cases, data, split, target, progress)
+        save_evaluations(named, out or run, pair=path.is_dir())
+    return named
+
+
+def _evaluate_all(
+    files: Sequence[Path], cases: Sequence[Case], data: DataSet, split: str, device: torch.device, progress: bool
+) -> list[Evaluation]:
     results: dict[int, Evaluation] = {}
     named = []
     for file in files:
         model = load_model(file)
         _require_classes(model, data, file)
         _require_unseen(file, cases, data, split)
-        model.network.to(target)
+        model.network.to(device)
         if model.step not in results:  # where the last step is the best one, both files hold one network
             found = _evaluate_one(model, file.stem, data, cases, split, progress)
             results[model.step] = replace(found, step=model.step)
         named.append(replace(results[model.step], checkpoint=file.stem))
-    save_evaluations(named, out or run, pair=path.is_dir())
     return named
 
 
@@ -197,16 +178,22 @@ def _require_unseen(file: Path, cases: Sequence[Case], data: DataSet, split: str
 def _evaluate_one(
     model: LoadedModel, name: str, data: DataSet, cases: Sequence[Case], split: str, progress: bool
 ) -> Evaluation:
-    start = time.perf_counter()
     data = as_trained(data, model.config.data.spacing_from)
-    steps = track(
-        cases,
-        f"{name} on {len(cases)} {split} cases",
-        console=Console(stderr=True, quiet=not progress),
-        transient=True,
-    )
-    scores = tuple(score_volume(model, load_volume(case, data)) for case in steps)
-    return Evaluation(name, split, scores, time.perf_counter() - start)
+    title = f"{name} on {len(cases)} {split} cases"
+    tell("start", f"scoring {title}", checkpoint=name, split=split, step=model.step, cases=len(cases))
+    shown = Console(stderr=True, quiet=not (progress and bars()))
+    pace, scores = Pace(len(cases)), []
+    for case in track(cases, title, console=shown, transient=True):
+        scores.append(score_volume(model, load_volume(case, data)))
+        _tell_score(scores[-1], name, len(scores), len(cases), pace)
+    return Evaluation(name, split, tuple(scores), pace.seconds())
+
+
+def _tell_score(scores: CaseScores, name: str, done: int, total: int, pace: Pace) -> None:
+    dice = {score.structure: score.dice for score in scores.scores}
+    words = ", ".join(f"{structure} {'-' if x is None else f'{100 * x:.1f}'}" for structure, x in dice.items())
+    sentence = f"{name} {done}/{total} {scores.case}: Dice % {words}; {pace.left(done)} left"
+    tell("scored", sentence, checkpoint=name, case=scores.case, patient=scores.patient, dice=dice, done=done)
 
 
 def score_volume(model: LoadedModel, volume: Volume) -> CaseScores:
@@ -227,140 +214,3 @@ def score_volume(model: LoadedModel, volume: Volume) -> CaseScores:
     prediction = segment_volume(model.network, model.preprocess, model.config, volume)
     scores = score_case(prediction, volume.label, model.classes, volume.spacing)
     return CaseScores(volume.case.patient, volume.case.name, tuple(scores))
-
-
-def save_evaluations(results: Sequence[Evaluation], out: Path, *, pair: bool) -> None:
-    """Write two CSVs per checkpoint, by case and by patient, and the summaries; older files are replaced whole.
-
-    The summaries of a run's last and best checkpoint stand side by side in `evaluation_<split>.json`; that of a
-    checkpoint evaluated alone goes to `evaluation_<split>_<checkpoint>.json` and leaves the pair alone.
-
-    Args:
-        results: Evaluations of one run.
-        out: Folder; made where missing.
-        pair: The results are all checkpoints of a run.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    summaries: dict[str, dict[str, object]] = {}
-    for result in results:
-        stem = f"evaluation_{result.split}_{result.checkpoint}"
-        write_text(out / f"{stem}.csv", _csv(result.cases))
-        write_text(out / f"{stem}_patients.csv", _patients_csv(result.cases))
-        name = f"evaluation_{result.split}" if pair else stem
-        summaries.setdefault(name, {})[result.checkpoint] = _as_json(result)
-    for name, summary in summaries.items():
-        text = json.dumps({**summary, "definitions": DEFINITIONS}, indent=2, allow_nan=False)
-        write_text(out / f"{name}.json", text)
-
-
-def load_evaluation(run: Path, split: str = "test", checkpoint: str = "last") -> Evaluation | None:
-    """Read back what `evaluate` wrote, or None where this checkpoint was not evaluated.
-
-    Args:
-        run: Folder with the CSV file.
-        split: `test` or `val`.
-        checkpoint: `last` or `best`.
-
-    Returns:
-        The evaluation; its seconds are NaN, the CSV does not hold them.
-    """
-    file = run / f"evaluation_{split}_{checkpoint}.csv"
-    if not file.is_file():
-        return None
-    rows: dict[tuple[str, str], list[StructureScore]] = {}
-    with file.open(newline="") as text:
-        for row in csv.DictReader(text):
-            dice, hd95, assd = (float(row[key]) if row[key] else None for key in ("dice", "hd95", "assd"))
-            score = StructureScore(row["structure"], dice, hd95, assd, row["unit"], row["state"])
-            rows.setdefault((row["patient"], row["case"]), []).append(score)
-    cases = tuple(CaseScores(*key, tuple(scores)) for key, scores in rows.items())
-    return Evaluation(checkpoint, split, cases, math.nan)
-
-
-def evaluation_table(results: Sequence[Evaluation]) -> Table:
-    """The summaries of several checkpoints side by side, for the terminal.
-
-    Args:
-        results: Evaluations of one run, at least one.
-
-    Returns:
-        A rich table: Dice in percent, distances in their unit, mean and SD over patients.
-    """
-    total = results[0].summary[-1]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    cases = f"{results[0].split} list, {total.patients} patients"
-    table.caption = f"mean (SD) over patients, {cases}; cases: M missed, I invented, A absent"
-    for name in ("", "structure", "Dice %", f"HD95 {total.unit}", f"ASSD {total.unit}", "M", "I", "A"):
-        text = name in ("", "structure")
-        table.add_column(name, justify="left" if text else "right", no_wrap=not text)
-    for result in results:
-        for number, row in enumerate(result.summary):
-            means = (format_mean(row.dice, 100), format_mean(row.hd95), format_mean(row.assd))
-            counts = map(str, (row.missed, row.spurious, row.absent))
-            cells = (result.checkpoint if number == 0 else "", row.structure, *means, *counts)
-            table.add_row(*map(escape, cells), end_section=row.structure == MEAN)
-    return table
-
-
-def format_mean(value: tuple[float, float], scale: float = 1.0, digits: int = 1) -> str:
-    """Write a mean and its standard deviation, a dash where there is none.
-
-    Args:
-        value: (mean, SD), either may be NaN.
-        scale: Factor on both, 100 for percent.
-        digits: Decimals.
-
-    Returns:
-        Such as `87.1 (2.3)`.
-
-    Example:
-        >>> format_mean((0.8714, 0.023), 100)
-        '87.1 (2.3)'
-    """
-    mean, spread = (f"{number * scale:.{digits}f}" if math.isfinite(number) else "-" for number in value)
-    return mean if spread == "-" else f"{mean} ({spread})"
-
-
-def _csv(cases: Iterable[CaseScores]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for case in cases:
-        for score in case.scores:
-            writer.writerow({"patient": case.patient, "case": case.case, **asdict(score)})
-    return text.getvalue()
-
-
-def _patients_csv(cases: Sequence[CaseScores]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, PATIENT_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for patient, rows in per_patient(cases).items():
-        count = sum(case.patient == patient for case in cases)
-        for row in rows:
-            means = {name: value[0] for name, value in (("dice", row.dice), ("hd95", row.hd95), ("assd", row.assd))}
-            known = {name: value for name, value in means.items() if math.isfinite(value)}
-            counts = {"cases": count, "missed": row.missed, "spurious": row.spurious, "absent": row.absent}
-            writer.writerow({"patient": patient, "structure": row.structure, "unit": row.unit, **known, **counts})
-    return text.getvalue()
-
-
-def _as_json(result: Evaluation) -> dict[str, object]:
-    def finite(value: tuple[float, float]) -> dict[str, float | None]:
-        return {name: x if math.isfinite(x) else None for name, x in zip(("mean", "sd"), value, strict=True)}
-
-    structures = {
-        row.structure: {
-            **asdict(row),
-            "dice": finite(row.dice),
-            "hd95": finite(row.hd95),
-            "assd": finite(row.assd),
-        }
-        for row in result.summary
-    }
-    return {
-        "step": result.step,
-        "seconds": round(result.seconds, 3),
-        "cases": len(result.cases),
-        "structures": structures,
-    }

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from secl_models.data.cases import Case, DataSet, as_trained
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.folders import held, note_written, refuse_writing_over
 from secl_models.data.formats import (
     H5_SUFFIX,
     NIFTI_SUFFIXES,
@@ -25,16 +30,34 @@ from secl_models.data.formats import (
 )
 from secl_models.data.probabilities import ProbabilityFile
 from secl_models.data.volumes import Volume, count_channels, load_volume, save_segmentation
+from secl_models.inference.predictions import Record, Settings, digest, read_record, to_do
 from secl_models.inference.windows import Slab, put, segment_volume
 from secl_models.method.checkpoint import LoadedModel, load_model
 from secl_models.method.device import choose_device
 from secl_models.method.largest_part import keep_largest
-from secl_models.options.errors import InputError
+from secl_models.options.errors import InputError, WriteError, writing
+from secl_models.options.events import Pace, tell
 from secl_models.options.spacing import AUTO
 
 SUFFIXES = (*READ, H5_SUFFIX)
+GO_ON = "call it again: what was finished stays"
 TRAINED = "trained"  # the flips that training used
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")  # nnU-Net: a file per channel, case_0000, case_0001
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What came of the images.
+
+    Attributes:
+        written: Segmentations of this call, in the order of the images.
+        kept: Segmentations of an earlier call with the same checkpoint and options.
+        failures: Why the other images have none.
+    """
+
+    written: tuple[Path, ...]
+    kept: tuple[Path, ...] = ()
+    failures: tuple[InputError, ...] = ()
 
 
 def predict(
@@ -49,61 +72,123 @@ def predict(
     largest_component: bool = False,
     spacing_from: str = AUTO,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+) -> Predictions:
     """Write a segmentation for every image: the image's grid and affine, the training set's label values.
 
-    An image is turned the way the training images lay, by its affine, and its segmentation is turned back. Memory:
-    up to 24 bytes per voxel and channel of one image at a time (float64 files; 16 for int16), and a dozen times the
-    probabilities of one slab, not of the volume.
+    An image is turned the way the training images lay, by its affine, and its segmentation is turned back. Of a
+    folder, an image that cannot be segmented does not stop the others, and a later call goes on with what is missing.
+    Memory: up to 24 bytes per voxel and channel of one image at a time (float64 files; 16 for int16), and a dozen
+    times the probabilities of one slab, not of the volume.
 
     Args:
         checkpoint: A checkpoint file or a run folder (then its last checkpoint).
         source: An image (`.nii.gz`, `.nii` or `.h5`), or a folder of images.
-        out: The segmentation (`.nii.gz` or `.nii`) for one image; else a folder that gets one file per image.
-        overwrite: Replace segmentations that exist.
+        out: The segmentation (`.nii.gz` or `.nii`) for one image; else a folder that gets one file per image, and
+            `predict.json`, which says what was segmented with what.
+        overwrite: Replace segmentations that exist; never an image.
         device: Where the network runs: auto, cpu, cuda, or cuda: and a number.
         flips: Axes along which logits are averaged over flips, such as `0,1`, or `trained`: those of training.
         probabilities: Also write `<name>_probabilities.nii.gz`, see `probabilities_path`.
         largest_component: Keep the largest connected part of each structure, see `keep_largest`.
         spacing_from: `data.spacing_from` of the images; "auto": that of the training.
-        progress: Called after each image with the number written and the number to write.
+        progress: Called after each image with the number finished and the number of all.
 
     Returns:
-        The segmentations written, in the order of the images.
+        What was written, what was there, and the images of a folder that failed.
 
     Raises:
-        InputError: No image, an image that cannot be read or has another number of channels than the network,
-            an axis that cannot be flipped, or an existing file without `overwrite`. Nothing is written unless every
-            target is free and every image has the right channels.
+        InputError: No image; a single image that cannot be read or has another number of channels than the network;
+            an axis that cannot be flipped; an existing file without `overwrite` that is not of an earlier call alike;
+            a target that is an image; the disk is full. Nothing is written unless every target is free.
     """
     target_device = choose_device(device)
     model = load_model(checkpoint)
     axes = flip_axes(flips, model)
     cases = find_images(source, model.channels)
-    targets = _targets(cases, source, out)
-    if not overwrite:
-        _refuse_existing([*targets, *(map(probabilities_path, targets) if probabilities else ())])
-    for case in cases:
+    targets = dict(zip(cases, _targets(cases, source, out), strict=True))
+    spacing_from = model.config.data.spacing_from if spacing_from == AUTO else spacing_from
+    settings = Settings(digest(checkpoint), axes, probabilities, largest_component, spacing_from)
+    work = _Work(model, settings, source)
+    files = [file for target in targets.values() for file in work.files(target)]
+    refuse_writing_over((image for case in cases for image in case.image), *files)
+    _refuse_shared(files)
+    if not source.is_dir():
+        if not overwrite:
+            _refuse_existing(files)
+        model.network.to(target_device)
+        return Predictions((work.segment(cases[0], targets[cases[0]]),))
+    with held(out, "secl predict"):
+        earlier = None if overwrite else read_record(out)
+        todo = cases if overwrite else to_do(targets, earlier, settings)
+        model.network.to(target_device)
+        record = earlier if earlier is not None and earlier.settings == settings else Record(settings)
+        tell("start", f"segmenting {len(todo)} of {len(cases)} images of {source} into {out} on {target_device}",
+             images=len(cases), todo=len(todo), device=str(target_device), checkpoint=str(checkpoint))  # fmt: skip
+        return _segment_folder(work, targets, todo, record, out, progress)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done to each image."""
+
+    model: LoadedModel
+    settings: Settings
+    source: Path
+
+    def files(self, target: Path) -> list[Path]:
+        """All that is written for one image."""
+        return [target, probabilities_path(target)] if self.settings.probabilities else [target]
+
+    def segment(self, case: Case, target: Path) -> Path:
+        """Write the segmentation of one image."""
+        model = self.model
         _require_channels(case, model)
-    model.network.to(target_device)
-    modality = tuple(f"channel {index}" for index in range(model.channels))
-    data = DataSet(
-        root=source,
-        layout="csv",
-        classes=model.classes,
-        modality=modality,
-        cases=tuple(cases),
-        spacing_from=spacing_from,
-    )
-    data = as_trained(data, model.config.data.spacing_from)
-    for done, (case, target) in enumerate(zip(cases, targets, strict=True), start=1):
-        label = _segment(model, load_volume(case, data), axes, probabilities_path(target) if probabilities else None)
-        if largest_component:
-            keep_largest(label)
-        save_segmentation(target, label, like=case.image[0], classes=model.classes)
+        modality = tuple(f"channel {index}" for index in range(model.channels))
+        settings = self.settings
+        data = DataSet(self.source, "csv", model.classes, modality, (case,), settings.spacing_from)
+        volume = load_volume(case, data)
+        with writing(target, GO_ON):
+            beside = probabilities_path(target) if settings.probabilities else None
+            label = _segment(model, volume, settings.flips, beside)
+            if settings.largest_component:
+                keep_largest(label)
+            save_segmentation(target, label, like=case.image[0], classes=model.classes)
+        return target
+
+
+def _segment_folder(
+    work: _Work,
+    targets: Mapping[Case, Path],
+    todo: Sequence[Case],
+    record: Record,
+    out: Path,
+    progress: Callable[[int, int], None] | None,
+) -> Predictions:
+    """Segment the cases to do, and go on after each that fails."""
+    written: list[Path] = []
+    failures: list[InputError] = []
+    before, total = len(targets) - len(todo), len(targets)
+    pace = Pace(total, before)
+    for done, case in enumerate(todo, start=before + 1):
+        target, begin = targets[case], time.perf_counter()
+        try:
+            with writing(out, GO_ON):
+                note_written(out, *(file.name for file in work.files(target)))
+                written.append(work.segment(case, target))
+                record.add(out, case)
+        except WriteError:
+            raise
+        except InputError as error:
+            failures.append(error)
+            tell("failure", str(error), level=logging.WARNING, case=case.name, image=str(case.image[0]))
+        else:
+            seconds = time.perf_counter() - begin
+            sentence = f"{done}/{total} {target} in {seconds:.1f} s, {pace.left(done)} left"
+            tell("segmented", sentence, case=case.name, file=str(target), seconds=round(seconds, 3), done=done)
         if progress is not None:
-            progress(done, len(cases))
-    return targets
+            progress(done, total)
+    kept = tuple(target for case, target in targets.items() if case not in todo)
+    return Predictions(tuple(written), kept, tuple(failures))
 
 
 def find_images(source: Path, channels: int) -> list[Case]:
@@ -205,6 +290,9 @@ def flip_axes(text: str, model: LoadedModel) -> tuple[int, ...]:
 
 def _targets(cases: Sequence[Case], source: Path, out: Path) -> list[Path]:
     if source.is_dir():
+        if out.resolve() == source.resolve():
+            cure = "name another folder: the segmentations have the names of the images"
+            raise InputError("--out", rule="another folder than --input", got=out, cure=cure)
         if suffix_of(out) in SUFFIXES or out.is_file():
             raise InputError(
                 "--out",
@@ -224,9 +312,13 @@ def _targets(cases: Sequence[Case], source: Path, out: Path) -> list[Path]:
             got=out,
             cure="end the name in .nii.gz",
         )
-    if target.resolve() == source.resolve():
-        raise InputError("--out", rule="another file than --input", got=out, cure="name another file")
     return [target]
+
+
+def _refuse_shared(files: Sequence[Path]) -> None:
+    if twice := [file for file, count in Counter(files).items() if count > 1]:
+        cure = "move one of the images to another folder, or leave --probabilities out"
+        raise InputError(twice[0], rule="each image has files of its own", got="two with this one", cure=cure)
 
 
 def _refuse_existing(targets: Sequence[Path]) -> None:

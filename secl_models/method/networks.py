@@ -121,10 +121,6 @@ class ContrastModel(nn.Module):
 def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> TappedModule:
     levels = len(config.channels)
     strides = [1] + [2] * (levels - 1)
-    if levels < 3:  # MONAI's DynUNet
-        raise InputError(
-            "network.channels", rule="at least three levels", got=config.channels, cure="add widths, as in [16,32,64]"
-        )
     module = DynUNet(
         dims,
         channels_in,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -33,11 +34,15 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Let the message survive the way from a worker process."""
-        return _rebuild, (self.what, self.rule, self.got, self.cure)
+        return _rebuild, (type(self), self.what, self.rule, self.got, self.cure)
 
 
-def _rebuild(what: str, rule: str, got: str, cure: str) -> InputError:
-    return InputError(what, rule=rule, got=got, cure=cure)
+class WriteError(InputError):
+    """What is to be written finds no place: the disk is full, or the folder may not be written."""
+
+
+def _rebuild(kind: type[InputError], what: str, rule: str, got: str, cure: str) -> InputError:
+    return kind(what, rule=rule, got=got, cure=cure)
 
 
 def _printable(value: object) -> str:
@@ -51,29 +56,35 @@ def _printable(value: object) -> str:
 
 @contextmanager
 def writing(what: object, then: str) -> Iterator[None]:
-    """Turn the failure of a write inside into an `InputError` that says what to do.
+    """Turn the failure of a write inside into a `WriteError` that says what to do.
 
     Args:
         what: The file or folder written.
         then: How to go on once there is room again.
 
     Raises:
-        InputError: The disk is full, or the place cannot be written.
+        WriteError: The disk is full, or the place cannot be written.
 
     Example:
         >>> with writing("/no/such/folder/file", then="begin again"):
         ...     open("/no/such/folder/file", "w")
         Traceback (most recent call last):
         ...
-        secl_models.options.errors.InputError: /no/such/folder/file: a place that can be written; got ...
+        secl_models.options.errors.WriteError: /no/such/folder/file: a place that can be written; got ...
     """
     try:
         yield
     except OSError as error:
         full = error.errno in _FULL
-        raise InputError(
+        raise WriteError(
             what,
             rule="room on the disk" if full else "a place that can be written",
             got=error.strerror or error,
-            cure=("free some space, then " if full else "make it writable, or name another --out, then ") + then,
+            cure=(_free(what) if full else "make it writable, or name another --out") + f", then {then}",
         ) from error
+
+
+def _free(what: object) -> str:
+    place = Path(str(what)).absolute()
+    folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
+    return f"free some space on the disk of {folder}"

@@ -26,7 +26,7 @@ def to_plain(section: Any) -> dict[str, Any]:
 def from_plain(section: type[Section], values: Mapping[str, Any]) -> Section:
     """The exact inverse of `to_plain`; what is absent keeps its default.
 
-    Understands int, float, bool, str, tuples of these, `| None` and nested dataclasses.
+    Understands int, float, bool, str, tuples and dicts of these, `| None` and nested dataclasses.
 
     Raises:
         InputError: An unknown key, with the nearest that exist, or a value of another type, with its key.
@@ -85,6 +85,8 @@ def _convert(hint: Any, value: Any, key: str, known: list[str]) -> Any:
         hint = next(choice for choice in hint.__args__ if choice is not types.NoneType)
     if typing.get_origin(hint) is tuple:
         return _convert_tuple(typing.get_args(hint), value, key)
+    if typing.get_origin(hint) is dict:
+        return _convert_dict(typing.get_args(hint), value, key)
     return _convert_scalar(hint, value, key)
 
 
@@ -98,6 +100,16 @@ def _convert_tuple(hints: tuple[Any, ...], value: Any, key: str) -> tuple[Any, .
     return tuple(
         _convert_scalar(kind, entry, f"{key}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
     )
+
+
+def _convert_dict(hints: tuple[Any, ...], value: Any, key: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        got = f"{value!r} ({type(value).__name__})"
+        raise InputError(key, rule="names with values", got=got, cure='write {"torch": "2.13.0"}, for example')
+    return {
+        _convert_scalar(hints[0], name, key): _convert_scalar(hints[1], entry, f"{key}.{name}")
+        for name, entry in value.items()
+    }
 
 
 def _convert_scalar(hint: type, value: Any, key: str) -> Any:

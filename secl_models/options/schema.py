@@ -111,8 +111,10 @@ class NetworkConfig:
     projection: int = 128  # D, width of a contrasted row
 
     def __post_init__(self) -> None:
-        if len(self.channels) < 2 or min(self.channels) < 1:
-            _refuse("network.channels", "two or more positive widths", self.channels, "write [16, 32, 64, 128]")
+        least = 1 if ":" in self.name else 3  # what MONAI's DynUNet takes
+        if len(self.channels) < least or min(self.channels) < 1:
+            rule = f"positive widths, at least {least} for {self.name}"
+            _refuse("network.channels", rule, self.channels, "write [16, 32, 64, 128]")
         levels = range(len(self.channels))
         if not self.taps or any(tap not in levels for tap in self.taps):
             rule = f"levels of network.channels, between 0 and {len(self.channels) - 1}"

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,16 +17,18 @@ from markupsafe import Markup
 
 from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.files import write_text
+from secl_models.data.folders import note_written
 from secl_models.data.volumes import Volume, load_volume
-from secl_models.inference.evaluate import Evaluation, evaluated_cases, load_evaluation
+from secl_models.inference.evaluate import evaluated_cases
+from secl_models.inference.evaluations import Evaluation, load_evaluation
 from secl_models.inference.metrics import DEFINITIONS, MEAN, CaseScores, StructureSummary, structure_names
 from secl_models.inference.palette import COLOURS, GREY, colour
 from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import LAST, LoadedModel, load_model
-from secl_models.options.errors import InputError
+from secl_models.options.errors import InputError, writing
 from secl_models.report.features import principal_plane
 from secl_models.report.pictures import line_chart, overlay, patient_chart, plane_chart
-from secl_models.train.run_folder import CONFIG, HISTORY, SUMMARY
+from secl_models.train.run_folder import CONFIG, HISTORY, SUMMARY, read_history, read_summary
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LOSSES = ("loss", "supervised", "consistency", "region", "anatomical", "mixed")
@@ -73,7 +73,7 @@ def write_report(
         `out`.
 
     Raises:
-        InputError: The first folder holds no finished run.
+        InputError: The first folder holds no finished run, a file of a run was edited, or the disk is full.
     """
     found = [_read_run(folder, split) for folder in runs]
     if scores is not None:
@@ -100,7 +100,10 @@ def write_report(
         volumes = chosen_volumes(main.evaluation, data, main.folder, split)
         context["overlays"] = [_overlay(model, *item) for item in volumes]
         context["charts"] += _plane(model, [volume for _, _, volume in volumes], names)
-    write_text(out, _render(context))
+    page = _render(context)
+    with writing(out, "write the report with the same command"):
+        note_written(out.parent, out.name)
+        write_text(out, page)
     return out
 
 
@@ -110,17 +113,14 @@ def _render(context: Mapping[str, Any]) -> str:
 
 
 def _read_run(folder: Path, split: str) -> _Run:
-    summary, history = folder / SUMMARY, folder / HISTORY
-    facts = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
-    rows: list[dict[str, str]] = []
-    if history.is_file():
-        with history.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    return _Run(folder, facts, load_evaluation(folder, split), rows, load_evaluation(folder, split, "best"))
+    history = folder / HISTORY
+    rows = read_history(history) if history.is_file() else []
+    last, best = (load_evaluation(folder, split, name) for name in ("last", "best"))
+    return _Run(folder, read_summary(folder / SUMMARY), last, rows, best)
 
 
 def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _head(run: _Run, data: DataSet, split: str) -> dict[str, Any]:

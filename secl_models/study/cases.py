@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.volumes import Volume
-from secl_models.inference.evaluate import Evaluation, load_evaluation
+from secl_models.inference.evaluations import Evaluation, load_evaluation
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.palette import colour
 from secl_models.inference.windows import segment_volume
@@ -27,7 +26,7 @@ from secl_models.options.methods import BASELINE, short_name
 from secl_models.report.features import principal_plane
 from secl_models.report.page import chosen_volumes
 from secl_models.report.pictures import contours, window
-from secl_models.train.run_folder import SUMMARY
+from secl_models.train.run_folder import SUMMARY, read_summary
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _read(folder: Path, split: str) -> _Method:
             got="none",
             cure="keep the runs of a study with --keep-runs, or call `secl evaluate`",
         )
-    method = str(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["method"])
+    method = str(read_summary(folder / SUMMARY)["method"])
     return _Method(short_name(method) if method == BASELINE else method, load_model(folder / LAST), evaluation)
 
 

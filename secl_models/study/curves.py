@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
 from secl_models.study.rows import Point, RunKey
-from secl_models.train.run_folder import HISTORY
+from secl_models.train.run_folder import HISTORY, read_history
 
 
 def read_curve(run: Path, key: RunKey, commit: str) -> list[Point]:
@@ -19,8 +18,7 @@ def read_curve(run: Path, key: RunKey, commit: str) -> list[Point]:
         key: Of the run.
         commit: Of the code that ran.
     """
-    with (run / HISTORY).open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["val_dice"]]
+    rows = [row for row in read_history(run / HISTORY) if row["val_dice"]]
     return [
         Point(
             *key,

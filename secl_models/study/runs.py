@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from secl_models.data.folders import held, remove_written
 from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import make_split
 from secl_models.inference.metrics import MEAN
 from secl_models.options.errors import InputError
+from secl_models.options.events import choice, listen, tell
 from secl_models.options.methods import BASELINE
 from secl_models.options.schema import load_preset, override
 from secl_models.study.curves import read_curve
@@ -99,14 +100,15 @@ def run_study(
         All rows of the file.
 
     Raises:
-        InputError: A run was refused; rows of finished runs are kept.
+        InputError: A run was refused; rows of finished runs are kept. Or another study writes to the folder or file.
     """
     if not jobs:
         raise InputError("--methods", rule="at least one method and one seed", got="none", cure="name some")
     jobs = [replace(job, single=workers > 1) for job in jobs]
-    _run_all(jobs, out, file, workers, keep_runs, report)
-    _run_all(timed_jobs(jobs, read_rows(file)), out, file, workers, keep_runs, report)
-    return read_rows(file)
+    with held(out, "secl study"), held(file.parent, "secl study", file=file.name):
+        _run_all(jobs, out, file, workers, keep_runs, report)
+        _run_all(timed_jobs(jobs, read_rows(file)), out, file, workers, keep_runs, report)
+        return read_rows(file)
 
 
 def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
@@ -143,11 +145,12 @@ def _run_all(
 ) -> None:
     finished = {row_key(row) for row in read_rows(file)}
     todo = [job for job in jobs if job_key(job) not in finished]
+    tell("start", f"study: {len(todo)} runs to do, {len(jobs) - len(todo)} finished before", runs=len(todo))
     # A fresh process per run: its peak memory is its own, and nothing of one run leaks into the next.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         running: dict[Future[Finished], Job] = {
-            pool.submit(run_job, job, run_folder(job, out), keep_runs): job for job in todo
+            pool.submit(run_job, job, run_folder(job, out), keep_runs, choice()): job for job in todo
         }
         try:
             for number, future in enumerate(as_completed(running), start=1):
@@ -171,13 +174,14 @@ def run_folder(job: Job, out: Path) -> Path:
     return out / f"{job.data.resolve().name}-{job.labeled}-{job.method}-{job.budget}-seed{job.seed}"
 
 
-def run_job(job: Job, out: Path, keep: bool) -> Finished:
+def run_job(job: Job, out: Path, keep: bool, voice: tuple[str, bool] | None = None) -> Finished:
     """Train and evaluate on the test list.
 
     Args:
         job: What to run.
         out: Run folder; an unfinished one is replaced.
         keep: Leave the folder in place.
+        voice: How to tell how far it is, see `listen`; None: not at all.
 
     Returns:
         Its rows and its curve.
@@ -190,6 +194,10 @@ def run_job(job: Job, out: Path, keep: bool) -> Finished:
     from secl_models.inference.evaluate import evaluate
     from secl_models.train.run import train
 
+    if voice is not None:
+        log_format, quiet = voice
+        lines = "plain" if log_format == "auto" else log_format
+        listen(lines, quiet=quiet, prefix=f"{job.method} ({job.budget}) seed {job.seed}: ")
     if job.single:
         torch.set_num_threads(1)
     config = override(load_preset(job.preset), job.overrides)
@@ -223,7 +231,7 @@ def run_job(job: Job, out: Path, keep: bool) -> Finished:
         )
     points = read_curve(out, job_key(job), summary.commit or "")
     if not keep:
-        shutil.rmtree(out)
+        remove_written(out, whole=True)
     return Finished(rows, points)
 
 

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bar of a training run: what fits a terminal of 80 columns."""
+"""How far a training run is: a bar that fits a terminal of 80 columns, and the same as events."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
+
+from secl_models.options.events import Pace, bars, tell
+from secl_models.options.methods import short_name
 
 
 def training_bar(console: Console) -> Progress:
@@ -33,3 +42,72 @@ def shown(loss: float, dice: float | None, images_per_second: float, memory_mib:
     """Loss, validation Dice in percent, speed and memory in 32 columns."""
     score = "Dice -" if dice is None else f"Dice {100 * dice:.1f}"
     return f"loss {loss:.3f} {score} {images_per_second:.0f}/s {memory_mib / 1024:.1f}G"
+
+
+class TrainingProgress:
+    """Bar and events of one run, inside a `with` block.
+
+    Args:
+        method: Of the run.
+        steps: Of the whole run.
+        done: Of an earlier call.
+        spoken: Say anything at all; of several processes one does.
+        bar: Draw the bar where bars are drawn.
+    """
+
+    def __init__(self, method: str, steps: int, done: int, *, spoken: bool, bar: bool) -> None:
+        self._steps, self._spoken = steps, spoken
+        self._bar = training_bar(Console(stderr=True, quiet=not (spoken and bar and bars())))
+        self._task = self._bar.add_task(short_name(method), total=steps, completed=done, shown="")
+        self._pace = Pace(steps, done)
+        self._first = True
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def looked(
+        self, done: int, values: Mapping[str, float], dice: float | None, structures: Mapping[str, float]
+    ) -> None:
+        """Show what a step came to; a line after a validation, after the first look and after a minute of silence.
+
+        Args:
+            done: Steps done.
+            values: Columns of the history.
+            dice: Of the last validation.
+            structures: Dice of each structure, if this step was validated.
+        """
+        speed, memory = values["images_per_second"], values["memory_mib"]
+        self._bar.update(self._task, completed=done, shown=shown(values["loss"], dice, speed, memory))
+        if not self._spoken or not (structures or self._first or self._pace.due()):
+            return
+        self._first = False
+        self._pace.said()
+        loss, left = values["loss"], self._pace.left(done)
+        scores = f", Dice % {_in_percent(dice)} ({_listed(structures)})" if structures else ""
+        pace = f"{speed:.0f} images/s, {memory:.0f} MiB, {left} left"
+        sentence = f"step {done}/{self._steps}: loss {loss:.3f}{scores}, {pace}"
+        found: dict[str, Any] = {"dice": dice, "structures": dict(structures)} if structures else {}
+        tell(
+            "validation" if structures else "step", sentence, step=done, steps=self._steps, loss=loss, **found,
+            images_per_second=speed, memory_mib=memory, seconds_left=self._pace.seconds_left(done),
+        )  # fmt: skip
+
+    def kept(self, done: int, file: Path) -> None:
+        """Say that a checkpoint is on the disk."""
+        self._bar.update(self._task, completed=done)
+        if self._spoken:
+            tell("checkpoint", f"step {done}/{self._steps}: kept {file}", step=done, steps=self._steps, file=str(file))
+
+
+def _in_percent(dice: float | None) -> str:
+    return "-" if dice is None or math.isnan(dice) else f"{100 * dice:.1f}"
+
+
+def _listed(structures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_in_percent(value)}" for name, value in structures.items())

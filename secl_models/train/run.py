@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.files import write_text
+from secl_models.data.folders import held, refuse_writing_over
 from secl_models.data.preprocess import Preprocess, resolve
 from secl_models.data.splits import PARTS, Split, save_split
 from secl_models.data.volumes import Volume, load_volumes
@@ -26,45 +24,24 @@ from secl_models.inference.validate import Validation, validate
 from secl_models.method import checkpoint
 from secl_models.method.device import choose_device, machine, peak_memory_mib
 from secl_models.method.learner import Learner, make_learner
-from secl_models.method.origin import commit, versions
 from secl_models.method.processes import Processes, launched, leave, start_fabric
 from secl_models.method.profiler import Stages
 from secl_models.options.errors import InputError, writing
-from secl_models.options.methods import METHODS, short_name
-from secl_models.options.schema import RunConfig, from_dict, to_dict, to_yaml
+from secl_models.options.events import NOTE, tell
+from secl_models.options.methods import METHODS
+from secl_models.options.schema import RunConfig, to_dict, to_yaml
+from secl_models.options.terminal import print_table
 from secl_models.train import run_folder as records
-from secl_models.train.progress import shown, training_bar
+from secl_models.train.progress import TrainingProgress
 from secl_models.train.run_folder import History, RunSummary
+from secl_models.train.state import Run, flat, restore, state, summary_of
 from secl_models.train.stopping import StopWish, Terminated
 from secl_models.train.warnings import notes_on
 
+_WORDS = ("labelled", "unlabelled", "validation", "test")  # for a person, in the order of PARTS
 LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
 Load = Callable[[DataSet, Sequence[Case]], list[Volume]]
 GO_ON = "go on with the same command and --resume"
-
-
-@dataclass
-class _Run:
-    """A learner, and everything around it that changes while a run goes on."""
-
-    learner: Learner
-    out: Path
-    classes: dict[int, str]
-    preprocess: Preprocess
-    validation: Sequence[Volume]
-    cases: dict[str, list[str]]  # names in each part of the split
-    notes: tuple[str, ...]
-    seconds: float = 0.0  # spent in steps
-    processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
-    best: dict[str, float] = field(default_factory=dict)  # dice and step
-    last_dice: float | None = None
-    picture: npt.NDArray[np.uint8] | None = None  # of the validation at this step
-    pending: list[Tensor] = field(default_factory=list)  # losses not looked at yet
-    looked: tuple[int, float] = (0, 0.0)  # step and seconds of the last look
-
-    @property
-    def config(self) -> RunConfig:
-        return self.learner.config
 
 
 def train(
@@ -111,34 +88,68 @@ def train(
     processes = Processes(launched())
     device = choose_device(config.train.device, processes.share.count)
     if processes.first:
-        records.refuse_held(out, resume, overwrite)
+        refuse_writing_over(data_set.files(), *(out / name for name in records.RUN_FILES))
     # torch's own generator is seeded in every step; whoever called keeps theirs.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        held(out, "secl train", then=GO_ON) if processes.first else nullcontext(),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        if processes.first:
+            records.refuse_held(out, resume, overwrite)
         run = _set_up(config, data_set, split, out, device, processes, load)
         if resume and (out / checkpoint.LAST).is_file():
-            _restore(run, out / checkpoint.LAST)
-        processes.require_one({"steps done": run.learner.done, **_flat(to_dict(run.config)), **_flat(run.cases)})
-        console = Console(stderr=True, quiet=not (progress and processes.first))
-        for note in run.notes:
-            console.print(note, markup=False)
+            restore(run, out / checkpoint.LAST)
+        elif resume and processes.first:
+            tell("note", f"There is no {checkpoint.LAST} in {out} to resume: the run starts anew.", level=NOTE)
+        processes.require_one({"steps done": run.learner.done, **flat(to_dict(run.config)), **flat(run.cases)})
+        if processes.first:
+            _tell_start(run, data_set, split)
         if profile and processes.first:
             run.learner.stages = Stages(device)
-        _run_to_end(run, data_set, split, console, max_steps, clear=overwrite and not resume)
-    summary = _summary(run, time.perf_counter() - begin)
-    if processes.first:
-        with writing(out / records.SUMMARY, GO_ON):
-            records.write_summary(out / records.SUMMARY, summary)
+        bar = TrainingProgress(
+            config.train.method, config.train.steps, run.learner.done, spoken=processes.first, bar=progress
+        )
+        _run_to_end(run, data_set, split, bar, max_steps, clear=overwrite and not resume)
+        summary = summary_of(run, time.perf_counter() - begin)
+        if processes.first:
+            with writing(out / records.SUMMARY, GO_ON):
+                records.write_summary(out / records.SUMMARY, summary)
+            _tell_end(run, summary)
             _show_profile(run)
     leave()
     return summary
 
 
-def _show_profile(run: _Run) -> None:
+def _tell_start(run: Run, data_set: DataSet, split: Split) -> None:
+    for note in run.notes:
+        tell("note", note, level=logging.WARNING)
+    options, done = run.config.train, run.learner.done
+    on = f"{run.learner.device} ({machine(run.learner.device)})"
+    counts = {name: len(getattr(split, name)) for name in PARTS}
+    cases = ", ".join(f"{count} {word}" for word, count in zip(_WORDS, counts.values(), strict=True))
+    since = f" from step {done}" if done else ""
+    tell(
+        "start",
+        f"training {options.method} on {data_set.root} ({cases}): {options.steps} steps{since} on {on}, into {run.out}",
+        data=str(data_set.root), layout=data_set.layout, cases=counts, method=options.method, seed=run.config.seed,
+        device=str(run.learner.device), machine=machine(run.learner.device), step=done, steps=options.steps,
+        out=str(run.out),
+    )  # fmt: skip
+
+
+def _tell_end(run: Run, summary: RunSummary) -> None:
+    for note in summary.notes[len(run.notes) :]:
+        tell("note", note, level=logging.WARNING if run.learner.done == run.config.train.steps else logging.DEBUG)
+    values = {"steps": summary.steps, "seconds": summary.seconds, "best_dice": summary.best_dice}
+    tell("end", f"trained {summary.steps} steps", level=logging.DEBUG, **values, out=str(run.out))
+
+
+def _show_profile(run: Run) -> None:
     stages = run.learner.stages
     if isinstance(stages, Stages) and stages.seconds():
         options = run.config.train
         images = options.batch, options.unlabeled_batch
-        Console(stderr=True).print(stages.table(*images, peak_memory_mib(run.learner.device)))
+        print_table(stages.table(*images, peak_memory_mib(run.learner.device)), Console(stderr=True))
 
 
 def _set_up(
@@ -149,7 +160,7 @@ def _set_up(
     device: torch.device,
     processes: Processes,
     load: Load,
-) -> _Run:
+) -> Run:
     _require_divisible(config, processes.share.count)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -160,7 +171,7 @@ def _set_up(
     config = resolve(config, data_set, labeled)
     fabric = start_fabric(device, config.train.precision, processes.share)
     learner = make_learner(config, labeled, unlabeled, len(data_set.classes), device, fabric, processes)
-    return _Run(
+    return Run(
         learner,
         out,
         dict(data_set.classes),
@@ -172,15 +183,15 @@ def _set_up(
 
 
 def _run_to_end(
-    run: _Run, data_set: DataSet, split: Split, console: Console, max_steps: int | None, *, clear: bool
+    run: Run, data_set: DataSet, split: Split, bar: TrainingProgress, max_steps: int | None, *, clear: bool
 ) -> None:
     if not run.learner.processes.first:
-        _loop(run, None, console, max_steps)
+        _loop(run, None, bar, max_steps)
         return
     with writing(run.out, GO_ON):
         history = _open_folder(run, data_set, split, clear=clear)
     try:
-        _loop(run, history, console, max_steps)
+        _loop(run, history, bar, max_steps)
     except BaseException:
         with suppress(OSError):  # what stopped the run is told, not what that led to
             history.close()
@@ -200,18 +211,17 @@ def _require_divisible(config: RunConfig, count: int) -> None:
             )
 
 
-def _open_folder(run: _Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
+def _open_folder(run: Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
     records.make_folder(run.out, clear=clear)
     write_text(run.out / records.CONFIG, to_yaml(run.config))
     save_split(run.out / records.SPLIT, split)
     return History(run.out, [data_set.classes[value] for value in sorted(data_set.classes)], run.learner.done)
 
 
-def _loop(run: _Run, history: History | None, console: Console, max_steps: int | None) -> None:
+def _loop(run: Run, history: History | None, bar: TrainingProgress, max_steps: int | None) -> None:
     options, learner = run.config.train, run.learner
     end = options.steps if max_steps is None else min(max_steps, options.steps)
-    with StopWish() as stop, training_bar(console) as bar:
-        task = bar.add_task(short_name(options.method), total=options.steps, completed=learner.done, shown="")
+    with StopWish() as stop, bar:
         while learner.done < end:
             ramp = learner.ramp
             logged = _timed_step(run, ramp, wish=stop.asked)
@@ -224,24 +234,24 @@ def _loop(run: _Run, history: History | None, console: Console, max_steps: int |
                 _require_finite(run)
             if look:
                 values = {name: float(value) for name, value in logged.items()} | _pace(run, ramp)
-                if run.validation and (last or done % options.validate_every == 0):
+                validated = bool(run.validation) and (last or done % options.validate_every == 0)
+                if validated:
                     values |= _validate(run)
                 if history:
                     with writing(run.out / records.HISTORY, GO_ON):
                         history.add(done, values, run.picture)
                 run.picture = None
-                pace = values["images_per_second"], values["memory_mib"]
-                bar.update(task, completed=done, shown=shown(values["loss"], run.last_dice, *pace))
+                bar.looked(done, values, run.last_dice, run.found if validated else {})
             if keep and history:
-                bar.update(task, completed=done)
                 with writing(run.out / records.HISTORY, GO_ON):
                     history.write()
                 _save(run, checkpoint.LAST)
+                bar.kept(done, run.out / checkpoint.LAST)
             if stopping and done < end:
                 raise Terminated
 
 
-def _timed_step(run: _Run, ramp: float, *, wish: bool) -> dict[str, Tensor | float]:
+def _timed_step(run: Run, ramp: float, *, wish: bool) -> dict[str, Tensor | float]:
     start, processor = time.perf_counter(), time.process_time()
     logged = run.learner.step(ramp, wish=wish)
     run.pending.append(torch.as_tensor(logged["loss"]))
@@ -258,7 +268,7 @@ def _all_wish_to_stop(learner: Learner, asked: bool, look: bool) -> bool:
     return wait and learner.wishes is not None and bool(learner.wishes > 0)
 
 
-def _require_finite(run: _Run) -> None:
+def _require_finite(run: Run) -> None:
     """Look at all losses since the last look, so that the message can name the very step."""
     start, processor = time.perf_counter(), time.process_time()
     finite = torch.stack(run.pending).isfinite().tolist()  # waits for the device: part of the steps' time
@@ -279,86 +289,26 @@ def _require_finite(run: _Run) -> None:
         run.learner.stages.settle()
 
 
-def _validate(run: _Run) -> dict[str, float]:
+def _validate(run: Run) -> dict[str, float]:
     network = run.learner.teacher.model.network
     found: Validation = validate(network, run.preprocess, run.config, run.validation, len(run.classes))
-    run.last_dice = found.dice
+    names = [run.classes[value] for value in sorted(run.classes)]
+    run.last_dice, run.found = found.dice, dict(zip(names, found.structures, strict=True))
     if found.dice > run.best.get("dice", -1.0):
         run.best = {"dice": found.dice, "step": float(run.learner.done)}
         _save(run, checkpoint.BEST)
     run.picture = found.picture
-    return found.row([run.classes[value] for value in sorted(run.classes)])
+    return found.row(names)
 
 
-def _save(run: _Run, name: str) -> None:
+def _save(run: Run, name: str) -> None:
     path = run.out / name
     kept = " from the checkpoint that is there" if (run.out / checkpoint.LAST).is_file() else ""
     with writing(path, GO_ON + kept):
-        checkpoint.save(path, _state(run))
+        checkpoint.save(path, state(run))
 
 
-def _state(run: _Run) -> dict[str, Any]:
-    return {
-        "format": checkpoint.FORMAT,
-        **run.learner.state(),
-        "processes": run.learner.processes.share.count,
-        "seconds": run.seconds,
-        "processor_seconds": run.processor_seconds,
-        "best": run.best,
-        "last_dice": run.last_dice,
-        "config": to_dict(run.config),
-        "preprocess": run.preprocess.to_dict(),
-        "classes": run.classes,
-        "cases": run.cases,
-        "channels": run.learner.data.channels,
-    }
-
-
-def _restore(run: _Run, path: Path) -> None:
-    """Take back everything a checkpoint holds, after making sure that it is of this very run."""
-    state = checkpoint.load(path)
-    differing = _differences(state["config"], to_dict(run.config))
-    if differing:
-        raise InputError(
-            path,
-            rule="the configuration that the run was started with",
-            got=f"other values of {differing}",
-            cure="resume with the options stored in config.yaml, or name another --out",
-        )
-    if (state["classes"], state["cases"]) != (run.classes, run.cases):
-        raise InputError(
-            path,
-            rule="the structures and cases that the run was started with",
-            got="another data set, or cases added, removed or split otherwise",
-            cure="restore the data folder, or name another --out",
-        )
-    checkpoint.load_weights(run.learner.student, state["student"], path)
-    run.learner.load_state(state)
-    run.seconds, run.processor_seconds = float(state["seconds"]), float(state["processor_seconds"])
-    before, now = int(state.get("processes", 1)), run.learner.processes.share.count
-    if before != now:
-        run.notes += (f"Started in {before} processes, resumed in {now}: equal to rounding, not bit for bit.",)
-    run.best, run.last_dice = dict(state["best"]), state["last_dice"]
-    run.looked = (run.learner.done, run.seconds)
-
-
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Names of the options that differ; where a run may move to, such as the device, is free."""
-    free = {"train.device", "train.threads", "train.checkpoint_every", "train.compile"}
-    one, other = _flat(to_dict(from_dict(stored))), _flat(asked)  # of an older run: options that it did not have yet
-    names = sorted((one.keys() | other.keys()) - free)
-    return ", ".join(name for name in names if one.get(name) != other.get(name))
-
-
-def _pace(run: _Run, ramp: float) -> dict[str, float]:
+def _pace(run: Run, ramp: float) -> dict[str, float]:
     """Seconds so far, memory, and images per second of all processes since the last look."""
     options, done = run.config.train, run.learner.done
     images = (options.batch + (options.unlabeled_batch if ramp > 0 else 0)) * (done - run.looked[0])
@@ -370,27 +320,3 @@ def _pace(run: _Run, ramp: float) -> dict[str, float]:
         "memory_mib": peak_memory_mib(run.learner.device),
         "images_per_second": rate,
     }
-
-
-def _summary(run: _Run, total: float) -> RunSummary:
-    best_step, learner, steps = run.best.get("step"), run.learner, run.config.train.steps
-    stopped = f"Stopped at {learner.done} of {steps} steps; the same command with --resume goes on."
-    return RunSummary(
-        out=str(run.out),
-        method=run.config.train.method,
-        labeled=run.config.labeled,
-        seed=run.config.seed,
-        steps=learner.done,
-        seconds=run.seconds,
-        processor_seconds=run.processor_seconds,
-        total_seconds=total,
-        best_dice=run.best.get("dice"),
-        best_step=None if best_step is None else int(best_step),
-        last_dice=run.last_dice,
-        peak_memory_mib=peak_memory_mib(learner.device),
-        parameters=sum(parameter.numel() for parameter in learner.student.network.parameters()),
-        notes=run.notes if learner.done == steps else (*run.notes, stopped),
-        versions=versions(),
-        commit=commit(),
-        machine=machine(learner.device),
-    )

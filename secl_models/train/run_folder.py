@@ -7,18 +7,20 @@ import csv
 import io
 import json
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from secl_models.data.files import UNFINISHED, write_text
+from secl_models.data.files import write_text
+from secl_models.data.folders import note_written, refuse_foreign, remove_partial, remove_written, written
 from secl_models.method import checkpoint
 from secl_models.options.errors import InputError
+from secl_models.options.plain import from_plain
 
 HISTORY, SUMMARY, CONFIG, SPLIT = "history.csv", "summary.json", "config.yaml", "split.json"
 RUN_FILES = (checkpoint.LAST, checkpoint.BEST, HISTORY, SUMMARY, CONFIG, SPLIT)
@@ -83,10 +85,8 @@ def refuse_held(out: Path, resume: bool, overwrite: bool) -> None:
         overwrite: An earlier run is to be removed.
 
     Raises:
-        InputError: The folder holds a run and neither was asked for, or it is a file.
+        InputError: The folder holds a run and neither was asked for, or files of these names that no run wrote.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(out, rule="a folder for the run", got="a file", cure="name another --out")
     held = [name for name in RUN_FILES if (out / name).exists()]
     if held and not resume and not overwrite:
         raise InputError(
@@ -95,20 +95,83 @@ def refuse_held(out: Path, resume: bool, overwrite: bool) -> None:
             got=f"a folder with {', '.join(held)}",
             cure="add --resume to go on, --overwrite to begin anew, or name another --out",
         )
+    if not (resume and checkpoint.LAST in held):
+        refuse_foreign(out, held)
 
 
 def make_folder(out: Path, *, clear: bool) -> None:
-    """Make the run folder and, to `clear` it, remove all that an earlier run and its evaluation left there.
+    """Make the run folder ready, and put the files of a run onto its list.
 
     What a killed process was writing when it died is removed in any case: a folder belongs to one run at a time.
+
+    Args:
+        out: Run folder, held by this process.
+        clear: Remove what an earlier run and its evaluation left there; what they did not write stays.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    left = (*RUN_FILES, "evaluation_*", "report.html") if clear else ()
-    for pattern in (*left, UNFINISHED):
-        for file in out.glob(pattern):
-            file.unlink()
     if clear:
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+        remove_written(out)
+    note_written(out, *RUN_FILES)
+    remove_partial(out, written(out))
+    remove_partial(out, RUN_FILES)
+
+
+def read_history(file: Path, columns: Collection[str] | None = None) -> list[dict[str, str]]:
+    """The rows of history.csv: a text in each column, empty where nothing was measured.
+
+    Args:
+        file: What `History` wrote.
+        columns: Those that it may have; None: any.
+
+    Raises:
+        InputError: It is not a table of steps and numbers any more, as after a spreadsheet saved it.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream, strict=True))
+        for row in rows:
+            int(row["step"])
+            _require_numbers(row)
+        unknown = sorted(rows[0].keys() - set(columns)) if rows and columns is not None else []
+        if unknown:
+            raise ValueError(f"unknown column {unknown[0]!r}")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(
+            file,
+            rule="the history as it was written: names in the first line, numbers between commas, `step` whole",
+            got=f"fault at {error}",
+            cure="restore it, or remove it: checkpoints are whole without it, and the curves begin anew",
+        ) from error
+    return rows
+
+
+def _require_numbers(row: Mapping[str, str]) -> None:
+    for value in row.values():
+        float(value if value != "" else "nan")
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """The entries of summary.json; none where the file is missing.
+
+    Raises:
+        InputError: It is not a summary any more.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        # A score that is not a number, as of an empty list, is none.
+        values = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+        return asdict(from_plain(RunSummary, values))
+    except (ValueError, TypeError) as error:  # InputError is a ValueError
+        cure = "restore it, or let the run write it again: the same command with --resume"
+        raise InputError(file, rule="the summary as it was written", got=error, cure=cure) from error
+
+
+def _open_board(out: Path, purge_step: int) -> SummaryWriter:
+    place = out / "tensorboard"
+    before = set(place.iterdir()) if place.is_dir() else set()
+    board = SummaryWriter(str(place), purge_step=purge_step)
+    note_written(out, *(str(file.relative_to(out)) for file in set(place.iterdir()) - before))
+    return board
 
 
 class History:
@@ -126,9 +189,8 @@ class History:
         self._columns = [*COLUMNS, *(f"{kind} {name}" for kind in kinds for name in structures)]
         self._rows: list[dict[str, str]] = []
         if done and self._path.is_file():
-            with self._path.open(newline="", encoding="utf-8") as stream:
-                self._rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= done]
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
+            self._rows = [row for row in read_history(self._path, self._columns) if int(row["step"]) <= done]
+        self._board = _open_board(out, purge_step=done + 1)
 
     def add(self, step: int, values: Mapping[str, float], picture: npt.NDArray[np.uint8] | None = None) -> None:
         """Append the values of one step; columns without a value stay empty, NaN as well.

@@ -56,6 +56,21 @@ def notes_on(
     return tuple(notes)
 
 
+def not_learned(dice: Mapping[str, float]) -> tuple[str, ...]:
+    """A sentence on structures that the network has not learned when the training is over.
+
+    Args:
+        dice: Of each structure on the validation cases, in [0, 1]; NaN where none of them shows it.
+    """
+    missed = [name for name, value in dice.items() if value == 0]
+    if not missed:
+        return ()
+    return (
+        f"Dice 0 of {', '.join(missed)} on the validation cases: not learned. "
+        "Train longer, label more cases that show it, or see in the report whether a label is at fault.",
+    )
+
+
 def _absent(labeled: Iterable[Volume], classes: Mapping[int, str]) -> list[str]:
     shown: set[int] = set()
     for volume in labeled:

@@ -61,7 +61,7 @@ def test_a_learning_rate_far_too_high_stops_before_anything_is_kept(toy: tuple[D
 
 
 def test_a_structure_that_no_labelled_case_shows_is_named(
-    toy: tuple[DataSet, Split], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: tuple[DataSet, Split], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = write_toy(tmp_path / "data")
     description = json.loads((data.root / "dataset.json").read_text())
@@ -72,8 +72,13 @@ def test_a_structure_that_no_labelled_case_shows_is_named(
         "No labelled case shows ring: it cannot be learned. "
         "Raise --labeled, or take another --seed, which draws other cases."
     )
-    assert run(CONFIG, (data, make_split(data, 2, 0)), tmp_path / "run").notes == (note,)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["notes"] == [note]
+    unlearned = (
+        "Dice 0 of ring on the validation cases: not learned. Train longer, label more cases that show it, or see in "
+        "the report whether a label is at fault."
+    )
+    assert run(CONFIG, (data, make_split(data, 2, 0)), tmp_path / "run").notes == (note, unlearned)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["notes"] == [note, unlearned]
+    assert [message for message in caplog.messages if message in (note, unlearned)] == [note, unlearned]
     history = rows(tmp_path / "run")
     assert history[-1]["dice block"]
     assert checkpoint.load_model(tmp_path / "run").classes == {1: "block", 2: "ring"}
@@ -111,11 +116,11 @@ def test_one_image_only_cannot_be_divided(cases: int, tmp_path: Path) -> None:
 
 
 def test_no_unlabelled_image_trains_as_supervised_and_says_so(
-    toy: tuple[DataSet, Split], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: tuple[DataSet, Split], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, split = toy
     train.train(CONFIG, data, replace(split, unlabeled=()), tmp_path / "run")
-    assert "There are no unlabelled cases: secl trains as supervised." in " ".join(capsys.readouterr().err.split())
+    assert "There are no unlabelled cases: secl trains as supervised." in caplog.messages
     run(set_train(CONFIG, method="supervised"), (data, split), tmp_path / "supervised")
     ours, theirs = (rows(tmp_path / name) for name in ("run", "supervised"))
     assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]

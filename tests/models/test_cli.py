@@ -282,7 +282,7 @@ def test_study_refuses_what_it_cannot_run(run: TinyRun, tmp_path: Path) -> None:
     _refused(_call(*base, "--methods", "secl,magic"), "--methods: known methods between commas; got magic")
     _refused(_call("study"), "--data: a data set to study; got nothing")
     _refused(_call(*base, "--labeled", 99), "99", out=tmp_path / "s")
-    _refused(_call("study", "table", tmp_path / "no.csv"), "rows of a study, checkpoint last; got none")
+    _refused(_call("study", "table", tmp_path / "no.csv"), "no.csv: rows of a study; got no such file")
 
 
 @pytest.mark.parametrize("command", ["table", "figure", "cases", "cost"])
@@ -293,7 +293,7 @@ def test_every_help_under_study_shows_an_example(command: str) -> None:
 
 
 def test_study_figure_cases_and_cost(run: TinyRun, tmp_path: Path) -> None:
-    _refused(_call("study", "figure", tmp_path / "no.csv"), "no.csv: rows of a study; got none")
+    _refused(_call("study", "figure", tmp_path / "no.csv"), "no.csv: rows of a study; got no such file")
     folder = tmp_path / "none"
     _refused(_call("study", "cases", folder, "--data", run.data.root), "a finished run that was evaluated on test")
     options = [part for option in TINY for part in ("--set", option)]
@@ -305,11 +305,17 @@ def test_study_figure_cases_and_cost(run: TinyRun, tmp_path: Path) -> None:
     assert (tmp_path / "cost.csv").read_text().splitlines()[2].startswith("secl,")
 
 
-def test_study_runs_in_processes_and_prints_the_table(run: TinyRun, tmp_path: Path) -> None:
+def test_study_runs_in_processes_tells_of_them_and_prints_the_table(
+    run: TinyRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     options = [part for option in TINY for part in ("--set", option)]
     base = ("study", "--data", run.data.root, "--preset", "demo", "--labeled", 2, "--out", tmp_path, *options)
-    status, text, _ = _call(*base, "--methods", "supervised", "--seeds", 5)
+    status, text, error = _call(*base, "--methods", "supervised", "--seeds", 5, "--log-format", "json")
     assert status == 0
+    assert '"study: 1 runs to do, 0 finished before"' in error
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert {entry["run"] for entry in told} == {"supervised (steps) seed 5"}
+    assert [entry["step"] for entry in told if entry["event"] == "validation"] == [3, 6]
     assert "[1/1] supervised, seed 5, 6 steps (steps): Dice" in text
     status, text, _ = _call(*base, "--methods", "supervised", "--seeds", 5)
     assert "[1/1]" not in text

@@ -14,18 +14,16 @@ import pytest
 from rich.console import Console
 
 from secl_models.data.cases import DataSet
+from secl_models.data.folders import LISTED
 from secl_models.data.splits import Split, load_split, save_split
 from secl_models.data.volumes import load_volume
-from secl_models.inference.evaluate import (
+from secl_models.inference.evaluate import evaluate, evaluated_cases, find_checkpoints, score_volume
+from secl_models.inference.evaluations import (
     Evaluation,
-    evaluate,
-    evaluated_cases,
     evaluation_table,
-    find_checkpoints,
     format_mean,
     load_evaluation,
     save_evaluations,
-    score_volume,
 )
 from secl_models.inference.metrics import DEFINITIONS, MEAN, CaseScores, StructureScore, score_case
 from secl_models.inference.windows import predict_volume
@@ -50,7 +48,7 @@ def test_last_and_best_are_scored_and_written(run: TinyRun, tmp_path: Path) -> N
     assert {row["unit"] for row in rows} == {"mm"}
     summary = json.loads((tmp_path / "evaluation_test.json").read_text())
     assert summary["last"]["structures"][MEAN]["dice"]["mean"] == results[0].summary[-1].dice[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != LISTED) == [
         "evaluation_test.json",
         "evaluation_test_best.csv",
         "evaluation_test_best_patients.csv",

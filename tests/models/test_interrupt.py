@@ -6,11 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,6 @@ from secl_models.options.schema import NetworkConfig
 from secl_models.train import run as train
 from secl_models.train import run_folder as records
 from secl_models.train.stopping import Terminated
-from tests.conftest import skip_or_fail
 from tests.models.ranks import finish, start
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
 
@@ -232,18 +230,6 @@ def test_the_scale_of_half_precision_gradients_is_part_of_the_state(
     assert_same_run(tmp_path / "broken", tmp_path / "whole")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=2m", "none", place], check=False).returncode:
-        skip_or_fail("mount", "no tmpfs can be mounted here")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
@@ -268,8 +254,8 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(
         with pytest.raises(InputError) as refusal:
             run(FAST, toy, out)
     assert str(refusal.value).endswith(
-        ": room on the disk; got No space left on device. Cure: free some space, then go on with the same command "
-        "and --resume from the checkpoint that is there."
+        f": room on the disk; got No space left on device. Cure: free some space on the disk of {out}, then go on with "
+        "the same command and --resume from the checkpoint that is there."
     )
     assert refusal.value.what == str(out / "last.pt")
     assert checkpoint.load(out)["step"] == 5

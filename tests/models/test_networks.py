@@ -85,9 +85,10 @@ def test_unusable_names_are_refused(name: str, message: str) -> None:
         build_network(replace(CONFIG, name=name), 2, 1, 1)
 
 
-def test_two_levels_are_refused() -> None:
-    with pytest.raises(InputError, match=r"at least three levels; got \(4, 8\)"):
-        build_network(NetworkConfig(channels=(4, 8), taps=(0,)), 2, 1, 1)
+def test_two_levels_are_refused_where_the_network_takes_three() -> None:
+    with pytest.raises(InputError, match=r"positive widths, at least 3 for unet; got \(4, 8\)"):
+        NetworkConfig(channels=(4, 8), taps=(0,))
+    assert NetworkConfig("mine:network", channels=(8,), taps=(0,)).stride == 1
 
 
 def test_unknown_layer_is_named_with_the_known_ones() -> None:

@@ -173,7 +173,7 @@ def test_two_channels_in_one_file_and_in_two(tmp_path: Path) -> None:
     for channel in (0, 1):
         write_nifti(tmp_path / "images" / f"case_000{channel}.nii.gz", both[..., channel], OBLIQUE)
     predict(model, tmp_path / "one.nii.gz", tmp_path / "seg.nii.gz")
-    (several,) = predict(model, tmp_path / "images", tmp_path / "out")
+    (several,) = predict(model, tmp_path / "images", tmp_path / "out").written
     assert several.name == "case.nii.gz"
     assert np.array_equal(np.asarray(_read(tmp_path / "seg.nii.gz").dataobj), np.asarray(_read(several).dataobj))
 

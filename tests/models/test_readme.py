@@ -46,7 +46,7 @@ def test_a_network_of_one_s_own_trains_and_predicts(tmp_path: Path, monkeypatch:
     assert state["teacher"]["heads.0.layers.0.weight"].shape == (8, 8)  # the layer that the block taps
     monkeypatch.syspath_prepend(str(tmp_path))
     scan = next((tmp_path / "DIR" / "imagesTr").iterdir())
-    assert predict(tmp_path / "run", scan, tmp_path / "seg.nii.gz") == [tmp_path / "seg.nii.gz"]
+    assert predict(tmp_path / "run", scan, tmp_path / "seg.nii.gz").written == (tmp_path / "seg.nii.gz",)
 
 
 def test_the_loss_alone_teaches_a_loop_of_one_s_own() -> None:

@@ -209,7 +209,7 @@ def test_a_bad_override_names_the_key_and_the_cure(assignment: str, message: str
         ({"augment": {"flip": [0, 0]}}, "augment.flip: each axis at most once"),
         ({"augment": {"scale": 1.0}}, "augment.scale: between 0 and 0.9"),
         ({"augment": {"noise": -1.0}}, "augment.noise: at least 0"),
-        ({"network": {"channels": [16]}}, "network.channels: two or more positive widths"),
+        ({"network": {"channels": [16]}}, "network.channels: positive widths, at least 3 for unet"),
         ({"network": {"taps": [5]}}, "network.taps: levels of network.channels, between 0 and 4"),
         ({"network": {"taps": []}}, "network.taps: levels"),
         ({"network": {"projection": 0}}, "network.projection: at least 1"),

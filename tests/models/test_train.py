@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from secl_models.data.cases import Case, DataSet
+from secl_models.data.folders import note_written
 from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import Split, load_split, make_split
 from secl_models.data.volumes import Volume
@@ -231,6 +232,7 @@ def test_a_refusal_leaves_the_earlier_run_and_no_new_folder(toy: tuple[DataSet, 
 def test_overwriting_removes_what_was_said_about_the_earlier_run(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
     config = set_train(CONFIG, steps=2)
     run(config, toy, tmp_path / "r")
+    note_written(tmp_path / "r", "evaluation_test_last.csv", "report.html")
     for name in ("evaluation_test_last.csv", "report.html", ".last.pt.1.partial"):
         (tmp_path / "r" / name).touch()
     run(config, toy, tmp_path / "r", overwrite=True)
@@ -285,7 +287,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
 
 def test_a_file_in_the_place_of_the_folder_is_refused(toy: tuple[DataSet, Split], tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(InputError, match="a folder for the run; got a file"):
+    with pytest.raises(InputError, match="a folder to write to; got a file"):
         run(CONFIG, toy, tmp_path / "run")
     assert (tmp_path / "run").read_text() == "mine"
 

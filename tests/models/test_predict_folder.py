@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of images: what fails stops nothing, a later call goes on, and segmentations of two kinds never mix."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from secl_models.inference.evaluate import evaluate
+from secl_models.inference.predict import predict
+from secl_models.options.errors import InputError, WriteError
+from tests.models.runs import TinyRun, tiny_run
+
+
+@pytest.fixture
+def run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return tiny_run(tmp_path_factory)
+
+
+def _images(run: TinyRun, tmp_path: Path, count: int = 3) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, case in enumerate(run.data.cases[:count]):
+        shutil.copy(case.image[0], folder / f"scan_{index}.nii.gz")
+    return folder
+
+
+def _states(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.nii.gz")}
+
+
+def test_one_bad_image_does_not_stop_the_others_and_a_second_call_goes_on(run: TinyRun, tmp_path: Path) -> None:
+    images, out = _images(run, tmp_path), tmp_path / "out"
+    good = (images / "scan_1.nii.gz").read_bytes()
+    (images / "scan_1.nii.gz").write_bytes(good[:400])
+    found = predict(run.folder, images, out)
+    assert [file.name for file in found.written] == ["scan_0.nii.gz", "scan_2.nii.gz"]
+    (failure,) = found.failures
+    assert failure.what == str(images / "scan_1.nii.gz")
+    before = _states(out)
+    again = predict(run.folder, images, out)
+    assert (again.written, [file.name for file in again.kept]) == ((), ["scan_0.nii.gz", "scan_2.nii.gz"])
+    assert len(again.failures) == 1
+    (images / "scan_1.nii.gz").write_bytes(good)
+    last = predict(run.folder, images, out)
+    assert [file.name for file in last.written] == ["scan_1.nii.gz"]
+    assert (len(last.kept), last.failures) == (2, ())
+    assert before.items() < _states(out).items()
+
+
+def test_an_image_of_other_channels_is_a_failure_of_its_own(run: TinyRun, tmp_path: Path) -> None:
+    images = _images(run, tmp_path)
+    image = nib.Nifti1Image.from_filename(images / "scan_0.nii.gz")
+    twice = np.stack([np.asarray(image.dataobj)] * 2, -1)
+    nib.Nifti1Image(twice, image.affine).to_filename(images / "scan_0.nii.gz")
+    found = predict(run.folder, images, tmp_path / "out")
+    (failure,) = found.failures
+    assert str(failure).endswith(
+        "the network takes 1 image channel(s); got 2 channel(s). Cure: give the training's channels in its order: "
+        "one 4-D file, or a folder of CASE_0000, CASE_0001, ...."
+    )
+    assert len(found.written) == 2
+
+
+def test_segmentations_of_two_kinds_are_not_mixed(run: TinyRun, tmp_path: Path) -> None:
+    images, out = _images(run, tmp_path), tmp_path / "out"
+    predict(run.folder, images, out)
+    before = _states(out)
+    for options, named in (
+        ({"flips": "0"}, "flips"),
+        ({"largest_component": True, "probabilities": True}, "probabilities, largest-component"),
+    ):
+        with pytest.raises(InputError, match=rf"made with another {named}\. Cure: choose another --out, or add"):
+            predict(run.folder, images, out, **options)
+    other = Path(shutil.copy(run.folder / "last.pt", tmp_path / "other.pt"))
+    state = torch.load(other, weights_only=True)
+    torch.save({**state, "seconds": 0.0}, other)
+    with pytest.raises(InputError, match="made with another checkpoint"):
+        predict(other, images, out)
+    assert _states(out) == before
+    assert len(predict(other, images, out, overwrite=True).written) == 3
+    assert predict(other, images, out).kept
+
+
+def test_an_image_that_changed_is_not_passed_over(run: TinyRun, tmp_path: Path) -> None:
+    images, out = _images(run, tmp_path), tmp_path / "out"
+    predict(run.folder, images, out)
+    shutil.copy(run.data.cases[5].image[0], images / "scan_2.nii.gz")
+    with pytest.raises(InputError, match=r"scan_2\.nii\.gz, which has changed since\. Cure: remove the segmentation"):
+        predict(run.folder, images, out)
+    (out / "scan_2.nii.gz").unlink()
+    assert [file.name for file in predict(run.folder, images, out).written] == ["scan_2.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"settings": 3, "sources": {}}', '{"settings": {"checkpoint": 1}, "sources": {}}', b"\xff\xfe"],
+)
+def test_a_record_that_was_edited_is_refused(run: TinyRun, tmp_path: Path, content: str | bytes) -> None:
+    images, out = _images(run, tmp_path), tmp_path / "out"
+    predict(run.folder, images, out)
+    (out / "predict.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=r"predict\.json: the record as `secl predict` wrote it"):
+        predict(run.folder, images, out)
+    assert len(predict(run.folder, images, out, overwrite=True).written) == 3
+
+
+def test_sources_of_another_kind_are_refused(run: TinyRun, tmp_path: Path) -> None:
+    images, out = _images(run, tmp_path), tmp_path / "out"
+    predict(run.folder, images, out)
+    values = json.loads((out / "predict.json").read_text())
+    wrong: tuple[object, ...] = ([], {"scan_0": 3})
+    for sources in wrong:
+        (out / "predict.json").write_text(json.dumps({**values, "sources": sources}))
+        with pytest.raises(InputError, match=r"predict\.json: the record as `secl predict` wrote it"):
+            predict(run.folder, images, out)
+
+
+def test_a_full_disk_is_named_with_what_to_free(run: TinyRun, tmp_path: Path, small_disk: Path) -> None:
+    images, out = _images(run, tmp_path), small_disk / "out"
+    assert len(predict(run.folder, images, out).written) == 3
+    (out / "scan_1.nii.gz").unlink()
+    with (small_disk / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
+        while other.write(bytes(4096)):
+            pass
+    for call in (
+        lambda: predict(run.folder, images, out),
+        lambda: predict(run.folder, images / "scan_1.nii.gz", small_disk / "one.nii.gz"),
+        lambda: evaluate(run.folder, run.data, out=small_disk / "scores", progress=False),
+    ):
+        with pytest.raises(WriteError) as refusal:
+            call()
+        assert (refusal.value.rule, refusal.value.got) == ("room on the disk", "No space left on device")
+        assert str(small_disk) in refusal.value.what
+        assert f"free some space on the disk of {small_disk}" in refusal.value.cure
+    assert not (small_disk / "one.nii.gz").exists()
+    (small_disk / "other").unlink()
+    assert [file.name for file in predict(run.folder, images, out).written] == ["scan_1.nii.gz"]
