@@ -34,7 +34,7 @@ def config_of(dims: int = 2, patch: tuple[int, ...] = (8, 8), foreground: float 
         dims=dims, patch=patch, normalize="window", window=WINDOW, foreground=foreground, orientation=None
     )
     contrast = ContrastConfig(grid=(2,) * dims)
-    return RunConfig(seed=seed, data=data, network=NetworkConfig(channels=(8, 16), taps=(1,)), contrast=contrast)
+    return RunConfig(seed=seed, data=data, network=NetworkConfig("tests:none", (8, 16), (1,)), contrast=contrast)
 
 
 def stored(image: torch.Tensor) -> torch.Tensor:
