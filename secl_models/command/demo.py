@@ -12,9 +12,9 @@ from rich.table import Table
 
 from secl_models.data.cases import DataSet
 from secl_models.data.folders import LISTED, LOCK, held, note_written, refuse_foreign, remove_written
+from secl_models.data.formats import file_stem
 from secl_models.data.phantom import write_phantom
 from secl_models.data.splits import make_split
-from secl_models.data.volumes import file_stem
 from secl_models.inference.evaluate import evaluate
 from secl_models.inference.evaluations import Evaluation, format_mean
 from secl_models.inference.predict import predict

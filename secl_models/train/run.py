@@ -24,6 +24,7 @@ from secl_models.inference.validate import Validation, validate
 from secl_models.method import checkpoint
 from secl_models.method.device import choose_device, machine, peak_memory_mib
 from secl_models.method.learner import Learner, make_learner
+from secl_models.method.origin import commit, versions
 from secl_models.method.processes import Processes, launched, leave, start_fabric
 from secl_models.method.profiler import Stages
 from secl_models.options.errors import InputError, writing
@@ -34,9 +35,9 @@ from secl_models.options.terminal import print_table
 from secl_models.train import run_folder as records
 from secl_models.train.progress import TrainingProgress
 from secl_models.train.run_folder import History, RunSummary
-from secl_models.train.state import Run, flat, restore, state, summary_of
+from secl_models.train.state import Run, flat, restore, state
 from secl_models.train.stopping import StopWish, Terminated
-from secl_models.train.warnings import notes_on
+from secl_models.train.warnings import not_learned, notes_on
 
 _WORDS = ("labelled", "unlabelled", "validation", "test")  # for a person, in the order of PARTS
 LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
@@ -110,7 +111,7 @@ def train(
             config.train.method, config.train.steps, run.learner.done, spoken=processes.first, bar=progress
         )
         _run_to_end(run, data_set, split, bar, max_steps, clear=overwrite and not resume)
-        summary = summary_of(run, time.perf_counter() - begin)
+        summary = _summary(run, time.perf_counter() - begin)
         if processes.first:
             with writing(out / records.SUMMARY, GO_ON):
                 records.write_summary(out / records.SUMMARY, summary)
@@ -320,3 +321,27 @@ def _pace(run: Run, ramp: float) -> dict[str, float]:
         "memory_mib": peak_memory_mib(run.learner.device),
         "images_per_second": rate,
     }
+
+
+def _summary(run: Run, total: float) -> RunSummary:
+    best_step, learner, steps = run.best.get("step"), run.learner, run.config.train.steps
+    stopped = f"Stopped at {learner.done} of {steps} steps; the same command with --resume goes on."
+    return RunSummary(
+        out=str(run.out),
+        method=run.config.train.method,
+        labeled=run.config.labeled,
+        seed=run.config.seed,
+        steps=learner.done,
+        seconds=run.seconds,
+        processor_seconds=run.processor_seconds,
+        total_seconds=total,
+        best_dice=run.best.get("dice"),
+        best_step=None if best_step is None else int(best_step),
+        last_dice=run.last_dice,
+        peak_memory_mib=peak_memory_mib(learner.device),
+        parameters=sum(parameter.numel() for parameter in learner.student.network.parameters()),
+        notes=(*run.notes, *(not_learned(run.found) if learner.done == steps else (stopped,))),
+        versions=versions(),
+        commit=commit(),
+        machine=machine(learner.device),
+    )

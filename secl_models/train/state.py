@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,11 @@ from torch import Tensor
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
 from secl_models.method import checkpoint
-from secl_models.method.device import machine, peak_memory_mib
-from secl_models.method.learner import Learner
-from secl_models.method.origin import commit, versions
 from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig, from_dict, to_dict
-from secl_models.train.run_folder import RunSummary
-from secl_models.train.warnings import not_learned
+
+if TYPE_CHECKING:
+    from secl_models.method.learner import Learner
 
 
 @dataclass
@@ -112,28 +110,3 @@ def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     one, other = flat(stored), flat(asked)
     names = sorted((one.keys() | other.keys()) - free)
     return ", ".join(name for name in names if one.get(name) != other.get(name))
-
-
-def summary_of(run: Run, total: float) -> RunSummary:
-    """What a run reports; `total`: seconds of this call."""
-    best_step, learner, steps = run.best.get("step"), run.learner, run.config.train.steps
-    stopped = f"Stopped at {learner.done} of {steps} steps; the same command with --resume goes on."
-    return RunSummary(
-        out=str(run.out),
-        method=run.config.train.method,
-        labeled=run.config.labeled,
-        seed=run.config.seed,
-        steps=learner.done,
-        seconds=run.seconds,
-        processor_seconds=run.processor_seconds,
-        total_seconds=total,
-        best_dice=run.best.get("dice"),
-        best_step=None if best_step is None else int(best_step),
-        last_dice=run.last_dice,
-        peak_memory_mib=peak_memory_mib(learner.device),
-        parameters=sum(parameter.numel() for parameter in learner.student.network.parameters()),
-        notes=(*run.notes, *(not_learned(run.found) if learner.done == steps else (stopped,))),
-        versions=versions(),
-        commit=commit(),
-        machine=machine(learner.device),
-    )

@@ -73,7 +73,7 @@ def test_class_300_stays_class_300_on_the_way_to_the_batch(tmp_path: Path, spaci
     prepared = Preprocess(2, None, spacing, "volume", None).label(volume)
     assert (prepared.dtype, prepared.unique().tolist()) == (torch.int16, [0, 300])
     options = ["data.patch=[16,16]", "data.orientation=null", "data.normalize=volume", "data.foreground=1.0"]
-    config = override(RunConfig(), [*options, "network.channels=[4,8]", "network.taps=[1]"])
+    config = override(RunConfig(), [*options, "network.name=tests:none", "network.channels=[4,8]", "network.taps=[1]"])
     small = load(tmp_path / "small", label_array((16, 16, 2)), MANY)  # uint8 by itself
     batch, _ = ResidentData([small, volume], [], config, "cpu").batch(0, 8, 0)
     assert set(batch.label.unique().tolist()) == {0, 1, 2, 300}
@@ -89,7 +89,7 @@ def test_up_to_255_classes_take_a_byte_a_voxel(tmp_path: Path) -> None:
 def test_class_300_is_predicted_and_written_as_300(tmp_path: Path, largest: bool) -> None:
     run = untrained(tmp_path / "run", "network.name=tests.models.untrained:last_class", *FLAT_OPTIONS, classes=MANY)
     scan = write_nifti(tmp_path / "scan.nii.gz", image_array(shape=(16, 24, 2)))
-    (out,) = predict(run, scan, tmp_path / "out.nii.gz", device="cpu", largest_component=largest)
+    (out,) = predict(run, scan, tmp_path / "out.nii.gz", device="cpu", largest_component=largest).written
     assert np.unique(np.asarray(nib.Nifti1Image.from_filename(out).dataobj)).tolist() == [300]
 
 

@@ -29,7 +29,6 @@ from secl_models.options.errors import InputError
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import RunConfig, to_yaml
 from secl_models.train import run as train
-from secl_models.train import state
 from tests.models.ranks import SECONDS, finish, start_ranks
 from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
 
@@ -58,13 +57,13 @@ def joined(**contrast: Any) -> RunConfig:
 
 def leaving_state(task: Callable[[], object], file: Path) -> None:
     """Run the task and keep what its learner ends with."""
-    summary = state.summary_of
+    summary = train._summary
 
     def keeping(run: Any, total: float) -> Any:
         torch.save(run.learner.state(), file)
         return summary(run, total)
 
-    with patch.object(train, "summary_of", keeping):
+    with patch.object(train, "_summary", keeping):
         task()
 
 
