@@ -67,6 +67,7 @@ def read_text(path: Path, rule: str, cure: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or error
+        cure = f"chmod u+r {str(path)!r}" if isinstance(error, PermissionError) else cure
         raise InputError(path, rule=rule, got=got, cure=cure) from error
 
 

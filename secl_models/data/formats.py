@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def file_stem(path: Path) -> str:
         >>> file_stem(Path("scan.01.NII.GZ"))
         'scan.01'
     """
-    return path.name[: len(path.name) - len(suffix_of(path))]
+    # One letter with its accent may be stored as one character or as two, in the image's name and in the label's.
+    return unicodedata.normalize("NFC", path.name[: len(path.name) - len(suffix_of(path))])
 
 
 def image_files(folder: Path, suffixes: Sequence[str] = READ) -> list[Path]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from secl_models.options.errors import InputError
 
-MOST_CLASSES = np.iinfo(np.int16).max
+MOST_CLASSES = np.iinfo(np.int16).max - 1  # an axis of a NIfTI file holds the probabilities of all and the background
 LARGEST_VALUE = np.iinfo(np.int32).max  # what a segmentation can be written with
 WHOLE = 1e-3  # a label stored through slope and intercept is off its integer by their rounding
 _MANY, _ALIKE = 16, 0.5  # values of a label, and share of equal neighbours inside it, from which it looks like an image

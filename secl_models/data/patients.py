@@ -21,12 +21,13 @@ _ENTITY = (
 )
 _COUNTED = (
     r"(?:frame|slice|phase|visit|session|ses|timepoint|tp|run|acq|echo|rep|repeat|week|month|day|year|fu|followup"
-    rf"|follow-up|baseline|bl|mr|v|t){_GAP}?\d+"
+    rf"|follow-up|baseline|bl|time|mr|v|t){_GAP}?\d+"
 )
 _WORD = (
     r"(?:ed|es|end-?diastole|end-?systole|diastole|systole|left|right|lt|rt|l|r|lh|rh|pre|post|before|after|baseline|"
     r"bl|followup|follow-up|fu|contrast|t1w?|t1c|t1ce|t1gd|t2w?|t2star|flair|bold|dwi|adc|swi|pd|pdw|ct|cta|mr|mri|pet|"
-    r"cine|lge|angio|0000)"
+    r"cine|lge|angio|arterial|venous|portal|delayed|insp|exp|inhale|exhale|supine|prone|axial|sagittal|coronal|ax|sag|"
+    r"cor|fixed|moving|od|os|cc|mlo|0000)"
 )
 _SIDE = rf"(?:ed|es|left|right|lt|rt|l|r|lh|rh|pre|post|{_ENTITY})"
 _LAST = re.compile(rf"(?P<name>.+){_GAP}(?P<word>{_ENTITY}|{_COUNTED}|{_WORD}|{_DATE})", re.IGNORECASE)
@@ -34,7 +35,7 @@ _FIRST = re.compile(rf"{_SIDE}{_GAP}(?P<name>[a-z]*\d+)", re.IGNORECASE)  # not 
 _INNER = re.compile(rf"(?P<before>.+){_GAP}{_SIDE}(?P<after>{_GAP}\d+)", re.IGNORECASE)
 _FRAME = re.compile(rf"(?:frame|slice){_GAP}?\d+", re.IGNORECASE)
 _NUMBERED = re.compile(
-    rf"(?P<name>.*\d.*?)(?:{_GAP}(?P<part>[a-z]*\d{{1,4}}|[a-z])|(?P<letter>(?<=\d)[a-z]))", re.IGNORECASE
+    rf"(?P<name>.*\d.*?)(?:{_GAP}(?P<part>[a-z]*\d{{1,4}}|[a-z])|(?P<letter>(?<=\d)[a-z]{{1,5}}))", re.IGNORECASE
 )
 _DATED = re.compile(rf"(?P<name>.+){_GAP}{_DATE}", re.IGNORECASE)
 _FEW = 6  # images of one patient; a site numbers more patients than that

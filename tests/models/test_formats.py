@@ -148,6 +148,26 @@ def test_descriptions_that_would_end_in_a_traceback(tmp_path: Path, info: str) -
     assert refusal(root).what == str(root / "dataset.json")
 
 
+def test_an_accent_stored_in_two_ways_is_one_name(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / "imagesTr" / "c_1.nii.gz").rename(root / "imagesTr" / "caf\u00e9.nii.gz")
+    (root / "labelsTr" / "c_1.nii.gz").rename(root / "labelsTr" / "cafe\u0301.nii.gz")
+    data = read_data_set(root)
+    assert all(case.label is not None for case in data.cases)
+    assert check_data_set(data) == []
+
+
+def test_a_description_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_set(tmp_path)
+
+    def denied(path: Path, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    fault = refusal(root)
+    assert (fault.got, fault.cure) == ("Permission denied", f"chmod u+r '{root / 'dataset.json'}'")
+
+
 def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_set(tmp_path)
 

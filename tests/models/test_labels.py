@@ -107,7 +107,7 @@ def test_large_values_that_are_not_contiguous(tmp_path: Path) -> None:
     ("labels", "rule", "got"),
     [
         ({str(2**31): "a"}, f"label values are at most {2**31 - 1}", str(2**31)),
-        ({f"s{i}": i for i in range(1, MOST_CLASSES + 2)}, f"at most {MOST_CLASSES} structures", "32768"),
+        ({f"s{i}": i for i in range(1, MOST_CLASSES + 2)}, f"at most {MOST_CLASSES} structures", "32767"),
     ],
 )
 def test_more_than_can_be_written_is_refused_at_the_description(

@@ -30,6 +30,7 @@ from tests.models.files import write_set
         ("case12", "case12_20200101 case12_2021-12-31 case12_2021_12_31 case12_t1 case12_flair case12_0000"),
         ("OAS1_0001", "OAS1_0001_MR1 OAS1_0001_MR2"),
         ("IXI002-Guys-0828", "IXI002-Guys-0828-T1 IXI002-Guys-0828-T2"),
+        ("P1", "P1_L_CC P1_R_MLO P1_prone P1_venous P1_time1 P1_insp P1_sag"),
         ("anna", "anna_ED anna_ES anna_pre anna_left"),
         ("BRATS_001", "BRATS_001 BRATS_001_0000"),
         ("heart", "heart_frame01 heart_frame12"),
@@ -65,6 +66,7 @@ def test_what_may_be_one_patient_is_suspected_and_a_site_is_not() -> None:
     gli = [f"BraTS-GLI-{patient:05d}-{time:03d}" for patient in range(3) for time in range(2)]
     assert suspected(gli)["BraTS-GLI-00001"] == gli[2:4]
     assert suspected(["001a", "001b", "002a"]) == {"001": ["001a", "001b"]}
+    assert suspected(["p03ED", "p03ES", "p04ED"]) == {"p03": ["p03ED", "p03ES"]}
     assert suspected(["ann_20200101", "ann_20210101", "bob_20200101"]) == {"ann": ["ann_20200101", "ann_20210101"]}
     assert suspected([f"site{site}_{number:03d}" for site in range(3) for number in range(20)]) == {}
     assert suspected([f"case_{number:02d}" for number in range(9)]) == {}
