@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from secl_models.data.cases import DataSet
+from secl_models.data.splits import PARTS, Split
+from secl_models.method.device import machine
 from secl_models.options.events import Pace, bars, tell
 from secl_models.options.methods import short_name
+from secl_models.options.schema import RunConfig
+
+_WORDS = ("labelled", "unlabelled", "validation", "test")  # for a person, in the order of PARTS
 
 
 def training_bar(console: Console) -> Progress:
@@ -111,3 +119,36 @@ def _in_percent(dice: float | None) -> str:
 
 def _listed(structures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {_in_percent(value)}" for name, value in structures.items())
+
+
+def tell_start(
+    config: RunConfig,
+    notes: Iterable[str],
+    data_set: DataSet,
+    split: Split,
+    out: Path,
+    device: torch.device,
+    done: int,
+) -> None:
+    """Say what a run is about to do.
+
+    Args:
+        config: Its options.
+        notes: What its user should know.
+        data_set: Where the cases come from.
+        split: Who they are.
+        out: Run folder.
+        device: Where it runs.
+        done: Steps of an earlier call.
+    """
+    for note in notes:
+        tell("note", note, level=logging.WARNING)
+    options, counts = config.train, {name: len(getattr(split, name)) for name in PARTS}
+    cases = ", ".join(f"{count} {word}" for word, count in zip(_WORDS, counts.values(), strict=True))
+    steps = f"{options.steps} steps" + (f" from step {done}" if done else "")
+    tell(
+        "start",
+        f"training {options.method} on {data_set.root} ({cases}): {steps} on {device} ({machine(device)}), into {out}",
+        data=str(data_set.root), layout=data_set.layout, cases=counts, method=options.method, seed=config.seed,
+        device=str(device), machine=machine(device), step=done, steps=options.steps, out=str(out),
+    )  # fmt: skip

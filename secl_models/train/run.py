@@ -7,9 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -33,16 +37,40 @@ from secl_models.options.methods import METHODS
 from secl_models.options.schema import RunConfig, to_dict, to_yaml
 from secl_models.options.terminal import print_table
 from secl_models.train import run_folder as records
-from secl_models.train.progress import TrainingProgress
+from secl_models.train.progress import TrainingProgress, tell_start
+from secl_models.train.resuming import flat, refuse_another_run
 from secl_models.train.run_folder import History, RunSummary
-from secl_models.train.state import Run, flat, restore, state
 from secl_models.train.stopping import StopWish, Terminated
 from secl_models.train.warnings import not_learned, notes_on
 
-_WORDS = ("labelled", "unlabelled", "validation", "test")  # for a person, in the order of PARTS
 LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
 Load = Callable[[DataSet, Sequence[Case]], list[Volume]]
 GO_ON = "go on with the same command and --resume"
+
+
+@dataclass
+class _Run:
+    """A learner, and everything around it that changes while a run goes on."""
+
+    learner: Learner
+    out: Path
+    classes: dict[int, str]
+    preprocess: Preprocess
+    validation: Sequence[Volume]
+    cases: dict[str, list[str]]  # names in each part of the split
+    notes: tuple[str, ...]
+    seconds: float = 0.0  # spent in steps
+    processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
+    best: dict[str, float] = field(default_factory=dict)  # dice and step
+    last_dice: float | None = None
+    found: dict[str, float] = field(default_factory=dict)  # Dice of each structure at the last validation
+    picture: npt.NDArray[np.uint8] | None = None  # of the validation at this step
+    pending: list[Tensor] = field(default_factory=list)  # losses not looked at yet
+    looked: tuple[int, float] = (0, 0.0)  # step and seconds of the last look
+
+    @property
+    def config(self) -> RunConfig:
+        return self.learner.config
 
 
 def train(
@@ -99,12 +127,12 @@ def train(
             records.refuse_held(out, resume, overwrite)
         run = _set_up(config, data_set, split, out, device, processes, load)
         if resume and (out / checkpoint.LAST).is_file():
-            restore(run, out / checkpoint.LAST)
+            _restore(run, out / checkpoint.LAST)
         elif resume and processes.first:
             tell("note", f"There is no {checkpoint.LAST} in {out} to resume: the run starts anew.", level=NOTE)
         processes.require_one({"steps done": run.learner.done, **flat(to_dict(run.config)), **flat(run.cases)})
         if processes.first:
-            _tell_start(run, data_set, split)
+            tell_start(run.config, run.notes, data_set, split, out, device, run.learner.done)
         if profile and processes.first:
             run.learner.stages = Stages(device)
         bar = TrainingProgress(
@@ -121,31 +149,14 @@ def train(
     return summary
 
 
-def _tell_start(run: Run, data_set: DataSet, split: Split) -> None:
-    for note in run.notes:
-        tell("note", note, level=logging.WARNING)
-    options, done = run.config.train, run.learner.done
-    on = f"{run.learner.device} ({machine(run.learner.device)})"
-    counts = {name: len(getattr(split, name)) for name in PARTS}
-    cases = ", ".join(f"{count} {word}" for word, count in zip(_WORDS, counts.values(), strict=True))
-    since = f" from step {done}" if done else ""
-    tell(
-        "start",
-        f"training {options.method} on {data_set.root} ({cases}): {options.steps} steps{since} on {on}, into {run.out}",
-        data=str(data_set.root), layout=data_set.layout, cases=counts, method=options.method, seed=run.config.seed,
-        device=str(run.learner.device), machine=machine(run.learner.device), step=done, steps=options.steps,
-        out=str(run.out),
-    )  # fmt: skip
-
-
-def _tell_end(run: Run, summary: RunSummary) -> None:
+def _tell_end(run: _Run, summary: RunSummary) -> None:
     for note in summary.notes[len(run.notes) :]:
         tell("note", note, level=logging.WARNING if run.learner.done == run.config.train.steps else logging.DEBUG)
     values = {"steps": summary.steps, "seconds": summary.seconds, "best_dice": summary.best_dice}
     tell("end", f"trained {summary.steps} steps", level=logging.DEBUG, **values, out=str(run.out))
 
 
-def _show_profile(run: Run) -> None:
+def _show_profile(run: _Run) -> None:
     stages = run.learner.stages
     if isinstance(stages, Stages) and stages.seconds():
         options = run.config.train
@@ -161,7 +172,7 @@ def _set_up(
     device: torch.device,
     processes: Processes,
     load: Load,
-) -> Run:
+) -> _Run:
     _require_divisible(config, processes.share.count)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -172,7 +183,7 @@ def _set_up(
     config = resolve(config, data_set, labeled)
     fabric = start_fabric(device, config.train.precision, processes.share)
     learner = make_learner(config, labeled, unlabeled, len(data_set.classes), device, fabric, processes)
-    return Run(
+    return _Run(
         learner,
         out,
         dict(data_set.classes),
@@ -184,7 +195,7 @@ def _set_up(
 
 
 def _run_to_end(
-    run: Run, data_set: DataSet, split: Split, bar: TrainingProgress, max_steps: int | None, *, clear: bool
+    run: _Run, data_set: DataSet, split: Split, bar: TrainingProgress, max_steps: int | None, *, clear: bool
 ) -> None:
     if not run.learner.processes.first:
         _loop(run, None, bar, max_steps)
@@ -212,14 +223,14 @@ def _require_divisible(config: RunConfig, count: int) -> None:
             )
 
 
-def _open_folder(run: Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
+def _open_folder(run: _Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
     records.make_folder(run.out, clear=clear)
     write_text(run.out / records.CONFIG, to_yaml(run.config))
     save_split(run.out / records.SPLIT, split)
     return History(run.out, [data_set.classes[value] for value in sorted(data_set.classes)], run.learner.done)
 
 
-def _loop(run: Run, history: History | None, bar: TrainingProgress, max_steps: int | None) -> None:
+def _loop(run: _Run, history: History | None, bar: TrainingProgress, max_steps: int | None) -> None:
     options, learner = run.config.train, run.learner
     end = options.steps if max_steps is None else min(max_steps, options.steps)
     with StopWish() as stop, bar:
@@ -252,7 +263,7 @@ def _loop(run: Run, history: History | None, bar: TrainingProgress, max_steps: i
                 raise Terminated
 
 
-def _timed_step(run: Run, ramp: float, *, wish: bool) -> dict[str, Tensor | float]:
+def _timed_step(run: _Run, ramp: float, *, wish: bool) -> dict[str, Tensor | float]:
     start, processor = time.perf_counter(), time.process_time()
     logged = run.learner.step(ramp, wish=wish)
     run.pending.append(torch.as_tensor(logged["loss"]))
@@ -269,7 +280,7 @@ def _all_wish_to_stop(learner: Learner, asked: bool, look: bool) -> bool:
     return wait and learner.wishes is not None and bool(learner.wishes > 0)
 
 
-def _require_finite(run: Run) -> None:
+def _require_finite(run: _Run) -> None:
     """Look at all losses since the last look, so that the message can name the very step."""
     start, processor = time.perf_counter(), time.process_time()
     finite = torch.stack(run.pending).isfinite().tolist()  # waits for the device: part of the steps' time
@@ -290,7 +301,7 @@ def _require_finite(run: Run) -> None:
         run.learner.stages.settle()
 
 
-def _validate(run: Run) -> dict[str, float]:
+def _validate(run: _Run) -> dict[str, float]:
     network = run.learner.teacher.model.network
     found: Validation = validate(network, run.preprocess, run.config, run.validation, len(run.classes))
     names = [run.classes[value] for value in sorted(run.classes)]
@@ -302,14 +313,47 @@ def _validate(run: Run) -> dict[str, float]:
     return found.row(names)
 
 
-def _save(run: Run, name: str) -> None:
+def _save(run: _Run, name: str) -> None:
     path = run.out / name
     kept = " from the checkpoint that is there" if (run.out / checkpoint.LAST).is_file() else ""
     with writing(path, GO_ON + kept):
-        checkpoint.save(path, state(run))
+        checkpoint.save(path, _state(run))
 
 
-def _pace(run: Run, ramp: float) -> dict[str, float]:
+def _state(run: _Run) -> dict[str, Any]:
+    return {
+        "format": checkpoint.FORMAT,
+        **run.learner.state(),
+        "processes": run.learner.processes.share.count,
+        "seconds": run.seconds,
+        "processor_seconds": run.processor_seconds,
+        "best": run.best,
+        "last_dice": run.last_dice,
+        "found": run.found,
+        "config": to_dict(run.config),
+        "preprocess": run.preprocess.to_dict(),
+        "classes": run.classes,
+        "cases": run.cases,
+        "channels": run.learner.data.channels,
+    }
+
+
+def _restore(run: _Run, path: Path) -> None:
+    """Take back everything a checkpoint holds, after making sure that it is of this very run."""
+    state = checkpoint.load(path)
+    refuse_another_run(state, path, run.config, run.classes, run.cases)
+    checkpoint.load_weights(run.learner.student, state["student"], path)
+    run.learner.load_state(state)
+    run.seconds, run.processor_seconds = float(state["seconds"]), float(state["processor_seconds"])
+    before, now = int(state.get("processes", 1)), run.learner.processes.share.count
+    if before != now:
+        run.notes += (f"Started in {before} processes, resumed in {now}: equal to rounding, not bit for bit.",)
+    run.best, run.last_dice = dict(state["best"]), state["last_dice"]
+    run.found = dict(state.get("found", {}))
+    run.looked = (run.learner.done, run.seconds)
+
+
+def _pace(run: _Run, ramp: float) -> dict[str, float]:
     """Seconds so far, memory, and images per second of all processes since the last look."""
     options, done = run.config.train, run.learner.done
     images = (options.batch + (options.unlabeled_batch if ramp > 0 else 0)) * (done - run.looked[0])
@@ -323,7 +367,7 @@ def _pace(run: Run, ramp: float) -> dict[str, float]:
     }
 
 
-def _summary(run: Run, total: float) -> RunSummary:
+def _summary(run: _Run, total: float) -> RunSummary:
     best_step, learner, steps = run.best.get("step"), run.learner, run.config.train.steps
     stopped = f"Stopped at {learner.done} of {steps} steps; the same command with --resume goes on."
     return RunSummary(
