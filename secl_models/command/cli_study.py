@@ -15,10 +15,12 @@ from secl_models.command.arguments import (
     LogFormatOption,
     QuietOption,
     SetOption,
+    SpacingOption,
     configure,
     data_and_split,
+    spacing_from,
 )
-from secl_models.command.errors_to_exit import speak
+from secl_models.command.errors_to_exit import progress_bar, speak
 from secl_models.options.errors import InputError
 from secl_models.options.methods import METHODS
 from secl_models.options.terminal import print_table
@@ -55,13 +57,17 @@ def study(
         return
     if data is None:
         raise InputError("--data", rule="a data set to study", got="nothing", cure="add --data DIR")
+    from secl_models.data.check import require_sound
     from secl_models.study.rows import curves_file
     from secl_models.study.runs import Job, run_study
     from secl_models.study.table import as_table
 
     config = configure(preset, data, set_ or [])
     config = replace(config, labeled=labeled if labeled is not None else config.labeled)
-    data_and_split(data, config)
+    data_set, split = data_and_split(data, config)
+    whole = [*split.labeled, *split.unlabeled, *split.val, *split.test]
+    with progress_bar(f"checking {len(whole)} cases") as progress:
+        require_sound(data_set, whole, progress)
     planned = [
         Job(data, preset or config.preset, config.labeled, method, seed, overrides=tuple(set_ or ()))
         for seed in _numbers(seeds)
@@ -140,12 +146,13 @@ def cases(
     runs: Annotated[list[Path], typer.Argument(help="Run folders that share a split; the last chooses the cases.")],
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("."),
+    set_: SpacingOption = None,
 ) -> None:
     """Draw best, median and worst test case under every run, and the plane of their feature rows by class."""
     from secl_models.data.layouts import read_data_set
     from secl_models.study.cases import draw_cases
 
-    for picture in draw_cases(runs, read_data_set(data), out):
+    for picture in draw_cases(runs, read_data_set(data, spacing_from(set_)), out):
         typer.echo(f"Wrote {picture}")
 
 

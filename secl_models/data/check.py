@@ -101,6 +101,23 @@ def check_data_set(
     return sorted(found, key=lambda fault: fault.severity != ERROR)
 
 
+def require_sound(data: DataSet, cases: Sequence[Case], progress: Callable[[int, int], None] | None = None) -> None:
+    """Refuse a data set by its first error, for work that reads it many times.
+
+    Args:
+        data: The data set.
+        cases: Those to read.
+        progress: As for `check_data_set`.
+
+    Raises:
+        InputError: There is an error.
+    """
+    errors = [fault for fault in check_data_set(data, cases, progress) if fault.severity == ERROR]
+    if errors:
+        first, more = errors[0], f"; `secl check` names {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise InputError(first.file, rule=first.rule, got=first.got, cure=first.cure + more)
+
+
 def _fault(error: InputError) -> Fault:
     return Fault(error.what, error.rule, error.got, error.cure, ERROR)
 

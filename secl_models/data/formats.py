@@ -116,12 +116,10 @@ def foreign_files(folder: Path, images: Iterable[Path]) -> list[Path]:
         folder: May be missing.
         images: The files of it that are read.
     """
-    stems = {file_stem(path) for path in images}
-    return [
-        path
-        for path in _visible(folder)
-        if suffix_of(path) not in READ and file_stem(path) not in stems and _holds_image(path)
-    ]
+    files = list(images)
+    stems = {file_stem(path) for path in files}
+    left = (path for path in _visible(folder) if suffix_of(path) not in READ and path not in files)
+    return [path for path in left if file_stem(path) not in stems and _holds_image(path)]
 
 
 def conversion(path: Path) -> str:

@@ -22,12 +22,15 @@ from secl_models.data.formats import (
     H5_SUFFIX,
     NIFTI_SUFFIXES,
     READ,
+    conversion,
     file_stem,
+    foreign_files,
     image_files,
     refuse_foreign,
     require_text,
     suffix_of,
 )
+from secl_models.data.orientation import cut_across
 from secl_models.data.probabilities import ProbabilityFile
 from secl_models.data.volumes import Volume, count_channels, load_volume, save_segmentation
 from secl_models.inference.predictions import Record, Settings, digest, read_record, to_do
@@ -105,6 +108,10 @@ def predict(
     model = load_model(checkpoint)
     axes = flip_axes(flips, model)
     cases = find_images(source, model.channels)
+    if left := foreign_files(source, (image for case in cases for image in case.image)):
+        names = ", ".join(path.name for path in left[:3]) + (", ..." if len(left) > 3 else "")
+        sentence = f"Not read, {len(left)} files of other formats: {names}. To segment them, {conversion(left[0])}."
+        tell("note", sentence, level=logging.WARNING, files=[str(path) for path in left])
     targets = dict(zip(cases, _targets(cases, source, out), strict=True))
     spacing_from = model.config.data.spacing_from if spacing_from == AUTO else spacing_from
     settings = Settings(digest(checkpoint), axes, probabilities, largest_component, spacing_from)
@@ -147,6 +154,11 @@ class _Work:
         settings = self.settings
         data = DataSet(self.source, "csv", model.classes, modality, (case,), settings.spacing_from)
         volume = load_volume(case, data)
+        if model.config.data.dims == 2 and cut_across(model.preprocess.orientation, volume):
+            sentence = (
+                f"{case.image[0]}: its slices lie across those of the training images, or more than 45 degrees off"
+            )
+            tell("note", sentence, level=logging.WARNING, case=case.name)
         with writing(target, GO_ON):
             beside = probabilities_path(target) if settings.probabilities else None
             label = _segment(model, volume, settings.flips, beside)

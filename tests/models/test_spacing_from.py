@@ -60,7 +60,9 @@ def test_check_refuses_until_it_is_told(data: Path) -> None:
         ("data.spacing_from=sform", "one of auto"),
     ],
 )
-@pytest.mark.parametrize("command", [["check", "--data"], ["evaluate", "--checkpoint", ".", "--data"]])
+@pytest.mark.parametrize(
+    "command", [["check", "--data"], ["evaluate", "--checkpoint", ".", "--data"], ["study", "cases", ".", "--data"]]
+)
 def test_commands_without_a_preset_take_this_option_alone(
     data: Path, command: list[str], assignment: str, message: str
 ) -> None:
@@ -121,3 +123,11 @@ def test_what_is_resampled_follows_the_choice(data: Path, choice: str, grid: tup
     found = read_data_set(data, choice)
     volume = load_volume(found.cases[0], found)
     assert tuple(Preprocess(2, None, (2.0, 2.0), "volume", None).image(volume).shape[1:]) == grid
+
+
+def test_a_study_is_refused_before_its_first_run(data: Path, tmp_path: Path) -> None:
+    status, _, err = call("study", "--data", data, "--preset", "demo", "--labeled", 1, "--out", tmp_path / "study")
+    assert status == 2
+    assert "affine and pixdim give one voxel spacing" in err
+    assert "; `secl check` names 7 more." in err
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What prediction says of images that it does not read, or that lie otherwise than those of the training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from secl_models.inference.predict import predict
+from tests.models.files import image_array, write_nifti
+from tests.models.test_check import tilted
+from tests.models.untrained import DEEP, FLAT, untrained
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_images_of_other_formats_beside_those_that_are_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = untrained(tmp_path / "run", *FLAT)
+    write_nifti(tmp_path / "in" / "a.nii.gz", image_array(shape=(16, 24, 2)))
+    for name in ("a.mha", "b.mha", "c.nrrd", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    assert len(predict(run, tmp_path / "in", tmp_path / "out", device="cpu").written) == 1
+    (warning,) = warnings(caplog)
+    assert warning.startswith("Not read, 2 files of other formats: b.mha, c.nrrd. To segment them, convert it, as by ")
+
+
+@pytest.mark.parametrize(("degrees", "options", "warned"), [(40, FLAT, False), (50, FLAT, True), (50, DEEP, False)])
+def test_a_stack_more_than_45_degrees_off_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, degrees: float, options: tuple[str, ...], warned: bool
+) -> None:
+    run = untrained(tmp_path / "run", *options)
+    image = write_nifti(tmp_path / "a.nii.gz", image_array(shape=(16, 24, 20)), tilted(degrees))
+    predict(run, image, tmp_path / "out.nii.gz", device="cpu")
+    sentence = f"{image}: its slices lie across those of the training images, or more than 45 degrees off"
+    assert warnings(caplog) == [sentence] * warned
