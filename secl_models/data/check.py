@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,8 @@ class _Findings:
     classes: set[int] = field(default_factory=set)
     flat: list[Case] = field(default_factory=list)
     images: dict[bytes, Case] = field(default_factory=dict)  # by digest of the voxels
+    labels: dict[bytes, Case] = field(default_factory=dict)  # by digest of those that show a structure
+    copied: list[tuple[Case, Case]] = field(default_factory=list)  # labels of two patients
     repeated: dict[tuple[str, str], list[tuple[Case, Case]]] = field(default_factory=dict)  # by both patients
     stacks: list[Volume] = field(default_factory=list)  # of thick slices, one voxel each
 
@@ -65,9 +68,9 @@ def check_data_set(
     Errors: missing, unreadable or truncated files, intensities that are not finite, wrong rank or channels,
     label values outside the classes, image and label of different shape or affine, a patient in two splits, an
     image of two patients, a header whose affine and pixdim disagree.
-    Warnings: empty labels, images of one intensity, an image that a patient has twice, classes that no label shows,
-    stacks of slices that lie across those of the others, names that may be those of one patient. Empty 2-D slices are
-    usual, so slices are reported only where all of a patient are empty.
+    Warnings: empty labels, a label that two patients share, images of one intensity, an image that a patient has
+    twice, classes that no label shows, stacks of slices that lie across those of the others, names that may be those
+    of one patient. Empty 2-D slices are usual, so slices are reported only where all of a patient are empty.
 
     Args:
         data: Its classes and channels are what a file is held against.
@@ -136,7 +139,7 @@ def _note(volume: Volume, findings: _Findings) -> None:
         _note_label(case, volume.label, findings)
 
 
-def _digest(image: npt.NDArray[np.float32]) -> bytes:
+def _digest(image: npt.NDArray[Any]) -> bytes:
     """Of the voxels, however the file was packed."""
     content = np.ascontiguousarray(image.T)  # as NIfTI files hold them
     return hashlib.blake2b(content.data, digest_size=16, salt=str(image.shape).encode()[:16]).digest()
@@ -146,6 +149,8 @@ def _note_label(case: Case, label: npt.NDArray[np.int64], findings: _Findings) -
     present = {int(index) for index in np.flatnonzero(np.bincount(label.ravel()))} - {0}
     findings.classes |= present
     findings.labeled[case.patient] = findings.labeled.get(case.patient, 0) + 1
+    if present and (first := findings.labels.setdefault(_digest(label), case)).patient != case.patient:
+        findings.copied.append((first, case))
     if not present:
         if label.ndim == 2:
             findings.empty_slices.setdefault(case.patient, []).append(case)
@@ -176,6 +181,8 @@ def _warnings(data: DataSet, findings: _Findings) -> Iterable[Fault]:
         yield _warning(str(case.label), "a label shows a structure", "an empty label")
     for case in findings.flat:
         yield _warning(str(case.image[0]), "an image has contrast", "one intensity everywhere")
+    for first, again in findings.copied:
+        yield _warning(str(again.label), "a label belongs to one patient", f"the voxels of {first.label}")
     yield from _warnings_on_stacks(findings.stacks)
     if alike := suspicion(data):
         got, cure = f"names that may be of one patient: {alike}", "list the cases in a CSV with its column `patient`"

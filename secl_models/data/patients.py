@@ -33,9 +33,15 @@ _SIDE = rf"(?:ed|es|left|right|lt|rt|l|r|lh|rh|pre|post|{_ENTITY})"
 _LAST = re.compile(rf"(?P<name>.+){_GAP}(?P<word>{_ENTITY}|{_COUNTED}|{_WORD}|{_DATE})", re.IGNORECASE)
 _FIRST = re.compile(rf"{_SIDE}{_GAP}(?P<name>[a-z]*\d+)", re.IGNORECASE)  # not the left atrium of left_atrium_003
 _INNER = re.compile(rf"(?P<before>.+){_GAP}{_SIDE}(?P<after>{_GAP}\d+)", re.IGNORECASE)
-_FRAME = re.compile(rf"(?:frame|slice){_GAP}?\d+", re.IGNORECASE)
+# Counted of one patient, whatever is left; not a run or a phase, of which each may be another patient's.
+_OF_ONE = re.compile(
+    rf"(?:frame|slice|visit|session|ses|timepoint|tp|week|month|day|year|fu|followup|follow-up){_GAP}?\d+"
+    rf"|ses-[a-z0-9]+",
+    re.IGNORECASE,
+)
 _NUMBERED = re.compile(
-    rf"(?P<name>.*\d.*?)(?:{_GAP}(?P<part>[a-z]*\d{{1,4}}|[a-z])|(?P<letter>(?<=\d)[a-z]{{1,5}}))", re.IGNORECASE
+    rf"(?P<name>.+){_GAP}\d{{1,4}}|(?P<other>.*\d.*?)(?:{_GAP}(?:[a-z]*\d{{1,4}}|[a-z])|(?<=\d)[a-z]{{1,5}})",
+    re.IGNORECASE,
 )
 _DATED = re.compile(rf"(?P<name>.+){_GAP}{_DATE}", re.IGNORECASE)
 _FEW = 6  # images of one patient; a site numbers more patients than that
@@ -72,7 +78,7 @@ def _without_words(name: str, *, ends: bool) -> str:
 
 def _tells(rest: str, word: str = "") -> bool:
     """Whether what is left may name one patient: a number does, and a word where no number is taken away."""
-    if any(letter.isdigit() for letter in rest) or _FRAME.fullmatch(word):
+    if any(letter.isdigit() for letter in rest) or _OF_ONE.fullmatch(word):
         return True
     return bool(word) and not any(letter.isdigit() for letter in word) and word.lower() not in ("ct", "mr", "mri")
 
@@ -106,9 +112,9 @@ def _cases(patient: str, names: list[str]) -> str:
 
 
 def suspected(patients: Iterable[str]) -> Mapping[str, list[str]]:
-    """Patients who may be one, by what their names share: a number, with another number, letter or date behind it.
+    """Patients who may be one, by what their names share before the last number, letter or date.
 
-    Where many names share it, it is that of a site or a study.
+    Where many names share it, or all, it is that of a site or a study.
 
     Args:
         patients: All of a data set.
@@ -122,8 +128,13 @@ def suspected(patients: Iterable[str]) -> Mapping[str, list[str]]:
     for patient in different:
         found = _DATED.fullmatch(patient) or _NUMBERED.fullmatch(patient)
         if found:
-            alike.setdefault(found["name"], []).append(patient)
-    return {name: found for name, found in alike.items() if 1 < len(found) <= min(_FEW, len(different) - 1)}
+            shared = found["name"] or found["other"]
+            alike.setdefault(shared, []).append(patient)
+    groups = {name: found for name, found in alike.items() if 1 < len(found) <= min(_FEW, len(different) - 1)}
+    words = [name for name in groups if not re.search(r"\d", name) and not _DATED.fullmatch(groups[name][0])]
+    if len(words) == 1:  # one word with numbers is what a set calls its cases
+        del groups[words[0]]
+    return groups
 
 
 def suspicion(data: DataSet) -> str | None:

@@ -22,10 +22,11 @@ def image_array(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np
     return np.random.default_rng(seed).integers(0, 900, shape).astype(np.int16)
 
 
-def label_array(shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.uint8]:
-    """A block of class 1 with class 2 inside."""
+def label_array(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """A block of class 1 with class 2 inside, and a voxel that tells the labels of 100 seeds apart."""
     label = np.zeros(shape, np.uint8)
     label[2:6, 2:6], label[3:5, 3:5] = 1, 2
+    label.flat[np.flatnonzero(label == 0)[-seed]] = seed > 0
     return label
 
 
@@ -45,7 +46,7 @@ def write_set(
     """A folder in the layout of the Decathlon, a label for each image."""
     for seed, name in enumerate(names):
         write_nifti(root / "imagesTr" / f"{name}.nii.gz", image_array(seed))
-        write_nifti(root / "labelsTr" / f"{name}.nii.gz", label_array())
+        write_nifti(root / "labelsTr" / f"{name}.nii.gz", label_array(seed=seed))
     about = {"modality": {"0": "MRI"}, "labels": labels or {"0": "background", "1": "ring", "2": "core"}}
     (root / "dataset.json").write_text(json.dumps(about))
     return root

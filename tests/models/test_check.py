@@ -170,10 +170,11 @@ def test_equal_images_of_one_part_or_one_patient_are_warnings(data: DataSet) -> 
     assert [(fault.rule, fault.severity) for fault in check_data_set(trained)] == [
         ("an image belongs to one patient", "warning"),
         ("an image belongs to one patient", "warning"),
+        ("a label belongs to one patient", "warning"),
     ]
     apart = zip(data.cases, ("train", "train", "test", "train"), strict=True)
     tested = replace(data, cases=tuple(replace(case, split=split) for case, split in apart))
-    assert [fault.severity for fault in check_data_set(tested)] == ["error", "warning"]
+    assert [fault.severity for fault in check_data_set(tested)] == ["error", "warning", "warning"]
     one = replace(data, cases=tuple(replace(case, patient="p") for case in data.cases))
     (fault,) = check_data_set(one)
     assert (fault.rule, fault.severity) == ("a patient has each image once", "warning")
@@ -207,3 +208,17 @@ def test_a_stack_whose_slices_are_cut_across_is_said(data: DataSet, degrees: flo
     config = resolve(override(load_preset("demo"), ["data.orientation=[]"]), data, volumes)
     notes = notes_on(config, config, volumes, [], split.val, data.classes)
     assert any(note.startswith("1 stacks, phantom_002 first, are cut across") for note in notes) is warned
+
+
+def test_a_label_copied_to_another_patient_is_said(data: DataSet) -> None:
+    stored: Any = nib.load(label_of(data.cases[0]))
+    rewrite(label_of(data.cases[2]), lambda a: np.asarray(stored.dataobj))
+    (fault,) = check_data_set(data)
+    assert (fault.file, fault.severity) == (str(data.cases[2].label), "warning")
+    assert fault.got == f"the voxels of {data.cases[0].label}"
+    one = replace(data, cases=tuple(replace(case, patient="p") for case in data.cases))
+    assert check_data_set(one) == []  # two images with one outline
+    for case in data.cases[:3]:
+        rewrite(label_of(case), lambda a: a * 0)
+    assert {fault.got for fault in check_data_set(data)} >= {"an empty label"}
+    assert not [fault for fault in check_data_set(data) if "belongs" in fault.rule]

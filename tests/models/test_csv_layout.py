@@ -95,6 +95,6 @@ def test_a_label_is_not_the_image_in_any_layout(tmp_path: Path) -> None:
     from secl_models.data.check import check_data_set
 
     root = write_set(tmp_path)
-    write_nifti(root / "imagesTr" / "c_1.nii.gz", label_array())  # a segmentation where the image should be
+    write_nifti(root / "imagesTr" / "c_1.nii.gz", label_array(seed=1))  # a segmentation where the image should be
     (fault,) = check_data_set(read_data_set(root))
     assert (fault.file, fault.rule) == (str(root / "labelsTr" / "c_1.nii.gz"), "a label is not the image itself")

@@ -34,6 +34,7 @@ from tests.models.files import write_set
         ("anna", "anna_ED anna_ES anna_pre anna_left"),
         ("BRATS_001", "BRATS_001 BRATS_001_0000"),
         ("heart", "heart_frame01 heart_frame12"),
+        ("bert", "bert_visit1 bert_visit_2 bert_ses-1 bert_week12"),
     ],
 )
 def test_names_of_one_patient(patient: str, names: str) -> None:
@@ -69,6 +70,9 @@ def test_what_may_be_one_patient_is_suspected_and_a_site_is_not() -> None:
     assert suspected(["p03ED", "p03ES", "p04ED"]) == {"p03": ["p03ED", "p03ES"]}
     assert suspected(["ann_20200101", "ann_20210101", "bob_20200101"]) == {"ann": ["ann_20200101", "ann_20210101"]}
     assert suspected([f"site{site}_{number:03d}" for site in range(3) for number in range(20)]) == {}
+    assert suspected(["ann_1", "ann_2", "bob_1", "bob_2"]) == {"ann": ["ann_1", "ann_2"], "bob": ["bob_1", "bob_2"]}
+    assert suspected(["c_1", "c_2", "cafe"]) == {}
+    assert suspected([f"{organ}_{number}" for organ in ("liver", "lung") for number in range(9)]) == {}
     assert suspected([f"case_{number:02d}" for number in range(9)]) == {}
     assert suspected(["BraTS20_Training_001", "BraTS20_Training_002"]) == {}
 
