@@ -130,7 +130,7 @@ def _identity(file: Path) -> object:
     try:
         state = file.stat()
     except OSError:
-        return file.resolve()
+        return os.path.realpath(file)
     return state.st_dev, state.st_ino
 
 

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from secl_models.inference.palette import COLOURS, GREY, colour
 from secl_models.options.methods import BASELINE, METHODS, short_name
-from secl_models.study.rows import STEPS, TIME, Point, Row
+from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure
 from secl_models.study.table import own_options, paired
 
 METHOD_COLOURS = dict(zip(METHODS, (GREY, *(COLOURS[place] for place in (0, 1, 4, 5, 2, 3))), strict=True))
@@ -195,7 +195,7 @@ def pseudo_label_figure(points: Sequence[Point]) -> Figure | None:
 
 def _qualities(axes: Axes, points: Sequence[Point]) -> None:
     steps = sorted({point.step for point in points})
-    for number, name in enumerate(_parts(points[-1].coverage), start=1):
+    for number, name in enumerate(by_structure(points[-1].coverage), start=1):
         for style, quality in (("solid", lambda point: point.purity), ("dotted", lambda point: point.coverage)):
             mean = [_mean(points, step, name, quality) for step in steps]
             axes.plot(steps, mean, color=colour(number), linestyle=style)
@@ -203,7 +203,7 @@ def _qualities(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _explain_qualities(part: SubFigure, points: Sequence[Point]) -> None:
-    names = list(_parts(points[-1].coverage))
+    names = list(by_structure(points[-1].coverage))
     handles = [Line2D([], [], color=colour(number), linewidth=3) for number in range(1, len(names) + 1)]
     handles += [Line2D([], [], color="black"), Line2D([], [], color="black", linestyle="dotted")]
     labels = [*names, "purity", "coverage"]
@@ -211,13 +211,8 @@ def _explain_qualities(part: SubFigure, points: Sequence[Point]) -> None:
 
 
 def _mean(points: Sequence[Point], step: int, name: str, quality: Callable[[Point], str]) -> float:
-    values = [_parts(quality(point)).get(name, np.nan) for point in points if point.step == step]
+    values = [by_structure(quality(point)).get(name, np.nan) for point in points if point.step == step]
     return float(np.mean(values))
-
-
-def _parts(text: str) -> dict[str, float]:
-    pairs = (part.rpartition("=") for part in text.split(";") if part)
-    return {name: float(value) for name, _, value in pairs}
 
 
 def _groups(items: Sequence[Kept]) -> Mapping[str, list[Kept]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,10 @@ class Row:
     structures: str  # "Anterior=78.1;Posterior=77.0"
     options: str  # preset and overrides
 
+    def __post_init__(self) -> None:
+        _require_times(self.seconds, self.processor_seconds)
+        by_structure(self.structures)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -65,10 +70,30 @@ class Point:
     purity: str  # percent of the confident pseudo-labels that are right
     commit: str
 
+    def __post_init__(self) -> None:
+        _require_times(self.seconds, self.processor_seconds)
+        by_structure(self.coverage)
+        by_structure(self.purity)
+
     @property
     def key(self) -> RunKey:
         """The run that it belongs to."""
         return RunKey(self.data, self.labeled, self.method, self.budget, self.seed, self.options)
+
+
+def by_structure(text: str) -> dict[str, float]:
+    """The numbers of a cell such as `Anterior=78.1;Posterior=77.0`, by name.
+
+    Raises:
+        ValueError: It is another text.
+    """
+    pairs = (part.rpartition("=") for part in text.split(";") if part)
+    return {name: float(value) for name, _, value in pairs}
+
+
+def _require_times(*seconds: float) -> None:
+    if not all(0 <= value < math.inf for value in seconds):
+        raise ValueError(f"seconds {seconds}")
 
 
 def curves_file(study: Path) -> Path:

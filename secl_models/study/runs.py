@@ -35,6 +35,8 @@ from secl_models.study.rows import (
     write_rows,
 )
 
+SHORTEST = 0.01  # seconds, to which those of a row are rounded
+
 
 @dataclass(frozen=True)
 class Job:
@@ -135,7 +137,7 @@ def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
         rival = found.get(job_key(job))
         if baseline is not None and rival is not None:
             ours, theirs = (row.processor_seconds if job.single else row.seconds for row in (rival, baseline))
-            steps = max(1, round(baseline.steps * ours / theirs))
+            steps = max(1, round(baseline.steps * ours / max(theirs, SHORTEST)))
             timed.append(replace(job, method=BASELINE, budget=TIME, steps=steps))
     return timed
 

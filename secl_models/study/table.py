@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from secl_models.options.methods import BASELINE
-from secl_models.study.rows import STEPS, TIME, Point, Row
+from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure
 
 COLUMNS = (
     "data", "labelled", "method", "seeds", "structures, Dice %", "Dice %", "against labels-only, equal steps",
@@ -126,9 +126,8 @@ def paired(rows: Sequence[Row], baseline: Sequence[Row]) -> Spread | None:
 def _structures(rows: Sequence[Row]) -> str:
     values: dict[str, list[float]] = {}
     for row in rows:
-        for part in row.structures.split(";"):
-            name, _, value = part.rpartition("=")
-            values.setdefault(name, []).append(float(value))
+        for name, value in by_structure(row.structures).items():
+            values.setdefault(name, []).append(value)
     return ", ".join(f"{name} {_text(Spread.of(dice))}" for name, dice in values.items())
 
 
