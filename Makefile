@@ -12,7 +12,7 @@ LANE := build/torch-$(TORCH)
 # The Triton of torch 2.11 interprets no loop under NumPy 2.4.
 LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
-.PHONY: help setup demo test test-all fuzz test-torch test-gpu sanitize lint docs bench clean
+.PHONY: help setup demo test test-all fuzz fuzz-commands test-torch test-gpu sanitize lint docs bench clean
 
 help:            ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
@@ -43,6 +43,9 @@ test-all: test   ## After `make test`, the rest of each sweep: every case of eve
 
 fuzz: setup      ## The tests that draw their examples, over fresh ones for MINUTES=5; SEED=... repeats one run
 	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+fuzz-commands: setup ## The commands over CASES=10000 folders of broken files and edits; SEED=... FIRST=... repeat some
+	@$(BIN)/python -m tests.broken --cases $(or $(CASES),10000) --first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
 
 test-torch:      ## Every test on another release of torch, in a copy with its own environment: TORCH=2.14.1
 	@test -n "$(TORCH)" || { echo "make: say which release, as in: make test-torch TORCH=2.14.1" >&2; exit 2; }
