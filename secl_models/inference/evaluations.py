@@ -28,7 +28,7 @@ from secl_models.inference.metrics import (
     per_patient,
     summarise,
 )
-from secl_models.options.errors import writing
+from secl_models.options.errors import InputError, writing
 
 PATIENT_COLUMNS = ("patient", "structure", "dice", "hd95", "assd", "unit", "cases", "missed", "spurious", "absent")
 
@@ -118,6 +118,8 @@ def load_evaluation(run: Path, split: str = "test", checkpoint: str = "last") ->
     for row in read_table(file, _Row, "the scores of an evaluation", "evaluate the run again"):
         score = StructureScore(row.structure, row.dice, row.hd95, row.assd, row.unit, row.state)
         cases.setdefault((row.patient, row.case), []).append(score)
+    if not cases:
+        raise InputError(file, rule="the scores of at least one case", got="none", cure="evaluate the run again")
     found = tuple(CaseScores(*key, tuple(scores)) for key, scores in cases.items())
     return Evaluation(checkpoint, split, found, math.nan)
 

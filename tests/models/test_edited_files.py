@@ -95,6 +95,14 @@ def test_edited_scores_are_refused(own: TinyRun, edit: Callable[[str], str]) -> 
         load_evaluation(own.folder)
 
 
+def test_scores_of_no_case_are_refused(own: TinyRun) -> None:
+    evaluate(own.folder, own.data, progress=False)
+    file = own.folder / "evaluation_test_last.csv"
+    file.write_text(file.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match=r"test_last\.csv: the scores of at least one case; got none"):
+        load_evaluation(own.folder)
+
+
 def test_an_option_younger_than_the_checkpoint_has_its_default_there(own: TinyRun) -> None:
     import torch
 
