@@ -6,13 +6,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from secl_models.command import cli
+from secl_models.command.arguments import data_and_split
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.check import check_data_set
 from secl_models.data.layouts import read_data_set
 from secl_models.data.patients import grouping, patient_of, suspected, suspicion
 from secl_models.data.splits import PARTS, load_split, make_split, save_split
 from secl_models.options.errors import InputError
+from secl_models.options.events import NOTE
+from secl_models.options.schema import load_preset, override
 from tests.models.files import write_set
 
 
@@ -113,3 +118,17 @@ def test_a_split_from_before_the_grouping_is_refused_by_the_patient(tmp_path: Pa
     (tmp_path / "leaking.json").write_text(mixed)
     with pytest.raises(InputError, match=r"leaking\.json: a patient is in one split only; got patient sub-"):
         load_split(tmp_path / "leaking.json", data)
+
+
+def test_check_and_train_print_what_was_grouped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"patient{number:03d}_{phase}" for number in range(4) for phase in ("ED", "ES")]
+    root = write_set(tmp_path, [*names, "x_1_a", "x_1_b"])
+    groups = "10 cases of 6 patients: patient000: ED, ES; patient001: ED, ES; patient002: ED, ES; ..."
+    assert groups in CliRunner().invoke(cli.app, ["check", "--data", str(root)]).stdout
+    caplog.clear()
+    caplog.set_level(NOTE, "secl_models")
+    data_and_split(root, override(load_preset("demo"), ["labeled=1"]))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= NOTE] == [
+        groups,
+        "May be of one patient: x_1_a, x_1_b. A CSV with the column `patient` says who is who.",
+    ]
