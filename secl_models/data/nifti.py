@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,12 +162,13 @@ def unreadable(path: Path, error: Exception) -> InputError:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without nibabel's log, which names no file; what matters of it is a fault of ours."""
+    """Without nibabel's log and warnings, which name no file; what matters of them is a fault of ours."""
     log = nib.imageglobals.logger
     level = log.level
     log.setLevel(_SILENT)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         log.setLevel(level)
 
