@@ -43,7 +43,25 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     for value in arguments:
         twice = isinstance(value, Tensor) and any(value is other for other in seen)
         seen.append(value.view_as(value) if twice else value)
+    if not torch.is_grad_enabled():  # where nothing learns torch.compile lacks half of what a context can
+        return function.forward(_Forgetful(len(seen)), *seen)
     return function.apply(*seen)
+
+
+class _Forgetful:
+    """The context of a function that is never differentiated."""
+
+    def __init__(self, arguments: int) -> None:
+        self.needs_input_grad = (False,) * arguments
+
+    def save_for_backward(self, *values: Any) -> None:
+        """Nothing asks for them."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """There are none."""
+
+    def mark_non_differentiable(self, *values: Any) -> None:
+        """All are."""
 
 
 class Contrast(torch.autograd.Function):

@@ -3,7 +3,8 @@
 
 A recomputation must find the draw and the queue of the pass that it repeats, and must advance neither. Which pass that
 is, torch keeps in an object of its own for each checkpoint, which lies on the stack in the first pass and again in each
-recomputation; what was read is remembered beside it for as long as it lives.
+recomputation; what was read is remembered beside it for as long as it lives. For a reentrant one that is the context
+of its autograd function, and so it is in the checkpoints of other libraries.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def recall(owner: nn.Module, *state: Tensor) -> Recalled:
 def _passes(frame: FrameType | None) -> Iterator[_Pass]:
     """Checkpoints around a call, from the innermost to a recomputation: what called that is none of the function."""
     while frame is not None:
-        if frame.f_globals is vars(checkpoint):
+        if frame.f_globals is vars(checkpoint) or frame.f_code.co_varnames[:1] == ("ctx",):
             for found in _passes_of(frame.f_code.co_name, frame.f_locals):
                 yield found
                 if found.run is not None:
@@ -86,7 +87,7 @@ def _passes(frame: FrameType | None) -> Iterator[_Pass]:
 
 
 def _passes_of(function: str, names: dict[str, Any]) -> Iterator[_Pass]:
-    """What a function of torch's checkpoint says of its own: without reentry it unpacks, or drives a generator."""
+    """What a function of a checkpoint says of its own: torch's without reentry unpacks, or drives a generator."""
     for value in names.values():
         if isinstance(value, checkpoint._CheckpointFrame):
             if "gid" in names:

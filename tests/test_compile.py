@@ -147,3 +147,11 @@ def test_a_compiled_transform_is_refused_too() -> None:
     graph = torch.compile(lambda x: torch.func.grad(call)(x), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"torch\.func \(grad, .*\) cannot transform it"):
         graph(x)
+
+
+@pytest.mark.parametrize("name", ["a queue, and the teacher is the student", "prototypes are the keys"])
+def test_an_evaluation_compiles_to_one_graph(name: str) -> None:
+    make, given = ROLES[name]
+    with torch.no_grad():
+        graph = torch.compile(make(), fullgraph=True, backend="eager")
+        assert torch.equal(graph(*given), make()(*given))
