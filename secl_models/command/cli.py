@@ -31,6 +31,7 @@ from secl_models.command.arguments import (
 from secl_models.command.cli_study import study_app
 from secl_models.command.errors_to_exit import (
     BAD_INPUT,
+    MARKUP,
     Group,
     complain,
     first_process,
@@ -57,7 +58,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     help="Segment medical images from few labels and many unlabelled images.",
     epilog="Try it at once: `secl demo --out demo_run`",
 )

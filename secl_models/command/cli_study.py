@@ -20,7 +20,7 @@ from secl_models.command.arguments import (
     data_and_split,
     spacing_from,
 )
-from secl_models.command.errors_to_exit import progress_bar, speak
+from secl_models.command.errors_to_exit import MARKUP, progress_bar, speak
 from secl_models.options.errors import InputError
 from secl_models.options.methods import METHODS
 from secl_models.options.terminal import print_table
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from secl_models.study.rows import Row
 
 STUDIED = ",".join(name for name, method in METHODS.items() if method.studied)
-study_app = typer.Typer(help="Compare methods over seeds.", rich_markup_mode="markdown")
+study_app = typer.Typer(help="Compare methods over seeds.", rich_markup_mode=MARKUP)
 
 
 @study_app.callback(

@@ -6,13 +6,14 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +24,8 @@ from secl_models.options.events import Pace, bars, listen, tell
 from secl_models.train.stopping import Terminated
 
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+# The boxes of a help text cut the names of options where a terminal is narrow; plain text wraps.
+MARKUP: Literal["markdown"] | None = "markdown" if shutil.get_terminal_size().columns >= 70 else None
 QUIET = 10.0  # seconds without a line
 
 

@@ -123,6 +123,7 @@ def predict(
         if not overwrite:
             _refuse_existing(files)
         model.network.to(target_device)
+        tell("start", f"segmenting {source} on {target_device}", device=str(target_device), checkpoint=str(checkpoint))
         return Predictions((work.segment(cases[0], targets[cases[0]]),))
     with held(out, "secl predict"):
         earlier = None if overwrite else read_record(out)

@@ -24,6 +24,7 @@ from secl_models.method.origin import commit
 from secl_models.method.processes import Processes, start_fabric
 from secl_models.method.profiler import STEP, Stages
 from secl_models.options.errors import InputError
+from secl_models.options.events import tell
 from secl_models.options.methods import BASELINE, METHODS
 from secl_models.options.schema import RunConfig
 
@@ -75,6 +76,7 @@ def measure_cost(config: RunConfig, data: DataSet, split: Split, methods: Sequen
                 learner.step(1.0 if METHODS[method].listens else 0.0)
             if number:
                 found[method].append(_milliseconds(stages))
+            tell("timed", f"round {number + 1}/{ROUNDS}: {steps} steps of {method}", round=number + 1, method=method)
     return {
         method: {stage: median(each.get(stage, 0.0) for each in rounds) for stage in (*STAGES, STEP)}
         for method, rounds in found.items()

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from secl_models.data.splits import make_split
 from secl_models.inference.evaluate import evaluate
 from secl_models.inference.predict import predict
 from secl_models.options.errors import InputError
+from secl_models.report.page import write_report
 from secl_models.study.runs import Job, run_study
 from secl_models.train.run import train
 from tests.models.runs import TinyRun, tiny_run
@@ -208,6 +210,21 @@ def test_a_demo_removes_no_file_that_no_demo_wrote(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"imagesTr/mine\.nii\.gz, which nobody listed"):
         run_demo(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["phantom", "imagesTr", "mine.nii.gz"]
+
+
+def test_an_evaluation_and_a_report_replace_their_own_files_alone(own: TinyRun, tmp_path: Path) -> None:
+    for _ in range(2):
+        evaluate(own.folder, own.data, progress=False)
+        write_report([own.folder], own.data, own.folder / "report.html")
+    for name in ("evaluation_test.json", "evaluation_test_best_patients.csv", "report.html"):
+        (tmp_path / name).write_text("mine")
+        call: partial[Any] = partial(evaluate, own.folder, own.data, out=tmp_path, progress=False)
+        if name == "report.html":
+            call = partial(write_report, [own.folder], own.data, tmp_path / name)
+        with pytest.raises(InputError, match=f"got {name}, which nobody listed"):
+            call()
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -56,3 +59,13 @@ def test_no_word_of_a_table_is_lost(width: int, make: type[Table]) -> None:
 def test_a_wide_terminal_has_the_table_itself() -> None:
     assert "structure            Dice %" in _printed(_scores(), 80)
     assert "structure" in _printed(_scores(), 40).split()
+
+
+def test_a_narrow_help_cuts_no_option() -> None:
+    environment = {**os.environ, "COLUMNS": "40"}
+    command = [sys.executable, "-m", "secl_models", "train", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    for option in ("--labeled", "--checkpoint-every", "--log-format"):
+        assert option in words
+    assert max(map(len, done.stdout.splitlines())) <= 50  # click wraps no narrower
