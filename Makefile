@@ -12,7 +12,12 @@ LANE := build/torch-$(TORCH)
 # The Triton of torch 2.11 interprets no loop under NumPy 2.4.
 LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
-.PHONY: help setup demo test test-all fuzz fuzz-commands test-torch test-gpu sanitize lint docs bench clean
+# An interpreter that is named brings its own packages: a machine with a GPU often has no network.
+GIVEN := $(filter command environment,$(firstword $(origin PYTHON)))
+GPU_READY := $(if $(GIVEN),present,setup)
+GPU_PYTHON := $(if $(GIVEN),$(PYTHON),$(BIN)/python)
+
+.PHONY: help setup demo test test-all fuzz fuzz-commands test-torch test-gpu present sanitize lint docs bench clean
 
 help:            ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
@@ -58,8 +63,12 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@$(MAKE) --no-print-directory -C $(LANE) setup
 	@cd $(LANE) && SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" $(TESTS) -W default
 
-test-gpu: setup  ## The tests on a CUDA device; none may be skipped for want of one
-	@SECL_REQUIRE=cuda,triton $(BIN)/python -m pytest -q -W default -m "" tests --ignore tests/models
+test-gpu: $(GPU_READY) ## The tests on a CUDA device, none skipped for want of one; PYTHON=... takes what that has, offline
+	@SECL_REQUIRE=cuda,triton $(GPU_PYTHON) -m pytest -q -W default -m "" tests --ignore tests/models
+
+present:         # What the interpreter of PYTHON=... has, and the extension built for it: nothing is fetched
+	@$(PYTHON) -m tests.present
+	@$(PYTHON) setup.py -q build_ext --inplace
 
 sanitize: setup  ## The native tests under AddressSanitizer + UBSan, then under ThreadSanitizer; needs GCC
 	@$(BIN)/python -m tests.sanitize address thread

@@ -23,6 +23,7 @@ QUERY = (
     "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.mem,mig.mode.current",
     "--format=csv",
 )
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def card() -> str:
@@ -33,23 +34,24 @@ def card() -> str:
 
 
 def examine(device: str) -> list[str]:
-    """Print what is there; the names of the backends that should serve this device and do not, or are wrong."""
+    """Print what is there; backends and dtypes that should serve this device and do not, or are wrong."""
     print(f"commit {commit()}, {machine(device)}")
     print(f"torch {torch.__version__}, triton {importlib.metadata.version('triton')}")
     print(f"extension: {library.ABSENCE or 'loaded'}")
     faults = []
     for name, module in MODULES.items():
-        reasons = module.objections(device, torch.float32, "info_nce")
-        state = "; ".join(reasons) or small(name, device)
-        print(f"backend {name}: {state}", flush=True)
-        if state != "right" and not (reasons and name == "native"):  # a build without CUDA kernels is no fault
-            faults.append(name)
+        for dtype in DTYPES:
+            reasons = module.objections(device, getattr(torch, dtype), "info_nce")
+            state = "; ".join(reasons) or small(name, device, dtype)
+            print(f"backend {name}, {dtype}: {state}", flush=True)
+            if state != "right" and not (reasons and name == "native"):  # a build without CUDA kernels is no fault
+                faults.append(f"{name}, {dtype}")
     return faults
 
 
-def small(backend: str, device: str) -> str:
+def small(backend: str, device: str, dtype: str) -> str:
     """The word right, or what is wrong with a small loss and its gradients."""
-    case = SMALL.on(device, "float32")
+    case = SMALL.on(device, dtype)
     problem = case.problem()
     try:
         loss = secl_ops.info_nce(

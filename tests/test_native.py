@@ -273,6 +273,10 @@ def test_raw_operations_check_what_they_read() -> None:
 def test_objections_name_the_device_and_the_dtype() -> None:
     assert native.objections("cpu", torch.bfloat16, "info_nce") == []
     assert native.objections("cpu", torch.int64, "sample_pixels") == []
+    assert "its CUDA kernels multiply fp16 and bf16 rows, as under autocast" in native.objections(
+        "cuda", torch.float32, "info_nce"
+    )
+    assert not [text for text in native.objections("cuda", torch.float32, "gather_pixels") if "multiply" in text]
     assert native.objections("mps", torch.float32, "info_nce") == ["there are no kernels for mps"]
     assert native.objections("cpu", torch.float64, "info_nce") == ["fp64 is served by the reference backend"]
     with pytest.raises(RuntimeError, match="cannot run info_nce on cpu float64: fp64 is served by the reference"):

@@ -27,7 +27,7 @@ _KERNELS = {
 
 
 def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
-    """Reasons against this backend: not built, no code for this GPU, float64."""
+    """Reasons against this backend: not built, no code for this GPU, float64, float32 products on a GPU."""
     if library.ABSENCE:
         reasons = [library.ABSENCE]
     elif device == "cuda":
@@ -36,6 +36,8 @@ def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
         reasons = [] if device == "cpu" else [f"there are no kernels for {device}"]
     if dtype == torch.float64:
         reasons.append("fp64 is served by the reference backend")
+    if device == "cuda" and operation == "info_nce" and dtype == torch.float32:
+        reasons.append("its CUDA kernels multiply fp16 and bf16 rows, as under autocast")
     return reasons
 
 
