@@ -13,13 +13,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from secl_models.options.errors import InputError
+from secl_models.options.errors import InputError, unwritable, without_memory
 from secl_models.options.events import Pace, bars, listen, tell
 from secl_models.train.stopping import Terminated
 
@@ -37,20 +37,30 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            complain(str(error), what=error.what, rule=error.rule, got=error.got, cure=error.cure)
-            raise typer.Exit(BAD_INPUT) from error
+            _refuse(error, error)
         except ModuleNotFoundError as error:
             complain(f"{ctx.invoked_subcommand} needs {error.name}; see `secl doctor` for how to get it.")
             raise typer.Exit(BAD_INPUT) from error
+        except BrokenPipeError:
+            raise  # whoever read the output has enough
         except OSError as error:
-            complain(f"{error.filename or ctx.invoked_subcommand}: {error.strerror or error}")
-            raise typer.Exit(BAD_INPUT) from error
+            _refuse(unwritable(error, error.filename or ctx.invoked_subcommand, "call it again"), error)
+        except (MemoryError, RuntimeError) as error:
+            told = without_memory(error, f"secl {ctx.invoked_subcommand}")
+            if told is None:
+                raise
+            _refuse(told, error)
         except Terminated as error:
             _stopped("\nStopped by SIGTERM after a step that is kept.", ctx.invoked_subcommand)
             raise typer.Exit(TERMINATED) from error
         except KeyboardInterrupt as error:
             _stopped("\nStopped.", ctx.invoked_subcommand)
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _refuse(refusal: InputError, cause: Exception) -> NoReturn:
+    complain(str(refusal), what=refusal.what, rule=refusal.rule, got=refusal.got, cure=refusal.cure)
+    raise typer.Exit(BAD_INPUT) from cause
 
 
 def complain(sentence: str, **values: object) -> None:

@@ -48,6 +48,10 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         os.replace(partial, path)
         if durable:
             _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = os.fspath(path)  # not the hidden one, which is gone
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

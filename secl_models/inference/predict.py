@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secl_models.data.cases import Case, DataSet
-from secl_models.data.folders import held, note_written, refuse_writing_over
+from secl_models.data.folders import held, note_written, refuse_writing_over, remove_partial, written
 from secl_models.data.formats import (
     H5_SUFFIX,
     NIFTI_SUFFIXES,
@@ -38,7 +38,7 @@ from secl_models.inference.windows import Slab, put, segment_volume
 from secl_models.method.checkpoint import LoadedModel, load_model
 from secl_models.method.device import choose_device
 from secl_models.method.largest_part import keep_largest
-from secl_models.options.errors import InputError, WriteError, writing
+from secl_models.options.errors import InputError, WriteError, fitting, writing
 from secl_models.options.events import Pace, tell
 from secl_models.options.spacing import AUTO
 
@@ -128,6 +128,7 @@ def predict(
     with held(out, "secl predict"):
         earlier = None if overwrite else read_record(out)
         todo = cases if overwrite else to_do(targets, earlier, settings)
+        remove_partial(out, written(out))
         model.network.to(target_device)
         record = earlier if earlier is not None and earlier.settings == settings else Record(settings)
         tell("start", f"segmenting {len(todo)} of {len(cases)} images of {source} into {out} on {target_device}",
@@ -185,7 +186,7 @@ def _segment_folder(
     for done, case in enumerate(todo, start=before + 1):
         target, begin = targets[case], time.perf_counter()
         try:
-            with writing(out, GO_ON):
+            with writing(out, GO_ON), fitting(case.image[0]):
                 note_written(out, *(file.name for file in work.files(target)))
                 written.append(work.segment(case, target))
                 record.add(out, case)

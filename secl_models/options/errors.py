@@ -75,13 +75,60 @@ def writing(what: object, then: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in _FULL
-        raise WriteError(
-            what,
-            rule="room on the disk" if full else "a place that can be written",
-            got=error.strerror or error,
-            cure=(_free(what) if full else "make it writable, or name another --out") + f", then {then}",
-        ) from error
+        raise unwritable(error, what, then) from error
+
+
+def unwritable(error: OSError, what: object, then: str) -> WriteError:
+    """The failure of a write, and what to do.
+
+    Args:
+        error: What the system said.
+        what: The file or folder written.
+        then: How to go on once there is room again.
+    """
+    full = error.errno in _FULL
+    return WriteError(
+        what,
+        rule="room on the disk" if full else "a place that can be written",
+        got=error.strerror or error,
+        cure=(_free(what) if full else "make it writable, or name another --out") + f", then {then}",
+    )
+
+
+def without_memory(error: BaseException, what: object) -> InputError | None:
+    """What to do where memory is not enough, on the host or on a GPU; None for any other error.
+
+    Args:
+        error: Any error.
+        what: What did not fit, such as an image or a command.
+    """
+    # torch has no common type for the two, and is not imported where no tensor is.
+    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    if not (isinstance(error, MemoryError) or on_gpu or "DefaultCPUAllocator" in str(error)):
+        return None
+    place = "the GPU" if on_gpu else "this machine"
+    cure = "lower train.batch, data.patch or the images' resolution, or stop other programs"
+    return InputError(what, rule=f"what fits into the memory of {place}", got=_line(error), cure=cure)
+
+
+@contextmanager
+def fitting(what: object) -> Iterator[None]:
+    """Turn a lack of memory inside into an `InputError` that says what to do.
+
+    Args:
+        what: What may not fit, such as an image.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = without_memory(error, what)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _free(what: object) -> str:

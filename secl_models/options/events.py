@@ -166,12 +166,28 @@ def listen(log_format: str = "auto", *, quiet: bool = False, silent: bool = Fals
     _Voice.handler.setLevel(logging.ERROR if silent else logging.WARNING if quiet else loud)
     _Voice.choice = log_format, quiet
     _log.addHandler(_Voice.handler)
+    _adopt_warnings(_Voice.handler if log_format == "json" else None)
     _log.setLevel(logging.DEBUG)
+
+
+def _adopt_warnings(handler: logging.Handler | None) -> None:
+    """Let what libraries warn of be an event too, where each line is an object."""
+    logging.captureWarnings(handler is not None)
+    warned = logging.getLogger("py.warnings")
+    for old in [each for each in warned.handlers if isinstance(each, _Stderr)]:
+        warned.removeHandler(old)
+    if handler is not None:
+        warned.addHandler(handler)
 
 
 def choice() -> tuple[str, bool] | None:
     """Format and quietness that `listen` was called with, for a process that works for this one; None: not called."""
     return _Voice.choice
+
+
+def for_programs() -> bool:
+    """Whether standard error holds an object in each line, and nothing else may go there."""
+    return _Voice.choice is not None and _Voice.choice[0] == "json"
 
 
 def bars() -> bool:

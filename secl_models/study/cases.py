@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from secl_models.data.cases import DataSet, as_trained
+from secl_models.data.files import whole_file
 from secl_models.data.volumes import Volume
 from secl_models.inference.evaluations import Evaluation, load_evaluation
 from secl_models.inference.metrics import structure_names
@@ -64,7 +65,8 @@ def draw_cases(runs: Sequence[Path], data: DataSet, out: Path, *, split: str = "
     out.mkdir(parents=True, exist_ok=True)
     figures = {"overlays.png": _overlays(methods, chosen, names), "plane.png": _planes(methods, chosen, names)}
     for name, figure in figures.items():
-        figure.savefig(out / name, dpi=120, metadata={"Software": None})
+        with whole_file(out / name) as stream:
+            figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
     return [out / name for name in figures]
 
 

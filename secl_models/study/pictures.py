@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
+from secl_models.data.files import whole_file
 from secl_models.inference.palette import COLOURS, GREY, colour
 from secl_models.options.methods import BASELINE, METHODS, short_name
 from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure
@@ -57,7 +58,8 @@ def draw_study(rows: Sequence[Row], points: Sequence[Point], out: Path) -> list[
     for name, figure in drawn:
         if figure is not None:
             files.append(out / name)
-            figure.savefig(files[-1], dpi=150, metadata={"Software": None})
+            with whole_file(files[-1]) as stream:
+                figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
     return files
 
 

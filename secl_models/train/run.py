@@ -32,7 +32,7 @@ from secl_models.method.origin import commit, versions
 from secl_models.method.processes import Processes, launched, leave, start_fabric
 from secl_models.method.profiler import Stages
 from secl_models.options.errors import InputError, writing
-from secl_models.options.events import NOTE, tell
+from secl_models.options.events import NOTE, for_programs, tell
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import RunConfig, to_dict, to_yaml
 from secl_models.options.terminal import print_table
@@ -158,9 +158,12 @@ def _tell_end(run: _Run, summary: RunSummary) -> None:
 
 def _show_profile(run: _Run) -> None:
     stages = run.learner.stages
-    if isinstance(stages, Stages) and stages.seconds():
-        options = run.config.train
-        images = options.batch, options.unlabeled_batch
+    if not isinstance(stages, Stages) or not stages.seconds():
+        return
+    spent = {name: 1e3 * seconds / max(1, calls) for name, (seconds, calls) in stages.seconds().items()}
+    tell("profile", "milliseconds of each stage of a step", level=logging.DEBUG, milliseconds=spent)
+    if not for_programs():
+        images = run.config.train.batch, run.config.train.unlabeled_batch
         print_table(stages.table(*images, peak_memory_mib(run.learner.device)), Console(stderr=True))
 
 

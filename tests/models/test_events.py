@@ -10,6 +10,7 @@ import math
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from secl_models.command.errors_to_exit import progress_bar
 from secl_models.options import events
 from secl_models.options.errors import InputError
 from secl_models.options.events import NOTE, Pace, bars, listen, tell
+from secl_models.train import run as train_run
 from secl_models.train.progress import TrainingProgress
 from secl_models.train.warnings import not_learned
 from tests.models.runs import TINY, TinyRun, tiny_run
@@ -37,6 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 @pytest.fixture(autouse=True)
 def _nobody_listens_afterwards() -> Iterator[None]:
     yield
+    listen()
     handler, events._Voice.handler = events._Voice.handler, None
     events._Voice.bars = events._Voice.choice = None
     if handler is not None:
@@ -99,6 +102,24 @@ def test_json_lines_carry_the_numbers(run: TinyRun, tmp_path: Path) -> None:
     assert refused["level"] == "error"
     assert refused["rule"] == "an empty or new folder for a new run"
     assert refused["cure"].startswith("add --resume")
+
+
+def test_every_line_is_an_object_beside_warnings_and_a_profile(
+    run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warning(*_: object) -> tuple[str, ...]:
+        warnings.warn("from afar", UserWarning, stacklevel=1)
+        return ()
+
+    monkeypatch.setattr(train_run, "notes_on", warning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        found = _objects(_train(run, tmp_path / "r", "--log-format", "json", "--profile", "--method", "supervised"))
+    assert [entry["level"] for entry in found if "from afar" in entry["message"]] == ["warning"]
+    (profile,) = [entry for entry in found if entry["event"] == "profile"]
+    assert profile["milliseconds"]["step"] > 0
+    listen("plain")
+    assert logging.getLogger("py.warnings").handlers == []
 
 
 def test_quiet_leaves_results_and_errors(run: TinyRun, tmp_path: Path) -> None:
