@@ -7,6 +7,7 @@ sends the gradient of its own part back, and the sum of these gradients is that 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -180,6 +181,7 @@ def start_fabric(device: torch.device, precision: str, share: Share) -> Fabric:
         precision: As `train.precision`; "auto" is what suits the device.
         share: This process among the others.
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which greets from every process
     asked: Any = precision  # Fabric annotates the values one by one
     if precision == "auto":
         asked = "bf16-mixed" if device.type == "cuda" else "32-true"
