@@ -7,6 +7,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -65,7 +66,17 @@ def small(backend: str, device: str, dtype: str) -> str:
     return "right"
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Everything, or one backend and dtype; how much is wrong."""
+    if arguments:
+        backend, dtype = arguments
+        state = small(backend, "cuda", dtype)
+        print(state)
+        return state != "right"
+    print(card())
+    return len(examine("cuda"))
+
+
 if __name__ == "__main__":
     demand_gpu("build")
-    print(card())
-    sys.exit(len(examine("cuda")))
+    sys.exit(main(sys.argv[1:]))

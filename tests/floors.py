@@ -58,6 +58,7 @@ FLOORS: dict[str, int] = {
     "benchmarks.contenders": 53,
     "benchmarks.gate": 54,
     "benchmarks.build": 55,
+    "benchmarks.memcheck": 55,
     "benchmarks.pixel": 55,
     "benchmarks.measure": 56,
     "benchmarks.run": 57,
