@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secl_models.data.cases import DataSet
-from secl_models.data.folders import LISTED, LOCK, held, note_written, refuse_foreign, remove_written
+from secl_models.data.folders import held, note_written, refuse_foreign, remove_written, strangers
 from secl_models.data.formats import file_stem
 from secl_models.data.phantom import write_phantom
 from secl_models.data.splits import make_split
@@ -81,17 +82,19 @@ def _run_all(out: Path, config: RunConfig, seed: int, console: Console) -> Path:
 
 def _clear(out: Path, overwrite: bool) -> None:
     """Remove what an earlier demo wrote; what it did not write is refused before anything is removed."""
-    held = [out / name for name in WRITTEN if (out / name).exists()]
-    if out.is_file() or (held and not overwrite):
-        got = "a file" if out.is_file() else f"a folder with {', '.join(path.name for path in held)}"
+    there = [out / name for name in WRITTEN if (out / name).exists()]
+    if out.is_file() or (there and not overwrite):
+        got = "a file" if out.is_file() else f"a folder with {', '.join(path.name for path in there)}"
         raise InputError(out, rule="a new folder for the demo", got=got, cure="name another --out, or add --overwrite")
-    folders = [path for path in held if path.is_dir()]
-    refuse_foreign(out, [path.name for path in held if path not in folders])
+    folders = [path for path in there if path.is_dir()]
+    refuse_foreign(out, [path.name for path in there if path not in folders])
     for folder in folders:
-        files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-        refuse_foreign(folder, [str(file) for file in files if file.name not in (LISTED, LOCK)])
+        refuse_foreign(folder, strangers(folder))
     for folder in folders:
-        remove_written(folder, whole=True)
+        with held(folder, "secl demo"):
+            remove_written(folder)
+        with suppress(OSError):  # something came into it
+            folder.rmdir()
     remove_written(out)
 
 

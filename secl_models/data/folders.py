@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,11 +13,13 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from secl_models.options.errors import InputError, writing
 
-LOCK, LISTED = ".secl.lock", ".secl.files"
+LOCK, HOLDER, LISTED = ".secl.lock", ".secl.holder", ".secl.files"
+UNKNOWN = "another process that writes there"
+_LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # as of an NFS mount without locks
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.\d+\.partial")  # see `data.files.partial_path`
 
 
@@ -36,39 +39,52 @@ def held(folder: Path, what: str, *, file: str | None = None, then: str = "call 
     if folder.exists() and not folder.is_dir():
         raise InputError(folder, rule="a folder to write to", got="a file", cure="name another --out")
     fresh, path = not folder.exists(), folder / (LOCK if file is None else f".{file}.lock")
-    lock = FileLock(path, timeout=0)
+    holder = path.with_suffix(".holder")
+    taken: BaseFileLock | None = None
     try:
         with writing(folder, then):
             folder.mkdir(parents=True, exist_ok=True)
-            _acquire(lock, path, folder / (file or ""), "folder" if file is None else "file")
+            taken = _acquire(path, folder / (file or ""), "folder" if file is None else "file")
             since = datetime.now().astimezone().isoformat(" ", "seconds")
-            path.write_text(f"{what}, process {os.getpid()} on {socket.gethostname()} since {since}\n")
+            holder.write_text(f"{what}, process {os.getpid()} on {socket.gethostname()} since {since}\n")
         yield
     finally:
-        if lock.is_locked:
+        if taken is not None:
+            holder.unlink(missing_ok=True)
             path.unlink(missing_ok=True)  # still held: whoever opened it sees that it is gone, and makes a new one
-            lock.release()
+            taken.release()
         if fresh:
             with suppress(OSError):  # something came into it, or it was never made
                 folder.rmdir()
 
 
-def _acquire(lock: FileLock, path: Path, place: Path, kind: str) -> None:
+def _acquire(path: Path, place: Path, kind: str) -> BaseFileLock:
+    """A lock that the system ends with the process, or, on a disk that has none, a file that says whose it is."""
+    cure = "wait for that one or stop it, or name another place"
     try:
-        lock.acquire()
+        try:
+            return _taken(FileLock(path, timeout=0))
+        except OSError as error:
+            if error.errno not in _LOCKLESS:
+                raise
+            path.unlink(missing_ok=True)
+            owner = path.with_suffix(".owner")
+            cure += f"; where that process is gone with its machine, remove {owner}"
+            return _taken(SoftFileLock(owner, timeout=0))
     except Timeout as error:
-        raise InputError(
-            place,
-            rule=f"one process at a time writes to a {kind}",
-            got=_holder(path),
-            cure="wait for that one or stop it, or name another place",
-        ) from error
+        rule = f"one process at a time writes to a {kind}"
+        raise InputError(place, rule=rule, got=_holder(path.with_suffix(".holder")), cure=cure) from error
 
 
-def _holder(lock: Path) -> str:
+def _taken(lock: BaseFileLock) -> BaseFileLock:
+    lock.acquire()
+    return lock
+
+
+def _holder(file: Path) -> str:
     with suppress(OSError, UnicodeDecodeError):
-        return lock.read_text().strip() or "another process that writes there"
-    return "another process that writes there"
+        return file.read_text().strip() or UNKNOWN
+    return UNKNOWN
 
 
 def note_written(folder: Path, *names: str) -> None:
@@ -200,10 +216,21 @@ def remove_partial(folder: Path, names: Iterable[str]) -> None:
         folder: Held, so that nobody is writing there.
         names: Files whose unfinished versions go.
     """
-    ours = {Path(name).name for name in names}
-    places = {folder, *(folder / Path(name).parent for name in names)}
-    for place in places:
+    ours = set(names)
+    for place in {folder / Path(name).parent for name in ours}:
         for path in place.iterdir() if place.is_dir() else ():
-            match = _PARTIAL.fullmatch(path.name)
-            if match and match["name"] in ours:
+            if _finished_name(path.relative_to(folder)) in ours:
                 path.unlink(missing_ok=True)
+
+
+def strangers(folder: Path) -> list[str]:
+    """The files in a folder and below that nobody who keeps its list wrote."""
+    ours = {*written(folder), LISTED, LOCK, HOLDER}
+    found = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return [str(name) for name in found if str(name) not in ours and _finished_name(name) not in ours]
+
+
+def _finished_name(name: Path) -> str | None:
+    """The file that an unfinished version belongs to."""
+    match = _PARTIAL.fullmatch(name.name)
+    return str(name.with_name(match["name"])) if match else None

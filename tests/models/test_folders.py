@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -105,9 +108,34 @@ def test_whoever_comes_second_is_refused_with_the_name_of_the_first(
 def test_a_process_that_died_holds_nothing(own: TinyRun, busy: subprocess.Popen[str]) -> None:
     busy.send_signal(signal.SIGKILL)
     busy.wait()
-    assert (own.folder / LOCK).read_text().startswith("secl train, process")
+    assert (own.folder / ".secl.holder").read_text().startswith("secl train, process")
     _train(own, own.folder, resume=True)
-    assert not (own.folder / LOCK).exists()
+    assert not [path.name for path in own.folder.iterdir() if path.name.startswith(".") and path.name != LISTED]
+
+
+def test_a_disk_without_locks_has_a_file_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over NFS without locks: the file of a process that died here is no lock, that of one elsewhere is."""
+
+    def lockless(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", lockless)
+    with (
+        held(tmp_path, "secl train"),
+        pytest.raises(InputError, match=rf"got secl train, process {os.getpid()} on .*; where that process is gone"),
+        held(tmp_path, "secl train"),
+    ):
+        raise AssertionError("both hold it")
+    assert list(tmp_path.iterdir()) == []
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    owner = tmp_path / ".secl.owner"
+    owner.write_text(f"{process.pid}\n{socket.gethostname()}\n")
+    with held(tmp_path, "secl train"):
+        pass
+    owner.write_text("1\nanother-machine\n")
+    with pytest.raises(InputError, match=f"another process that writes there.*remove {owner}"), held(tmp_path, "x"):
+        raise AssertionError("held")
 
 
 def test_two_studies_do_not_share_a_table(tmp_path: Path) -> None:
@@ -225,6 +253,20 @@ def test_an_evaluation_and_a_report_replace_their_own_files_alone(own: TinyRun, 
             call()
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
+
+
+def test_a_demo_that_was_killed_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a list, a lock and half a checkpoint in the folder of a method."""
+    folder = tmp_path / "secl+"
+    note_written(folder, "last.pt", "tensorboard/events")
+    (folder / "tensorboard").mkdir()
+    for name in ("last.pt", "tensorboard/events", ".last.pt.7.partial", LOCK, ".secl.holder"):
+        (folder / name).touch()
+    monkeypatch.setattr("secl_models.command.demo._run_all", lambda out, *_: out)
+    with pytest.raises(InputError, match=r"a new folder for the demo; got a folder with secl\+"):
+        run_demo(tmp_path)
+    assert run_demo(tmp_path, overwrite=True) == tmp_path
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
