@@ -43,7 +43,8 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     for value in arguments:
         twice = isinstance(value, Tensor) and any(value is other for other in seen)
         seen.append(value.view_as(value) if twice else value)
-    if not torch.is_grad_enabled():  # where nothing learns torch.compile lacks half of what a context can
+    learns = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in seen)
+    if not learns:  # torch.compile then lacks half of what a context can
         return function.forward(_Forgetful(len(seen)), *seen)
     return function.apply(*seen)
 

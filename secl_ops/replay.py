@@ -60,8 +60,15 @@ _MEMORIES: WeakKeyDictionary[object, _Memory] = WeakKeyDictionary()
 
 def recall(owner: nn.Module, *state: Tensor) -> Recalled:
     """State that a call of `owner` reads: its own, or in a recomputation a copy of what the repeated call read."""
-    if torch.compiler.is_compiling():  # a graph is recomputed by itself, from what it read
-        return Recalled(state, True, torch.is_grad_enabled())
+    if not torch.compiler.is_compiling():
+        return _recall(owner, *state)
+    if _compiled_inside():
+        found: Recalled = _recall_between_graphs(owner, *state)
+        return found
+    return Recalled(state, True, torch.is_grad_enabled())  # a graph is recomputed by itself, from what it read
+
+
+def _recall(owner: nn.Module, *state: Tensor) -> Recalled:
     passes = [*_passes(sys._getframe(1))]
     learns = torch.is_grad_enabled() or any(each.learns for each in passes)
     if not (passes and learns):
@@ -73,6 +80,17 @@ def recall(owner: nn.Module, *state: Tensor) -> Recalled:
     for memory in memories:
         memory.calls.setdefault(owner, []).append(kept)
     return Recalled(kept, repeated is None, True)
+
+
+_recall_between_graphs = torch.compiler.disable(
+    _recall, reason="a checkpoint around a compiled loss repeats draws outside of graphs; compile what calls it instead"
+)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _compiled_inside() -> bool:
+    """Whether a checkpoint runs what is compiled: its recomputation then runs the same graphs again."""
+    return any(True for _ in _passes(sys._getframe(1)))
 
 
 def _passes(frame: FrameType | None) -> Iterator[_Pass]:

@@ -155,3 +155,11 @@ def test_an_evaluation_compiles_to_one_graph(name: str) -> None:
     with torch.no_grad():
         graph = torch.compile(make(), fullgraph=True, backend="eager")
         assert torch.equal(graph(*given), make()(*given))
+
+
+@pytest.mark.parametrize("name", ["a queue, and the teacher is the student", "prototypes are the keys"])
+def test_frozen_rows_compile_to_one_graph(name: str) -> None:
+    """As in a validation that forgets no_grad, or before the backbone is unfrozen."""
+    make, given = ROLES[name]
+    graph = torch.compile(make(), fullgraph=True, backend="eager")
+    assert torch.equal(graph(*given), make()(*given))

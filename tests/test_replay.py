@@ -222,3 +222,20 @@ def test_rows_that_are_enqueued_by_name_are_taken_in_every_mode() -> None:
     with torch.no_grad():
         queue.enqueue(torch.ones(2, 1), torch.tensor([0, 1]))
     assert queue.written.tolist() == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, where a graph ends
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_compiled_loss_inside_a_checkpoint_repeats_its_draw_too(reentrant: bool) -> None:
+    found = []
+    for wraps in (False, True):
+        torch._dynamo.reset()
+        criterion = secl_ops.PixelContrastLoss(4, 3, queue=secl_ops.ClassQueue(3, 5, 8))
+        compiled = torch.compile(criterion, backend="eager")
+        for seed in range(2):
+            x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+            loss = checkpointed(reentrant, partial(compiled, labels=LABELS), x) if wraps else criterion(x, LABELS)
+            loss.backward()
+        found.append([x.grad, *criterion.buffers()])
+    torch._dynamo.reset()
+    assert all(map(torch.equal, *found))
