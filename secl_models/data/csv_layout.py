@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.description import classes_of, found_classes, modality_of, read_description
@@ -45,11 +46,14 @@ def read_csv(path: Path) -> DataSet:
 
 def _csv_rows(path: Path) -> list[tuple[int, Case]]:
     text = read_text(path, "the table is UTF-8 text", "save it as CSV UTF-8")
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    first = text.partition("\n")[0]
+    # Spreadsheets take semicolons or tabs where a comma stands in numbers.
+    between = next((sign for sign in ",;\t" if sign in first), ",")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True)
     try:
-        columns = [column.strip() for column in reader.fieldnames or []]
+        columns = [column.strip().lower() for column in reader.fieldnames or []]
         reader.fieldnames = columns
-        table = [(reader.line_num, row) for row in reader]
+        table = [(reader.line_num, row) for row in reader if _is_filled(row)]
     except csv.Error as error:
         what = f"{path}, line {reader.line_num}"
         raise InputError(what, rule="the table is CSV", got=error, cure="save it anew as CSV UTF-8") from error
@@ -57,15 +61,29 @@ def _csv_rows(path: Path) -> list[tuple[int, Case]]:
         rule = f"the table has the columns {', '.join(CSV_COLUMNS)}"
         got = f"{', '.join(columns) or 'nothing'} without {', '.join(lacking)}"
         raise InputError(path, rule=rule, got=got, cure="add the columns, separated by commas")
+    if twice := [column for column in CSV_COLUMNS if columns.count(column) > 1]:
+        got = f"{columns.count(twice[0])} columns {twice[0]}"
+        raise InputError(path, rule="each column stands once", got=got, cure="remove or rename the others")
     return [(line, _csv_row(path, line, row)) for line, row in table]
 
 
-def _csv_row(path: Path, line: int, row: dict[str, str | None]) -> Case:
+def _is_filled(row: dict[str, Any]) -> bool:
+    """Spreadsheets leave rows of nothing but commas."""
+    return any(value and str(value).strip() for value in row.values() if not isinstance(value, list))
+
+
+def _csv_row(path: Path, line: int, row: dict[str, Any]) -> Case:
     what = f"{path}, line {line}"
+    if beyond := [cell for cell in row.get(None, []) if cell.strip()]:  # type: ignore[call-overload]
+        cure = "put cells that hold the separator into quotes, or give the column a name"
+        raise InputError(
+            what, rule="a row has as many cells as there are columns", got=f"{beyond[0]!r} behind", cure=cure
+        )
     image, label, patient, split = ((row[column] or "").strip() for column in CSV_COLUMNS)
     if not image or not patient:
         got = f"image {image!r}, patient {patient!r}"
         raise InputError(what, rule="each row has an image and a patient", got=got, cure="fill the cell")
+    split = split.lower()
     if split not in ("", *SPLITS):
         raise InputError(what, rule="split is train, val, test or empty", got=split, cure="correct the cell")
     images = tuple(path.parent / part.strip() for part in image.split(";"))

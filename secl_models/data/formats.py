@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
+import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from secl_models.options.errors import InputError
@@ -118,8 +120,10 @@ def foreign_files(folder: Path, images: Iterable[Path]) -> list[Path]:
     """
     files = list(images)
     stems = {file_stem(path) for path in files}
+    names = tuple(path.name for path in files)  # a backup has its whole name and more
     left = (path for path in _visible(folder) if suffix_of(path) not in READ and path not in files)
-    return [path for path in left if file_stem(path) not in stems and _holds_image(path)]
+    unread = (path for path in left if file_stem(path) not in stems and not path.name.startswith(names))
+    return [path for path in unread if _holds_image(path)]
 
 
 def conversion(path: Path) -> str:
@@ -129,6 +133,8 @@ def conversion(path: Path) -> str:
         path: The image, or a folder of DICOM slices.
     """
     suffix = suffix_of(path)
+    if path.is_file() and suffix not in _KNOWN and _is_nifti(path):
+        return "end its name in .nii.gz, or in .nii where it is not packed, or move it away"
     if path.is_dir() or suffix in DICOM or suffix not in _KNOWN:
         return "one NIfTI file for each image: `dcm2niix -z y FOLDER` makes them of DICOM slices"
     if suffix.startswith(".nii"):
@@ -187,13 +193,25 @@ def _visible(folder: Path) -> list[Path]:
 def _holds_image(path: Path) -> bool:
     if path.is_dir():
         return any(suffix_of(inner) in _KNOWN or _is_dicom(inner) for inner in _visible(path) if inner.is_file())
-    return suffix_of(path) in (*FOREIGN, H5_SUFFIX) or _is_dicom(path)
+    return suffix_of(path) in (*FOREIGN, H5_SUFFIX) or _is_dicom(path) or _is_nifti(path)
 
 
 def _is_dicom(path: Path) -> bool:
     """By content: slices come without a suffix, or with a number that looks like one."""
+    return _head(path)[128:132] == b"DICM"
+
+
+def _is_nifti(path: Path) -> bool:
+    """By content: browsers write `scan.nii (1).gz`, downloads `scan.nii.gz.1`, archives `scan.gz`."""
+    head = _head(path)
+    with suppress(zlib.error):
+        head = zlib.decompressobj(wbits=31).decompress(head, 352)
+    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")
+
+
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+            return stream.read(1024)
     except OSError:
-        return False
+        return b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def _read_decathlon(root: Path) -> DataSet:
         stem = file_stem(path)
         name = _without_channel(stem, path) if per_channel else stem
         groups.setdefault((path.parent.name, name), []).append(path)
+    if per_channel:
+        _require_channels_in_order(groups)
     cases = tuple(
         Case(name, patient_of(name), tuple(files), labels.get(name), None) for (_, name), files in groups.items()
     )
@@ -109,6 +112,14 @@ def _without_channel(stem: str, path: Path) -> str:
         rule = "nnU-Net images are named CASE_0000, CASE_0001, ... by channel"
         raise InputError(path, rule=rule, got=path.name, cure="append _0000 to the name")
     return found[1]
+
+
+def _require_channels_in_order(groups: Mapping[tuple[str, str], Sequence[Path]]) -> None:
+    for (_, name), files in groups.items():
+        if [file_stem(path) for path in files] != [f"{name}_{number:04}" for number in range(len(files))]:
+            rule = "the channels of an image are numbered from 0000, without a gap"
+            got = ", ".join(path.name for path in files)
+            raise InputError(files[0], rule=rule, got=got, cure="restore the channel that is missing, or rename them")
 
 
 def _require_listed(info: dict[str, Any], cases: tuple[Case, ...], labels: dict[str, Path], root: Path) -> None:

@@ -29,6 +29,33 @@ def test_a_good_table(tmp_path: Path) -> None:
     assert (len(data.cases), data.classes) == (3, {1: "structure 1", 2: "structure 2"})
 
 
+@pytest.mark.parametrize("between", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_table_as_a_spreadsheet_saves_it(tmp_path: Path, between: str, end: str) -> None:
+    """With its own separator, names as they were typed, and rows that were emptied."""
+    write_table(write_set(tmp_path), [])
+    rows = ["Image,Label,Patient,Split,Age", *(f"{row}Train,{n}" for n, row in enumerate(GOOD)), ",,,,", ""]
+    (tmp_path / "data.csv").write_text(end.join(rows).replace(",", between), encoding="utf-8-sig", newline="")
+    data = read_data_set(tmp_path / "data.csv")
+    assert [(case.name, case.patient, case.split) for case in data.cases] == [
+        (f"c_{n}", f"p{n}", "train") for n in range(3)
+    ]
+
+
+def test_a_column_that_stands_twice(tmp_path: Path) -> None:
+    """The empty one would win."""
+    table = write_table(write_set(tmp_path), [f"{row}," for row in GOOD])
+    table.write_text(table.read_text().replace("split", "split,label", 1))
+    with pytest.raises(InputError, match="each column stands once; got 2 columns label"):
+        read_data_set(table)
+
+
+def test_cells_that_no_column_names(tmp_path: Path) -> None:
+    fault = refusal(write_set(tmp_path), [*GOOD[:2], f"{GOOD[2]}train,test"])
+    assert (fault.what, fault.got) == (f"{tmp_path / 'data.csv'}, line 4", "'test' behind")
+    assert len(read_data_set(write_table(tmp_path, [f"{row},,," for row in GOOD])).cases) == 3
+
+
 @pytest.mark.parametrize("link", ["same", "dots", "symbolic", "hard"])
 def test_one_image_under_two_patients(tmp_path: Path, link: str) -> None:
     root = write_set(tmp_path)

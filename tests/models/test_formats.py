@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -85,6 +87,25 @@ def test_a_converted_image_may_stay_beside_its_origin_and_notes_are_no_images(tm
     root = write_set(tmp_path)
     for name in ("c_0.mha", "c_0.json", "README.txt", ".DS_Store"):
         (root / "imagesTr" / name).write_text("x")
+    assert len(read_data_set(root).cases) == 3
+
+
+@pytest.mark.parametrize("name", ["c_7.gz", "c_7.nii (1).gz", "c_7.nii.gz.1", "c_7.nii.gz.part", "c_7.nii_old", "c_7"])
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_an_image_is_known_whatever_was_put_behind_its_name(tmp_path: Path, folder: str, name: str) -> None:
+    root = write_set(tmp_path)
+    suffix = ".nii.gz" if "gz" in name else ".nii"
+    write_nifti(tmp_path / f"x{suffix}", image_array(7)).rename(root / folder / name)
+    fault = refusal(root)
+    assert (fault.what, fault.got) == (str(root / folder / name), name)
+    assert "end its name in .nii.gz" in fault.cure
+
+
+def test_backups_and_archives_are_no_cases(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    for name in ("c_0.nii.gz~", "c_0.nii.gz.bak", "c_1.nii.gz.orig"):
+        shutil.copy(root / "imagesTr" / "c_2.nii.gz", root / "imagesTr" / name)
+    (root / "imagesTr" / "all.tar.gz").write_bytes(gzip.compress(bytes(2048)))
     assert len(read_data_set(root).cases) == 3
 
 

@@ -87,6 +87,18 @@ def test_nnunet_has_one_file_per_channel_and_names_before_values(tmp_path: Path)
     assert [case.label is not None for case in data.cases] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("left", "channels"), [((0, 2), "x_2_0000.nii.gz, x_2_0002.nii.gz"), ((1,), "x_2_0001.nii.gz")]
+)
+def test_a_channel_does_not_take_the_place_of_one_that_is_missing(
+    tmp_path: Path, left: tuple[int, ...], channels: str
+) -> None:
+    images = ["imagesTr/x_1_0000.nii.gz", "imagesTr/x_1_0001.nii.gz", *(f"imagesTr/x_2_000{n}.nii.gz" for n in left)]
+    with pytest.raises(InputError, match="numbered from 0000, without a gap") as caught:
+        read_data_set(write_decathlon(tmp_path, NNUNET, images, []))
+    assert caught.value.got == channels
+
+
 def test_decathlon_names_of_four_digits_are_not_taken_for_channels(tmp_path: Path) -> None:
     data = read_data_set(write_decathlon(tmp_path, DECATHLON, ["imagesTr/c_0001.nii.gz"], ["c_0001.nii.gz"]))
     assert names(data) == ["c_0001"]
@@ -216,7 +228,7 @@ def test_faults_of_a_list_name_it(tmp_path: Path, text: str, message: str) -> No
     ("header", "row", "message"),
     [
         ("image,label,pateint,split", "a.nii.gz,,anna,", "without patient"),
-        ("image;label;patient;split", "a.nii.gz;;anna;", "separated by commas"),
+        ("image|label|patient|split", "a.nii.gz||anna|", "separated by commas"),
         ("image,label,patient,split", "a.nii.gz,,,", "line 2: each row has an image and a patient"),
         ("image,label,patient,split", "a.nii.gz,,anna,valid", "line 2: split is train, val, test or empty"),
         ("image,label,patient,split", "b.nii.gz,,anna,", "line 2: each file of the table exists; got .*b.nii.gz"),
