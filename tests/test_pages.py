@@ -17,6 +17,7 @@ from tests.test_floors import SOURCES, module_name
 pytest.importorskip("pdoc", reason="pdoc is not installed")
 pytestmark = pytest.mark.exhaustive
 TAGS = {
+    "dd", "dl", "dt",  # what a class inherits
     "a", "blockquote", "body", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "head", "header", "hr",
     "html", "img", "input", "label", "li", "link", "main", "meta", "nav", "ol", "p", "path", "pre", "script", "section",
     "span", "strong", "style", "svg", "title", "ul", "wbr",
