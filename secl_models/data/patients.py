@@ -5,32 +5,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from statistics import median
 
 from secl_models.data.cases import DataSet
 
-_GAP = r"[_\-. ]"
+_GAP = r"(?:[_\-. ]+)"
 # An identity that is called so: everything behind it tells images of this patient apart.
 _CALLED = re.compile(
     rf"(?P<patient>(?:.*?{_GAP})?(?:sub-[a-z0-9]+(?=_|$)|(?:sub|subj|subject|pat|patient|pt){_GAP}?\d+(?={_GAP}|$)))(?P<rest>.*)",
     re.IGNORECASE,
 )
-_DATE = r"(?:19|20)\d\d(?P<between>[-_.]?)(?:0[1-9]|1[0-2])(?P=between)(?:0[1-9]|[12]\d|3[01])"
+_DATE = (
+    r"(?:(?:19|20)\d\d(?P<between>[-_.]?)(?:0[1-9]|1[0-2])(?P=between)(?:0[1-9]|[12]\d|3[01])(?:T?\d{6})?"
+    r"|[0-3]?\d(?P<apart>[-_.])[0-3]?\d(?P=apart)(?:19|20)\d\d)"
+)
 _ENTITY = (
     r"(?:ses|run|acq|task|dir|echo|rec|ce|space|desc|part|hemi|chunk|sample|res|den|mod|flip|inv|mt|trc|proc|split)"
     r"-[a-z0-9]+"
 )
 _COUNTED = (
-    r"(?:frame|slice|phase|visit|session|ses|timepoint|tp|run|acq|echo|rep|repeat|week|month|day|year|fu|followup"
-    rf"|follow-up|baseline|bl|time|mr|v|t){_GAP}?\d+"
+    r"(?:frame|slice|phase|visit|session|ses|timepoint|tp|run|acq|echo|rep|repeat|mpr|week|month|day|year|fu|followup"
+    rf"|follow-up|baseline|bl|time|mr|v|t){_GAP}?\d+|\d+{_GAP}?(?:days?|weeks?|months?|years?)|\(\d+\)"
 )
 _WORD = (
     r"(?:ed|es|end-?diastole|end-?systole|diastole|systole|left|right|lt|rt|l|r|lh|rh|pre|post|before|after|baseline|"
     r"bl|followup|follow-up|fu|contrast|t1w?|t1c|t1ce|t1gd|t2w?|t2star|flair|bold|dwi|adc|swi|pd|pdw|ct|cta|mr|mri|pet|"
     r"cine|lge|angio|arterial|venous|portal|delayed|insp|exp|inhale|exhale|supine|prone|axial|sagittal|coronal|ax|sag|"
-    r"cor|fixed|moving|od|os|cc|mlo|0000)"
+    r"cor|fixed|moving|od|os|cc|mlo|sa|la|sax|lax|[234]ch|lvot|img|image|in-?phase|out-?phase|t1dual|t2spir|mprage|dess|"
+    r"tse|fse|hbv|dce|c0|de|pt|in|ex|[ie]bhct|[234]d|[37]t|1\.5t|copy|kopie|copie|copia|0000)"
 )
 _SIDE = rf"(?:ed|es|left|right|lt|rt|l|r|lh|rh|pre|post|{_ENTITY})"
-_LAST = re.compile(rf"(?P<name>.+){_GAP}(?P<word>{_ENTITY}|{_COUNTED}|{_WORD}|{_DATE})", re.IGNORECASE)
+_LAST = re.compile(rf"(?P<name>.*[^_\-. ]){_GAP}(?P<word>{_ENTITY}|{_COUNTED}|{_WORD}|{_DATE})", re.IGNORECASE)
 _FIRST = re.compile(rf"{_SIDE}{_GAP}(?P<name>[a-z]*\d+)", re.IGNORECASE)  # not the left atrium of left_atrium_003
 _INNER = re.compile(rf"(?P<before>.+){_GAP}{_SIDE}(?P<after>{_GAP}\d+)", re.IGNORECASE)
 # Counted of one patient, whatever is left; not a run or a phase, of which each may be another patient's.
@@ -130,11 +135,33 @@ def suspected(patients: Iterable[str]) -> Mapping[str, list[str]]:
         if found:
             shared = found["name"] or found["other"]
             alike.setdefault(shared, []).append(patient)
+    grouped = {name for names in alike.values() if len(names) > 1 for name in names}
+    for patient, shared in _shared_beginnings(different).items():
+        if patient not in grouped:
+            alike.setdefault(shared, []).append(patient)
     groups = {name: found for name, found in alike.items() if 1 < len(found) <= min(_FEW, len(different) - 1)}
     words = [name for name in groups if not re.search(r"\d", name) and not _DATED.fullmatch(groups[name][0])]
     if len(words) == 1:  # one word with numbers is what a set calls its cases
         del groups[words[0]]
     return groups
+
+
+def _shared_beginnings(patients: Iterable[str]) -> Mapping[str, str]:
+    """The longest beginning with a number in it that a name shares with others, up to a gap.
+
+    Where names so deep usually share theirs with many, they are those of sites.
+    """
+    groups: dict[int, dict[str, list[str]]] = {}
+    for patient in patients:
+        for depth, gap in enumerate(re.finditer(_GAP, patient)):
+            if re.search(r"\d", patient[: gap.start()]):
+                groups.setdefault(depth, {}).setdefault(patient[: gap.start()], []).append(patient)
+    found: dict[str, str] = {}
+    for _, shared in sorted(groups.items()):
+        several = {beginning: names for beginning, names in shared.items() if len(names) > 1}
+        if several and median(map(len, several.values())) <= _FEW:
+            found |= {name: beginning for beginning, names in several.items() for name in names}
+    return found
 
 
 def suspicion(data: DataSet) -> str | None:

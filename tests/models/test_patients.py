@@ -39,11 +39,24 @@ from tests.models.files import write_set
         ("anna", "anna_ED anna_ES anna_pre anna_left"),
         ("BRATS_001", "BRATS_001 BRATS_001_0000"),
         ("heart", "heart_frame01 heart_frame12"),
+        ("001", "001_SA_ED 001_LA_ES 001_2CH 001_4ch_ED"),
+        ("100307", "100307_3T_T1w_MPR1 100307_7T_T2w"),
+        ("9001104", "9001104_20050825_SAG_3D_DESS_RIGHT 9001104_6months 9001104-20050825T121314"),
+        ("CHUM-001", "CHUM-001__CT CHUM-001__PT"),
+        ("1", "1_T1DUAL_InPhase 1_T1DUAL_OutPhase 1_T2SPIR 1_hbv"),
+        ("copd1", "copd1_eBHCT copd1_iBHCT copd1_in copd1_ex"),
+        ("Smith_7", "Smith_7_01-02-2019 Smith_7_28.11.2020 Smith_7_20190203101112"),
         ("bert", "bert_visit1 bert_visit_2 bert_ses-1 bert_week12"),
     ],
 )
 def test_names_of_one_patient(patient: str, names: str) -> None:
     assert {name: patient_of(name) for name in names.split()} == dict.fromkeys(names.split(), patient)
+
+
+def test_copies_are_of_the_patient_of_the_original() -> None:
+    names = ["case_01 - Copy", "case_01 (2)", "case_01 - Kopie", "case_01_copy"]
+    assert [patient_of(name) for name in names] == ["case_01"] * 4
+    assert [patient_of(name) for name in ("scan (1)", "scan (2)")] == ["scan (1)", "scan (2)"]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +93,20 @@ def test_what_may_be_one_patient_is_suspected_and_a_site_is_not() -> None:
     assert suspected([f"{organ}_{number}" for organ in ("liver", "lung") for number in range(9)]) == {}
     assert suspected([f"case_{number:02d}" for number in range(9)]) == {}
     assert suspected(["BraTS20_Training_001", "BraTS20_Training_002"]) == {}
+
+
+def test_a_beginning_with_a_number_is_suspected_where_few_share_it() -> None:
+    assert suspected(["10000_1000000", "10000_1000001", "10001_1000002"]) == {
+        "10000": ["10000_1000000", "10000_1000001"]
+    }
+    assert suspected(["77_20209_2_0", "77_20209_3_0", "78_20209_2_0"]) == {"77_20209": ["77_20209_2_0", "77_20209_3_0"]}
+    assert suspected(["p1_quiet", "p1_paced", "p2_quiet"]) == {"p1": ["p1_quiet", "p1_paced"]}
+    sites = [
+        f"TCGA-{site:02d}-{patient:04d}"
+        for site, count in ((2, 30), (6, 9), (8, 12), (27, 3))
+        for patient in range(count)
+    ]
+    assert not any("-27" in name for name in suspected(f"{name}-x" for name in sites))
 
 
 def test_sessions_of_a_subject_fall_into_one_part(tmp_path: Path) -> None:
