@@ -32,6 +32,7 @@ from tests.broken.mutations import mutate
 from tests.broken.whole import OPTIONS, make_whole
 
 SECONDS, MEMORY = 60, 16 << 30  # that a case may take
+EVERY = 250  # cases
 SETTINGS = (
     "train.lr=0", "data.patch=[15,16]", "data.size=[16,16]", "data.spacing=[3,3]", "data.normalize=slice", "labeled=0",
     "data.window=[0,1]", "network.channels=[4]", "x=1", "train.method=magic", "data.dims=3", "data.spacing_from=affine",
@@ -157,6 +158,8 @@ def main(cases: int, seed: int, first: int) -> int:
             for fault in faults:
                 print(f"broken: seed {seed}, case {number}: {what}\n{fault}", flush=True)
             bad += bool(faults)
+            if (number + 1) % EVERY == 0:
+                print(f"broken: {number + 1 - first} of {cases} cases, {bad} at fault", flush=True)
     print(f"broken: seed {seed}: {cases} cases, {bad} at fault; by command and exit status:")
     print("  " + ", ".join(f"{kind}: {count}" for kind, count in sorted(ends.items())))
     return 1 if bad else 0

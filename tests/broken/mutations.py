@@ -138,9 +138,11 @@ def _rename(path: Path, draw: random.Random) -> None:
         b"sub-01.nii.gz",
     )  # fmt: skip
     target = os.path.join(os.fsencode(path.parent), draw.choice(names))
+    if os.path.lexists(target):
+        return
     if draw.random() < 0.5:
         shutil.copy(path, os.fsdecode(target))
-    elif not os.path.lexists(target):
+    else:
         os.rename(os.fsencode(path), target)
 
 
