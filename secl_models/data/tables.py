@@ -43,7 +43,7 @@ def read_table(file: Path, kind: type[Kind], what: str, cure: str) -> list[Kind]
     if not file.is_file():
         return []
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
             return [_typed(values, kind) for values in csv.DictReader(stream)]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         names = ", ".join(field.name for field in fields(kind))

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.folders import held, note_written, refuse_writing_over, remove_partial, written
+from secl_models.data.folders import refuse_foreign as refuse_unlisted
 from secl_models.data.formats import (
     H5_SUFFIX,
     NIFTI_SUFFIXES,
@@ -88,7 +89,7 @@ def predict(
         source: An image (`.nii.gz`, `.nii` or `.h5`), or a folder of images.
         out: The segmentation (`.nii.gz` or `.nii`) for one image; else a folder that gets one file per image, and
             `predict.json`, which says what was segmented with what.
-        overwrite: Replace segmentations that exist; never an image.
+        overwrite: Replace segmentations that exist; never an image, and of a folder only what `predict` wrote.
         device: Where the network runs: auto, cpu, cuda, or cuda: and a number.
         flips: Axes along which logits are averaged over flips, such as `0,1`, or `trained`: those of training.
         probabilities: Also write `<name>_probabilities.nii.gz`, see `probabilities_path`.
@@ -126,6 +127,8 @@ def predict(
         tell("start", f"segmenting {source} on {target_device}", device=str(target_device), checkpoint=str(checkpoint))
         return Predictions((work.segment(cases[0], targets[cases[0]]),))
     with held(out, "secl predict"):
+        if overwrite:
+            refuse_unlisted(out, (file.name for file in files))
         earlier = None if overwrite else read_record(out)
         todo = cases if overwrite else to_do(targets, earlier, settings)
         remove_partial(out, written(out))

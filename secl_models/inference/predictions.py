@@ -114,7 +114,7 @@ def to_do(targets: Mapping[Case, Path], record: Record | None, settings: Setting
                 target,
                 rule="a segmentation is not overwritten",
                 got=f"an existing file{more}",
-                cure="choose another --out, or add --overwrite",
+                cure="choose another --out, or add --overwrite if `secl predict` made it",
             )
         if record.settings != settings:
             one, other = asdict(record.settings), asdict(settings)

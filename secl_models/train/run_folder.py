@@ -126,7 +126,7 @@ def read_history(file: Path, columns: Collection[str] | None = None) -> list[dic
         InputError: It is not a table of steps and numbers any more, as after a spreadsheet saved it.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream, strict=True))
         for row in rows:
             int(row["step"])

@@ -54,6 +54,15 @@ def test_an_edited_history_is_refused_or_read(own: TinyRun, edit: str) -> None:
     train(own.config, own.data, split, own.folder, resume=True, progress=False)
 
 
+def test_tables_that_a_spreadsheet_marked_are_read(own: TinyRun) -> None:
+    evaluate(own.folder, own.data, progress=False)
+    files = [own.folder / name for name in ("history.csv", "evaluation_test_last.csv")]
+    before = read_history(files[0]), load_evaluation(own.folder)
+    for file in files:
+        file.write_text(file.read_text(), encoding="utf-8-sig", newline="\r\n")
+    assert (read_history(files[0]), str(load_evaluation(own.folder))) == (before[0], str(before[1]))
+
+
 def test_empty_columns_are_not_faults(own: TinyRun) -> None:
     rows = read_history(own.folder / "history.csv")
     assert [row["step"] for row in rows] == ["3", "6"]

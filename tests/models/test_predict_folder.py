@@ -143,3 +143,13 @@ def test_a_full_disk_is_named_with_what_to_free(run: TinyRun, tmp_path: Path, sm
     assert not (small_disk / "one.nii.gz").exists()
     (small_disk / "other").unlink()
     assert [file.name for file in predict(run.folder, images, out).written] == ["scan_1.nii.gz"]
+
+
+def test_segmentations_of_somebody_else_are_not_replaced(run: TinyRun, tmp_path: Path) -> None:
+    """As those drawn by hand, where --out is their folder by mistake."""
+    images, out = _images(run, tmp_path), tmp_path / "labelsTr"
+    out.mkdir()
+    (out / "scan_1.nii.gz").write_bytes(b"drawn by hand")
+    with pytest.raises(InputError, match=r"own list are replaced or removed; got scan_1\.nii\.gz, which"):
+        predict(run.folder, images, out, overwrite=True)
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("scan_1.nii.gz", b"drawn by hand")]
