@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secl_models.data.cases import DataSet
-from secl_models.data.folders import held, note_written, refuse_foreign, remove_written, strangers
+from secl_models.data.folders import held, note_written, refuse_unlisted, remove_written, strangers
 from secl_models.data.formats import file_stem
 from secl_models.data.phantom import write_phantom
 from secl_models.data.splits import make_split
@@ -87,9 +87,9 @@ def _clear(out: Path, overwrite: bool) -> None:
         got = "a file" if out.is_file() else f"a folder with {', '.join(path.name for path in there)}"
         raise InputError(out, rule="a new folder for the demo", got=got, cure="name another --out, or add --overwrite")
     folders = [path for path in there if path.is_dir()]
-    refuse_foreign(out, [path.name for path in there if path not in folders])
+    refuse_unlisted(out, [path.name for path in there if path not in folders])
     for folder in folders:
-        refuse_foreign(folder, strangers(folder))
+        refuse_unlisted(folder, strangers(folder))
     for folder in folders:
         with held(folder, "secl demo"):
             remove_written(folder)

@@ -159,13 +159,13 @@ def _not_a_list(folder: Path, error: Exception) -> InputError:
     )
 
 
-def foreign(folder: Path, names: Iterable[str]) -> list[str]:
+def unlisted(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of some names that exist in a folder and are not on its list."""
     ours = written(folder)
     return [name for name in names if name not in ours and os.path.lexists(folder / name)]
 
 
-def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
+def refuse_unlisted(folder: Path, names: Iterable[str]) -> None:
     """Refuse to write over files that are not on the list of a folder.
 
     Args:
@@ -175,7 +175,7 @@ def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
     Raises:
         InputError: Names those that are in the way.
     """
-    if found := foreign(folder, names):
+    if found := unlisted(folder, names):
         raise InputError(
             folder,
             rule="only files on the folder's own list are replaced or removed",

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from secl_models.data.cases import Case, DataSet, as_trained
-from secl_models.data.folders import held, refuse_foreign, refuse_writing_over, remove_partial
+from secl_models.data.folders import held, refuse_unlisted, refuse_writing_over, remove_partial
 from secl_models.data.splits import load_split
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.inference.evaluations import Evaluation, save_evaluations
@@ -89,7 +89,7 @@ def evaluate(
     names = [f"evaluation_{split}_{file.stem}{end}" for file in files for end in (".csv", "_patients.csv", ".json")]
     refuse_writing_over(data.files(), *((out or run) / name for name in names))
     with held(out or run, "secl evaluate"):
-        refuse_foreign(out or run, [*names, f"evaluation_{split}.json"])
+        refuse_unlisted(out or run, [*names, f"evaluation_{split}.json"])
         remove_partial(out or run, names)
         named = _evaluate_all(files, cases, data, split, target, progress)
         save_evaluations(named, out or run, pair=path.is_dir())

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secl_models.data.cases import Case, DataSet
-from secl_models.data.folders import held, note_written, refuse_writing_over, remove_partial, written
-from secl_models.data.folders import refuse_foreign as refuse_unlisted
+from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial, written
 from secl_models.data.formats import (
     H5_SUFFIX,
     NIFTI_SUFFIXES,
@@ -113,6 +112,9 @@ def predict(
         names = ", ".join(path.name for path in left[:3]) + (", ..." if len(left) > 3 else "")
         sentence = f"Not read, {len(left)} files of other formats: {names}. To segment them, {conversion(left[0])}."
         tell("note", sentence, level=logging.WARNING, files=[str(path) for path in left])
+    if model.channels == 1 and (channels := _look_like_channels(cases)):
+        sentence = f"{channels} look like channels of one case; the network takes one, and each is segmented by itself."
+        tell("note", sentence, level=logging.WARNING)
     targets = dict(zip(cases, _targets(cases, source, out), strict=True))
     spacing_from = model.config.data.spacing_from if spacing_from == AUTO else spacing_from
     settings = Settings(digest(checkpoint), axes, probabilities, largest_component, spacing_from)
@@ -250,6 +252,19 @@ def find_images(source: Path, channels: int) -> list[Case]:
     for name, images in groups.items():
         _require_one_file_each(source / name, images, numbers[name])
     return [Case(name, name, tuple(images), None, None) for name, images in groups.items()]
+
+
+def _look_like_channels(cases: Sequence[Case]) -> str | None:
+    """The first images that are called like nnU-Net's channels of one case, if all with its number are."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        split = _CHANNEL.fullmatch(case.name)
+        if split and any(letter.isdigit() for letter in split["case"]):  # else 0000 is the number of the case
+            found.setdefault(split["case"], []).append(split["number"])
+    for name, numbers in found.items():
+        if len(numbers) > 1 and numbers == [f"{number:04}" for number in range(len(numbers))]:
+            return f"{name}_{numbers[0]} and {name}_{numbers[1]}"
+    return None
 
 
 def _require_one_file_each(case: Path, images: Sequence[Path], numbers: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.files import write_text
-from secl_models.data.folders import note_written, refuse_foreign
+from secl_models.data.folders import note_written, refuse_unlisted
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.inference.evaluate import evaluated_cases
 from secl_models.inference.evaluations import Evaluation, load_evaluation
@@ -76,7 +76,7 @@ def write_report(
         InputError: The first folder holds no finished run, a file of a run was edited, `out` is a file that no report
             was written to before, or the disk is full.
     """
-    refuse_foreign(out.parent, [out.name])
+    refuse_unlisted(out.parent, [out.name])
     found = [_read_run(folder, split) for folder in runs]
     if scores is not None:
         last, best = (load_evaluation(scores, split, name) for name in ("last", "best"))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from secl_models.data.files import write_text
-from secl_models.data.folders import note_written, refuse_foreign, remove_partial, remove_written, written
+from secl_models.data.folders import note_written, refuse_unlisted, remove_partial, remove_written, written
 from secl_models.method import checkpoint
 from secl_models.options.errors import InputError
 from secl_models.options.plain import from_plain
@@ -96,7 +96,7 @@ def refuse_held(out: Path, resume: bool, overwrite: bool) -> None:
             cure="add --resume to go on, --overwrite to begin anew, or name another --out",
         )
     if not (resume and checkpoint.LAST in held):
-        refuse_foreign(out, held)
+        refuse_unlisted(out, held)
 
 
 def make_folder(out: Path, *, clear: bool) -> None:

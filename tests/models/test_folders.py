@@ -27,7 +27,7 @@ from secl_models.data.folders import (
     LOCK,
     held,
     note_written,
-    refuse_foreign,
+    refuse_unlisted,
     refuse_writing_over,
     remove_partial,
     remove_written,
@@ -227,9 +227,9 @@ def test_foreign_files_are_counted_when_they_are_many(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(InputError, match="got a, b, c and more, which nobody listed"):
-        refuse_foreign(tmp_path, names)
+        refuse_unlisted(tmp_path, names)
     note_written(tmp_path, *names)
-    refuse_foreign(tmp_path, names)
+    refuse_unlisted(tmp_path, names)
 
 
 def test_a_demo_removes_no_file_that_no_demo_wrote(tmp_path: Path) -> None:

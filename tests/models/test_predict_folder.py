@@ -100,6 +100,24 @@ def test_an_image_that_changed_is_not_passed_over(run: TinyRun, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("case_07_0000", "case_07_0001"), True), (("scan_0000", "scan_0001"), False),
+        (("case_07_0000", "case_08_0000"), False), (("a1_2019", "a1_2020"), False),
+    ],
+)  # fmt: skip
+def test_channels_that_a_network_of_one_does_not_take_are_named(
+    run: TinyRun, tmp_path: Path, names: tuple[str, str], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name, case in zip(names, run.data.cases, strict=False):
+        shutil.copy(case.image[0], tmp_path / "images" / f"{name}.nii.gz")
+    assert len(predict(run.folder, tmp_path / "images", tmp_path / "out").written) == 2
+    told = f"{names[0]} and {names[1]} look like channels of one case; the network takes one"
+    assert any(message.startswith(told) for message in caplog.messages) == said
+
+
+@pytest.mark.parametrize(
     "content",
     ["", "[]", "{", '{"settings": 3, "sources": {}}', '{"settings": {"checkpoint": 1}, "sources": {}}', b"\xff\xfe"],
 )
