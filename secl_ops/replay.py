@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd.function import FunctionCtx
 from torch.utils import checkpoint
 
@@ -82,15 +83,16 @@ def _recall(owner: nn.Module, *state: Tensor) -> Recalled:
     return Recalled(kept, repeated is None, True)
 
 
-_recall_between_graphs = torch.compiler.disable(
-    _recall, reason="a checkpoint around a compiled loss repeats draws outside of graphs; compile what calls it instead"
-)
+# What torch.compiler offers for both imports the compiler, and Triton with it, when a program begins.
+_recall_between_graphs = _disable_dynamo(_recall)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _compiled_inside() -> bool:
     """Whether a checkpoint runs what is compiled: its recomputation then runs the same graphs again."""
     return any(True for _ in _passes(sys._getframe(1)))
+
+
+_compiled_inside._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _passes(frame: FrameType | None) -> Iterator[_Pass]:

@@ -163,9 +163,11 @@ def _another_kind(path: Path, draw: random.Random) -> None:
 def _more(path: Path, draw: random.Random) -> None:
     """Something that nobody asked for beside it."""
     name = draw.choice(("notes.txt", "Thumbs.db", "evaluation_x", "new.partial", "x.nii.gz", "._case.nii.gz", "b.mha"))
+    if os.path.lexists(path.with_name(name)):
+        return
     if draw.random() < 0.5:
-        path.with_name(name).mkdir(exist_ok=True)
-    elif not path.with_name(name).is_dir():
+        path.with_name(name).mkdir()
+    else:
         path.with_name(name).write_bytes(draw.choice((b"", b"mine", path.read_bytes())))
 
 
@@ -186,5 +188,8 @@ def mutate(path: Path, draw: random.Random) -> str:
     if path.suffix == ".json":
         choices += OF_TREES
     chosen = draw.choice(choices)
-    chosen(path, draw)
+    try:
+        chosen(path, draw)
+    except OSError:  # what the system refuses changes nothing
+        return f"no {chosen.__name__.strip('_')} of {path.name}"
     return f"{chosen.__name__.strip('_')} of {path.name}"
