@@ -96,7 +96,9 @@ def how_to_go_on(command: str | None) -> str:
         return f"Go on from the last checkpoint: {again} --resume"
     if command == "study":
         return f"Finished rows are kept; go on with the others: {again}"
-    if command in ("demo", "predict"):
+    if command == "predict":
+        return f"What was finished stays; go on: {again}"
+    if command == "demo":
         return f"What was finished stays; begin again: {again} --overwrite"
     return f"Nothing half-written is left; begin again: {again}"
 

@@ -34,17 +34,14 @@ PATIENT_COLUMNS = ("patient", "structure", "dice", "hd95", "assd", "unit", "case
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A line of the table by case; see `StructureScore`."""
-
+class _Place:
     patient: str
     case: str
-    structure: str
-    dice: float | None
-    hd95: float | None
-    assd: float | None
-    unit: str
-    state: str
+
+
+@dataclass(frozen=True)
+class _Row(StructureScore, _Place):
+    """A line of the table by case: whose it is, and the score of a structure."""
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,8 @@ class _Work:
         """All that is written for one image."""
         return [target, probabilities_path(target)] if self.settings.probabilities else [target]
 
-    def segment(self, case: Case, target: Path) -> Path:
-        """Write the segmentation of one image."""
+    def segment(self, case: Case, target: Path, *, listed: bool = False) -> Path:
+        """Write the segmentation of one image; `listed`: put it onto the list of its folder, once there will be one."""
         model = self.model
         _require_channels(case, model)
         modality = tuple(f"channel {index}" for index in range(model.channels))
@@ -167,6 +167,8 @@ class _Work:
             )
             tell("note", sentence, level=logging.WARNING, case=case.name)
         with writing(target, GO_ON):
+            if listed:
+                note_written(target.parent, *(file.name for file in self.files(target)))
             beside = probabilities_path(target) if settings.probabilities else None
             label = _segment(model, volume, settings.flips, beside)
             if settings.largest_component:
@@ -192,8 +194,7 @@ def _segment_folder(
         target, begin = targets[case], time.perf_counter()
         try:
             with writing(out, GO_ON), fitting(case.image[0]):
-                note_written(out, *(file.name for file in work.files(target)))
-                written.append(work.segment(case, target))
+                written.append(work.segment(case, target, listed=True))
                 record.add(out, case)
         except WriteError:
             raise
@@ -206,7 +207,8 @@ def _segment_folder(
             tell("segmented", sentence, case=case.name, file=str(target), seconds=round(seconds, 3), done=done)
         if progress is not None:
             progress(done, total)
-    kept = tuple(target for case, target in targets.items() if case not in todo)
+    open_before = set(todo)
+    kept = tuple(target for case, target in targets.items() if case not in open_before)
     return Predictions(tuple(written), kept, tuple(failures))
 
 

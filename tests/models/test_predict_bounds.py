@@ -160,7 +160,8 @@ def test_a_terminated_process_leaves_nothing(tmp_path: Path) -> None:
     process.terminate()
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "Stopped. What was finished stays; begin again: secl predict" in " ".join(error.split())
+    assert "Stopped. What was finished stays; go on: secl predict" in " ".join(error.split())
+    assert "--overwrite" not in error  # which would do again what was finished
     assert list(out.iterdir()) == []
 
 

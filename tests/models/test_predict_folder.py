@@ -55,6 +55,19 @@ def test_one_bad_image_does_not_stop_the_others_and_a_second_call_goes_on(run: T
     assert before.items() < _states(out).items()
 
 
+def test_what_was_drawn_by_hand_where_an_image_failed_is_not_overwritten(run: TinyRun, tmp_path: Path) -> None:
+    images, out = _images(run, tmp_path), tmp_path / "out"
+    good = (images / "scan_1.nii.gz").read_bytes()
+    (images / "scan_1.nii.gz").write_bytes(good[:400])
+    assert len(predict(run.folder, images, out).failures) == 1
+    (out / "scan_1.nii.gz").write_bytes(b"by hand")
+    (images / "scan_1.nii.gz").write_bytes(good)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"scan_1\.nii\.gz"):
+            predict(run.folder, images, out, overwrite=overwrite)
+    assert (out / "scan_1.nii.gz").read_bytes() == b"by hand"
+
+
 def test_an_image_of_other_channels_is_a_failure_of_its_own(run: TinyRun, tmp_path: Path) -> None:
     images = _images(run, tmp_path)
     image = nib.Nifti1Image.from_filename(images / "scan_0.nii.gz")
