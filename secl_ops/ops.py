@@ -238,7 +238,7 @@ def _reduce(
     for name, value in (("pull", pull), ("count", count), *([] if weights is None else [("weights", weights)])):
         _demand(name, value, loss.shape[0])
     check_choice("reduction", reduction, REDUCTIONS)
-    return select(backend, loss.device, loss.dtype, "info_nce").reduce(loss, pull, count, weights, reduction)
+    return select(backend, loss.device, loss.dtype, "reduce").reduce(loss, pull, count, weights, reduction)
 
 
 @_fake("reduce")

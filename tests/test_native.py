@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import setup
-from secl_ops import library
+from secl_ops import info_nce, library
 from secl_ops.engines import native, reference
 from secl_ops.engines.reference import Origin
 from secl_ops.engines.select import select
@@ -276,7 +276,8 @@ def test_objections_name_the_device_and_the_dtype() -> None:
     assert "its CUDA kernels multiply fp16 and bf16 rows, as under autocast" in native.objections(
         "cuda", torch.float32, "info_nce"
     )
-    assert not [text for text in native.objections("cuda", torch.float32, "gather_pixels") if "multiply" in text]
+    for operation in ("gather_pixels", "reduce"):  # neither multiplies rows; losses are fp32 whatever the rows are
+        assert not [text for text in native.objections("cuda", torch.float32, operation) if "multiply" in text]
     assert native.objections("mps", torch.float32, "info_nce") == ["there are no kernels for mps"]
     assert native.objections("cpu", torch.float64, "info_nce") == ["fp64 is served by the reference backend"]
     with pytest.raises(RuntimeError, match="cannot run info_nce on cpu float64: fp64 is served by the reference"):
@@ -368,3 +369,14 @@ def test_setup_works_without_torch(choice: str, status: int) -> None:
     finished = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == status
     assert ("cannot import torch" in finished.stderr) == (choice != "none")
+
+
+def test_the_losses_of_half_rows_are_reduced_where_fp32_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def objections(_: str, dtype: torch.dtype, operation: str) -> list[str]:
+        return ["no fp32 rows"] if (dtype, operation) == (torch.float32, "info_nce") else []
+
+    monkeypatch.setattr(native, "objections", objections)
+    rows, labels = torch.randn(6, 8), torch.arange(6) % 2
+    assert info_nce(rows.half(), anchor_labels=labels, backend="native").isfinite()
+    with pytest.raises(RuntimeError, match="no fp32 rows"):
+        info_nce(rows, anchor_labels=labels, backend="native")

@@ -21,6 +21,7 @@ _CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels 
 
 _KERNELS = {
     "info_nce": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "reduce"),
+    "reduce": ("reduce",),  # of losses, which are fp32 whatever the rows are
     "gather_pixels": ("gather", "gather_backward"),
     "sample_pixels": ("sample",),
 }
