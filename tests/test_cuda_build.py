@@ -111,6 +111,18 @@ def test_a_spill_is_seen(tools: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("by_version", "asked"), [(1, "cudaGetDriverEntryPointByVersion"), (0, "cudaGetDriverEntryPoint")]
+)
+def test_toolkits_before_12_5_find_the_driver_by_name_alone(
+    by_version: int, asked: str, build: ModuleType, tools: Any, tmp_path: Path
+) -> None:
+    target = tmp_path / "runtime.o"
+    tools.compile(build.CUDA_SOURCES / "runtime.cu", target, ["80"], [f"-DSECL_ENTRY_POINT_BY_VERSION={by_version}"])
+    needed = subprocess.run(["nm", "-u", str(target)], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"\bcudaGetDriverEntryPoint\w*", needed) == [asked]
+
+
+@pytest.mark.parametrize(
     ("archs", "source", "compiled"),
     [
         (["80+PTX", "90a"], "csrc/cuda/rows.cu", ["80+PTX", "90a"]),

@@ -7,6 +7,10 @@
 
 #include "runtime.h"
 
+#ifndef SECL_ENTRY_POINT_BY_VERSION
+#define SECL_ENTRY_POINT_BY_VERSION (CUDART_VERSION >= 12050)
+#endif
+
 namespace secl::cuda {
 namespace {
 
@@ -65,8 +69,13 @@ int32_t capability() {
 void* driver_function(const char* name, unsigned version) {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result;
+#if SECL_ENTRY_POINT_BY_VERSION
   check_status(cudaGetDriverEntryPointByVersion(name, &found, version, cudaEnableDefault, &result),
                "cudaGetDriverEntryPointByVersion");
+#else
+  static_cast<void>(version);  // that of the toolkit, which is not older than what it is asked for
+  check_status(cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result), "cudaGetDriverEntryPoint");
+#endif
   if (result != cudaDriverEntryPointSuccess || found == nullptr) {
     throw std::runtime_error(std::string("the NVIDIA driver has no ") + name + "; a newer driver has it");
   }
