@@ -17,6 +17,7 @@ from secl_models.method.origin import git, installed, processor
 RESULTS = Path(__file__).resolve().parent / "results"
 ORIGIN = ("threads", "machine", "versions", "commit", "date")
 PACKAGES = ("torch", "triton", "pytorch-metric-learning", "pykeops", "cut-cross-entropy", "inf-cl", "memeff")
+NO_GPU = "no GPU: a rehearsal"  # in the place of a GPU's name: no number beside it means anything
 Row = dict[str, str]
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from _pytest.terminal import TerminalReporter
 
-from tests import draws, interpreting, sweeps
+from tests import draws, interpreting, lanes, sweeps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIRED = set(filter(None, os.environ.get("SECL_REQUIRE", "").split(",")))
@@ -85,21 +86,43 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=["native", "triton", "reference"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The backends of a test that leaves them to the fixture; and the native CUDA kernels, wherever they are."""
+    chosen = any("backend" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize"))
+    if "backend" in metafunc.fixturenames and not chosen:
+        kernels = lanes.here() if metafunc.definition.get_closest_marker("cuda_kernels") else []
+        metafunc.parametrize("backend", [*lanes.BACKENDS, *kernels], indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend that can run on this machine, by name."""
     import secl_ops
 
+    if request.param in lanes.PATHS:
+        lanes.enter(request.param, request)
+        return "native"
     reasons = secl_ops.backends()[request.param]
     if reasons:
         skip_or_fail(request.param, f"backend {request.param} cannot run: {'; '.join(reasons)}")
     return str(request.param)
 
 
+def _lane(request: pytest.FixtureRequest) -> str:
+    return str(request.node.callspec.params.get("backend", ""))
+
+
 @pytest.fixture
-def device(backend: str) -> str:
+def device(backend: str, request: pytest.FixtureRequest) -> str:
     """Where this backend's tensors live in the tests."""
-    return "cuda" if backend != "native" and torch.cuda.is_available() else "cpu"
+    on_the_gpu = _lane(request) in lanes.ON_THE_GPU or (backend != "native" and torch.cuda.is_available())
+    return "cuda" if on_the_gpu else "cpu"
+
+
+@pytest.fixture
+def fitted(backend: str, request: pytest.FixtureRequest) -> lanes.Fit:
+    """Makes of a call one that these kernels take."""
+    return functools.partial(lanes.fit, _lane(request))
 
 
 @pytest.fixture
