@@ -116,7 +116,9 @@ def _on_a_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     tuning.set_defaults(call=lambda given: tune(given.out, given.dtype, given.width, given.rounds, given.seconds))
     everything = commands.add_parser("gpu", help="build check, tests, targets, rivals, tiles, pictures: eight minutes")
     everything.add_argument("--out", type=Path, required=True, help="a folder for the report, logs, tables, pictures")
-    everything.set_defaults(call=lambda given: gpu(given.out))
+    everything.add_argument("--archive", type=Path, default=None, help="a .tar.gz of that folder, written as it grows")
+    everything.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)  # on tests/fake_gpu.py
+    everything.set_defaults(call=lambda given: gpu(given.out, given.archive, rehearse=given.rehearse))
 
 
 def parser() -> argparse.ArgumentParser:

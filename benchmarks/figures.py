@@ -98,17 +98,19 @@ def growth(rows: Sequence[Row], out: Path) -> None:
 
 def _lines(axis: Any, rows: Sequence[Row], field: str, said: Said) -> None:
     ends = []
+    rows = [row for row in rows if row[field] and float(row[field]) > 0]  # a logarithmic axis has no place for 0
+    if not rows:
+        return
     for name in dict.fromkeys(row["contender"] for row in rows):
-        mine = [row for row in rows if row["contender"] == name and row[field]]
+        mine = [row for row in rows if row["contender"] == name]
         points = sorted((int(row["rows"]), float(row[field])) for row in mine)
-        if points:
-            bold = is_ours(mine[0])
-            style = {"linewidth": 3.0, "markersize": 6.0} if bold else {"linewidth": 1.6, "markersize": 4.0}
-            color = COLORS.get(name, FAINT)
-            axis.plot(*zip(*points, strict=True), marker="o", color=color, zorder=4 if bold else 3, **style)
-            ends.append((*points[-1], name, color, bold))
+        bold = is_ours(mine[0])
+        style = {"linewidth": 3.0, "markersize": 6.0} if bold else {"linewidth": 1.6, "markersize": 4.0}
+        color = COLORS.get(name, FAINT)
+        axis.plot(*zip(*points, strict=True), marker="o", color=color, zorder=4 if bold else 3, **style)
+        ends.append((*points[-1], name, color, bold))
     last = max(end[0] for end in ends)
-    low = min(float(row[field]) for row in rows if row[field])
+    low = min(float(row[field]) for row in rows)
     gap = (max(end[1] for end in ends) / low) ** (1 / 11)  # so many lines of text fit between lowest and highest
     placed = 0.0
     for count, value, name, color, bold in sorted(ends, key=lambda end: end[1]):

@@ -13,9 +13,11 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -26,6 +28,8 @@ from benchmarks.provenance import commit, today
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOTAL = 480.0  # seconds
+PATIENT = 1200.0  # of a rehearsal
+REHEARSED = "Rehearsal: no device, every figure meaningless. "
 GRACE = 3.0  # seconds between asking a stage to end and ending it
 POLL = 0.05
 VERDICT = "verdict.md"
@@ -40,40 +44,74 @@ class Stage:
     command: tuple[str, ...]  # arguments of this Python
     purpose: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    rehearsed: tuple[str, ...] = ()  # arguments more where the call is rehearsed without a GPU
 
 
-_TESTS = (
-    "tests/test_triton.py", "tests/test_triton_order.py", "tests/test_backends.py", "tests/test_device_step.py",
-    "tests/test_sample.py", "tests/test_traps.py", "tests/test_shards.py", "tests/test_pixel_contrast.py",
-    "tests/test_ops.py", "tests", "--ignore", "tests/models",
-)  # fmt: skip
+_PARALLEL = ("-n", str(min(12, os.cpu_count() or 1)), "--dist", "worksteal") if find_spec("xdist") else ()
+_PLUGINS = ("-p", "no:cacheprovider", "-p", "no:benchmark")
+_PYTEST = ("-m", "pytest", "-v", "-W", "default", *_PLUGINS, "--color", "no", *_PARALLEL)
+_REQUIRED = {"SECL_REQUIRE": "cuda,triton"}
+_LANE = "native-cuda or native-hopper"
+_SHARED = ("tests/test_backends.py", "tests/test_gpu_lane.py")
 _ON_CUDA = ("--device", "cuda", "--patience", "4")
+_BRIEF = ("--rounds", "1", "--threads", "1")
 
 # In order of worth: what comes late is lost first where time runs out. The last two are promised theirs all the same.
+# The smoke tests and `precompile` fill Triton's cache from several processes: those after them find their kernels.
 STAGES = (
-    Stage("environment", 15, ("-m", "secl_models", "doctor"), "processor, memory, versions, packages"),
-    Stage("build", 20, ("-m", "benchmarks.build"), "card, driver, what is built, and whether each backend is right"),
+    Stage("environment", 12, ("-m", "secl_models", "doctor"), "processor, memory, versions, packages"),
+    Stage("build", 25, ("-m", "benchmarks.build"), "card, driver, what is built, and whether each backend is right"),
+    Stage(
+        "smoke", 50, (*_PYTEST, "-m", "", "tests/test_gpu_smoke.py"), "every Triton kernel and switch once, and right",
+        _REQUIRED, ("-k", "learns"),
+    ),
+    Stage("precompile", 30, ("-m", "benchmarks.precompile"), "what the tables time, compiled by several processes"),
     Stage("targets", 65, ("-m", "benchmarks.targets", "{out}/targets.csv"), "the sizes that have a target"),
     Stage(
-        "tests", 90, ("-m", "pytest", "-v", "-p", "no:cacheprovider", "--color", "no", *_TESTS),
-        "the tests on this device, none skipped for want of one", {"SECL_REQUIRE": "cuda,triton"},
+        "lane", 30,
+        (*_PYTEST, "-m", "", "-k", _LANE, "--junitxml", "{out}/lane.xml", *_SHARED),
+        "the shared cases on the native CUDA kernels", _REQUIRED, ("-k", f"temperature_tensor and ({_LANE})"),
     ),
     Stage("native", 40, ("-m", "benchmarks.native_cuda", "{out}/cuda.csv"), "CUDA kernels: right, and beside Triton's"),
-    Stage("memcheck", 40, ("-m", "benchmarks.memcheck"), "compute-sanitizer: bounds, races, barriers"),
-    Stage("pixel", 40, ("-m", "benchmarks", "pixel", *_ON_CUDA, "--out", "{out}/pixel.csv"), "the whole pixel step"),
-    Stage("rivals", 60, ("-m", "benchmarks", "run", *_ON_CUDA, "--out", "{out}/cases.csv"), "published sizes, rivals"),
     Stage(
-        "sweep", 40, ("-m", "benchmarks", "sweep", *_ON_CUDA, "--width", "128", "--out", "{out}/growth.csv"),
-        "time and memory against N",
+        "tests", 65, (*_PYTEST, "tests", "--ignore", "tests/models"),
+        "the tests on this device, none skipped for want of one", _REQUIRED,
+        ("-k", "test_positive_without_negative and (triton or reference)"),
+    ),
+    Stage("memcheck", 35, ("-m", "benchmarks.memcheck"), "compute-sanitizer: bounds, races, barriers"),
+    Stage(
+        "pixel", 25, ("-m", "benchmarks", "pixel", *_ON_CUDA, "--out", "{out}/pixel.csv"), "the whole pixel step",
+        rehearsed=_BRIEF,
     ),
     Stage(
-        "tune", 35,
-        ("-m", "benchmarks", "tune", "--dtype", "bf16", "--width", "128", "--seconds", "20", "--out", "{out}/tune.csv"),
+        "rivals", 40, ("-m", "benchmarks", "run", *_ON_CUDA, "--out", "{out}/cases.csv"), "published sizes, rivals",
+        rehearsed=(*_BRIEF, "--case", "contrastiveseg"),
+    ),
+    Stage(
+        "sweep", 20, ("-m", "benchmarks", "sweep", *_ON_CUDA, "--width", "128", "--out", "{out}/growth.csv"),
+        "time and memory against N", rehearsed=(*_BRIEF, "--largest", "2048"),
+    ),
+    Stage(
+        "tune", 15,
+        ("-m", "benchmarks", "tune", "--dtype", "bf16", "--width", "128", "--seconds", "8", "--out", "{out}/tune.csv"),
         "tiles beside those of the table, as far as they come; alone, the command times them all",
+        rehearsed=("--rounds", "1"),
     ),
-    Stage("pictures", 25, ("-m", "benchmarks", "plot", "--results", "{out}", "--out", "{out}"), "figures"),
+    Stage("pictures", 18, ("-m", "benchmarks", "plot", "--results", "{out}", "--out", "{out}"), "figures"),
     Stage("verdict", 10, ("-m", "benchmarks.verdict", "{out}"), "each target: met, or missed and what to try next"),
 )  # fmt: skip
+FAKE = "tests.fake_gpu"
+
+
+def rehearsal(stages: Sequence[Stage] = STAGES) -> list[Stage]:
+    """The same stages on a GPU that is not there."""
+
+    def on_the_fake(stage: Stage) -> Stage:
+        _, module, *arguments = stage.command
+        fake = ("-m", "pytest", "-p", FAKE) if module == "pytest" else ("-m", FAKE, module)
+        return replace(stage, command=(*fake, *arguments, *stage.rehearsed))
+
+    return list(map(on_the_fake, stages))
 
 
 @dataclass(frozen=True)
@@ -117,13 +155,30 @@ def report(out: Path, outcomes: Sequence[Outcome], headline: str) -> None:
     write_whole(out / "report.md", "\n".join(lines) + "\n")
 
 
+def pack(out: Path, archive: Path) -> None:
+    """Write the folder of a call into one .tar.gz, which takes the place of the one before when it is whole."""
+    partial = archive.with_suffix(archive.suffix + ".part")
+    with tarfile.open(partial, "w:gz") as packed:
+        packed.add(out, arcname=out.resolve().name)
+    os.replace(partial, archive)
+
+
 def _log(out: Path, outcome: Outcome) -> str:
     name = f"{outcome.stage.name}.log"
     return f"`{name}`" if (out / name).exists() else ""
 
 
-def conduct(stages: Sequence[Stage], out: Path, total: float = TOTAL) -> list[Outcome]:
+def conduct(
+    stages: Sequence[Stage], out: Path, total: float = TOTAL, archive: Path | None = None, note: str = ""
+) -> list[Outcome]:
     """Run every stage in order, each within its promise and what nobody else was promised.
+
+    Args:
+        stages: What is run.
+        out: The folder of the report, the logs and the tables.
+        total: Seconds for all of them.
+        archive: A .tar.gz of that folder, written anew with each report.
+        note: What the report begins with.
 
     Raises:
         SystemExit: The call was stopped by SIGTERM or SIGINT; the report says so.
@@ -132,6 +187,12 @@ def conduct(stages: Sequence[Stage], out: Path, total: float = TOTAL) -> list[Ou
     (out / VERDICT).unlink(missing_ok=True)  # of an earlier call into this folder
     outcomes = [Outcome(stage) for stage in stages]
     origin = f"commit {commit()}, {today()}"
+
+    def tell(headline: str) -> None:
+        report(out, outcomes, note + headline)
+        if archive is not None:
+            pack(out, archive)
+
     end = time.monotonic() + total
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     place = 0
@@ -139,18 +200,18 @@ def conduct(stages: Sequence[Stage], out: Path, total: float = TOTAL) -> list[Ou
         for place, stage in enumerate(stages):
             limit = end - time.monotonic() - sum(later.seconds for later in stages[place + 1 :])
             outcomes[place] = Outcome(stage, "running: where nothing runs any more, the call was killed here")
-            report(out, outcomes, f"Not finished, {origin}.")
+            tell(f"Not finished, {origin}.")
             outcomes[place] = run_stage(stage, out, limit)
-            report(out, outcomes, f"Not finished, {origin}.")
+            tell(f"Not finished, {origin}.")
     except StoppedError as stopped:
         outcomes[place] = replace(outcomes[place], state=f"stopped by {stopped}")
-        report(out, outcomes, f"Stopped by {stopped} during {stages[place].name}, {origin}; the rest was not run.")
+        tell(f"Stopped by {stopped} during {stages[place].name}, {origin}; the rest was not run.")
         raise SystemExit(128 + signal.Signals[str(stopped)]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     wrong = [each.stage.name for each in outcomes if not each.good]
-    report(out, outcomes, f"Finished, {origin}. " + (f"Not done: {', '.join(wrong)}." if wrong else "All done."))
+    tell(f"Finished, {origin}. " + (f"Not done: {', '.join(wrong)}." if wrong else "All done."))
     return outcomes
 
 
@@ -213,14 +274,17 @@ def _end_with_parent() -> None:
     _LIBC.prctl(_PARENT_DEATH, signal.SIGKILL)
 
 
-def gpu(out: Path) -> None:
-    """Run all stages on this machine's GPU.
+def gpu(out: Path, archive: Path | None = None, *, rehearse: bool = False) -> None:
+    """Run all stages on this machine's GPU, or rehearse them without one.
 
     Raises:
         SystemExit: There is no GPU, the call was stopped, or a stage is not done; the report says which.
     """
-    demand_gpu("gpu")
-    outcomes = conduct(STAGES, out)
+    if rehearse:
+        outcomes = conduct(rehearsal(), out, PATIENT, archive, REHEARSED)
+    else:
+        demand_gpu("gpu")
+        outcomes = conduct(STAGES, out, archive=archive)
     print((out / "report.md").read_text())
     if not all(each.good for each in outcomes):
         raise SystemExit(1)

@@ -77,14 +77,14 @@ def _text(output: str | bytes | None) -> str:
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
-def main(program: str | None, ways: Sequence[Way] = WAYS, workers: int | None = None) -> int:
+def watch(program: str | None, ways: Sequence[Way] = WAYS) -> int:
     """Print a line for each tool and path, and what is not clean in full; how many are not."""
     if program is None:
         print("compute-sanitizer is not installed; it comes with the CUDA toolkit")
         return 1
     pairs = [(tool, way) for tool in TOOLS for way in ways]
     unclean = 0
-    with ThreadPoolExecutor(workers or max(1, (os.cpu_count() or 2) // 2)) as pool:
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
         for (tool, way), (state, printed) in zip(
             pairs, pool.map(lambda pair: check(program, *pair), pairs), strict=True
         ):
@@ -95,6 +95,11 @@ def main(program: str | None, ways: Sequence[Way] = WAYS, workers: int | None = 
     return unclean
 
 
+def main(_: Sequence[str]) -> int:
+    """Watch what this GPU has; how many checks are not clean."""
+    return watch(sanitizer(), ways_here(torch.cuda.get_device_capability()))
+
+
 if __name__ == "__main__":
     demand_gpu("memcheck")
-    sys.exit(main(sanitizer(), ways_here(torch.cuda.get_device_capability())))
+    sys.exit(main(sys.argv[1:]))

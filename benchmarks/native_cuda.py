@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ ROUNDS, PATIENCE = 20, 2.0
 SIDES = ("native", "triton")
 WIDTHS = (128, 64, 256, 32, 96, 192, 512)  # in order of worth, as the dtypes are: what comes late may be lost
 DTYPES = ("bfloat16", "float16", "float32")
+ROWS = 4096
+MAPS = (8, 64)  # maps of a batch, and their side
+LABELS = (8, 128, 128)
+LANE = "native-cuda"  # of the shared tests: see tests/lanes.py
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,15 @@ class Trial:
     check: Callable[[], None]  # raises where the native backend is wrong
 
 
-def trials(device: str, widths: Sequence[int] = WIDTHS, rows: int = 4096) -> Iterator[Trial]:
+def trials(device: str) -> Iterator[Trial]:
     """Every case that a row of the table stands for."""
-    yield sampling(device)
+    yield sampling(device, LABELS)
     for dtype in DTYPES:
-        for width in widths:
-            yield gathering(device, dtype, width)
+        for width in WIDTHS:
+            yield gathering(device, dtype, width, *MAPS)
             for kind in () if dtype == "float32" else ("self", "frozen", "both"):  # which they multiply in half alone
-                keys = 0 if kind == "self" else rows
-                case = Case(f"{kind}-N{rows}-D{width}", rows, width, keys, both=kind == "both").on(device, dtype)
+                keys = 0 if kind == "self" else ROWS
+                case = Case(f"{kind}-N{ROWS}-D{width}", ROWS, width, keys, both=kind == "both").on(device, dtype)
                 yield contrasting(case)
 
 
@@ -64,11 +69,11 @@ def contrasting(case: Case) -> Trial:
     )  # fmt: skip
 
 
-def gathering(device: str, dtype: str, width: int, side: int = 64) -> Trial:
+def gathering(device: str, dtype: str, width: int, maps: int, side: int) -> Trial:
     """Unit rows of a map, and the gradient of the map."""
     random = torch.Generator().manual_seed(0)
-    features = torch.randn(8, width, side, side, generator=random).to(device, getattr(torch, dtype))
-    index = torch.randperm(8 * side * side, generator=random)[: 2 * side * side].to(device)
+    features = torch.randn(maps, width, side, side, generator=random).to(device, getattr(torch, dtype))
+    index = torch.randperm(maps * side**2, generator=random)[: 2 * side**2].to(device)
     upstream = torch.randn(len(index), width, generator=random).to(device)
 
     def passes(backend: str, wide: bool = False) -> tuple[Tensor, Tensor]:
@@ -82,11 +87,11 @@ def gathering(device: str, dtype: str, width: int, side: int = 64) -> Trial:
         for name, actual, exact, usual in zip(("rows", "gradient"), found, truth, plain, strict=True):
             assert_within_budget(name, actual, exact, usual, magnitude=1.0)
 
-    case = f"8 maps {side} x {side}, {len(index)} pixels"
+    case = f"{maps} maps {side} x {side}, {len(index)} pixels"
     return Trial("gather_pixels", dtype, width, case, lambda backend: lambda: passes(backend), check)
 
 
-def sampling(device: str, shape: tuple[int, ...] = (8, 128, 128)) -> Trial:
+def sampling(device: str, shape: tuple[int, ...]) -> Trial:
     """A draw; each backend may take its pixels in another order, not other pixels."""
     labels = torch.randint(0, 19, shape, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -100,8 +105,22 @@ def sampling(device: str, shape: tuple[int, ...] = (8, 128, 128)) -> Trial:
     return Trial("sample_pixels", "int64", 0, "uniform, 19 classes", lambda side: lambda: draw(side), check)
 
 
-def row(trial: Trial, clock: Clock) -> tuple[object, ...]:
-    """The first columns of a trial's row after its identity: verified, native_ms, triton_ms.
+def lane(report: Path) -> str:
+    """What the shared tests said of these kernels in a report of pytest: "green", "red", or "not run" at all."""
+    if not report.exists():
+        return "not run"
+    try:
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    except ElementTree.ParseError:  # the stage was ended while it wrote
+        return "not run"
+    own = [case for case in cases if f"[{LANE}" in case.get("name", "")]
+    if any(case.find(fault) is not None for case in cases for fault in ("failure", "error")):
+        return "red"
+    return "green" if any(case.find("skipped") is None for case in own) else "not run"
+
+
+def row(trial: Trial, clock: Clock, tests: str) -> tuple[object, ...]:
+    """The first columns of a trial's row after its identity: verified, lane, native_ms, triton_ms.
 
     Raises:
         Exception: A side does not run at all.
@@ -114,11 +133,17 @@ def row(trial: Trial, clock: Clock) -> tuple[object, ...]:
         verified = "no"
         print(f"{trial.operation} {trial.dtype} {trial.width} {trial.case}: wrong: {error}", flush=True)
     times = milliseconds(steps, ROUNDS, clock, PATIENCE)
-    return (verified, *(f"{percentiles(times[side])[1]:.4g}" for side in SIDES))
+    return (verified, tests, *(f"{percentiles(times[side])[1]:.4g}" for side in SIDES))
 
 
-def measure(out: Path, device: str, wanted: Iterator[Trial]) -> int:
+def measure(out: Path, device: str, wanted: Iterator[Trial], tests: str) -> int:
     """Append a row per trial; the number of those without one, each of which is printed.
+
+    Args:
+        out: The table.
+        device: Where the trials run.
+        wanted: The trials.
+        tests: What `lane` said.
 
     Raises:
         SystemExit: The native backend serves no operation on this device.
@@ -136,17 +161,23 @@ def measure(out: Path, device: str, wanted: Iterator[Trial]) -> int:
             missing += 1
             continue
         try:
-            values = row(trial, clock)
+            values = row(trial, clock, tests)
         except Exception as error:  # a kernel that does not launch must not hide the others
             missing += 1
             print(f"{trial.operation} {trial.dtype} {trial.width} {trial.case}: {gate.reason(error)}", flush=True)
             continue
         found = (trial.operation, capability, trial.dtype, trial.width, trial.case, *values, *origin)
         write_rows(out, FIELDS, [found], append=True)
-        print(*found[:8], flush=True)
+        print(*found[:9], flush=True)
     return missing
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure all, with what the stage `lane` left beside the table; 1 where a trial has no row."""
+    out = Path(arguments[0])
+    return measure(out, "cuda", trials("cuda"), lane(out.with_name("lane.xml"))) > 0
 
 
 if __name__ == "__main__":
     demand_gpu("native")
-    sys.exit(measure(Path(sys.argv[1]), "cuda", trials("cuda")) > 0)
+    sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,7 @@ MEANT_FOR = "H200"
 
 
 def judge(target: Target, rows: Sequence[Row]) -> tuple[str, str, str]:
-    """Measured value, "met", "missed" or "not measured", and what to try next or why there is no value."""
+    """Measured value; "met", "missed", "measured" where no figure is set, or "not measured"; what to try, or why."""
     row = next((row for row in reversed(rows) if row["target"] == target.name), None)
     if row is None:
         return "", "not measured", "the stage `targets` did not come to it: see targets.log"
@@ -24,8 +24,11 @@ def judge(target: Target, rows: Sequence[Row]) -> tuple[str, str, str]:
         return "", "not measured", row["note"]
     value = float(row[target.column])
     spread = f" ({row['p20_ms']} .. {row['p80_ms']})" if target.column == "p50_ms" else ""
+    measured = f"{value:g} {UNITS[target.column]}{spread}"
+    if target.most is None:
+        return measured, "measured", target.next_step
     met = value <= target.most
-    return f"{value:g} {UNITS[target.column]}{spread}", "met" if met else "missed", "" if met else target.next_step
+    return measured, "met" if met else "missed", "" if met else target.next_step
 
 
 def verdict(rows: Sequence[Row], targets: Sequence[Target] = TARGETS) -> str:
@@ -37,16 +40,19 @@ def verdict(rows: Sequence[Row], targets: Sequence[Target] = TARGETS) -> str:
     ]  # fmt: skip
     for target in targets:
         value, word, advice = judge(target, rows)
-        lines.append(f"| {target.name} | {target.most:g} {UNITS[target.column]} | {value} | {word} | {advice} |")
+        most = "not set" if target.most is None else f"{target.most:g} {UNITS[target.column]}"
+        lines.append(f"| {target.name} | {most} | {value} | {word} | {advice} |")
     return "\n".join(lines) + "\n"
 
 
-def main(out: Path) -> None:
-    """Write the verdict on the table of targets in this folder."""
+def main(arguments: Sequence[str]) -> int:
+    """Write the verdict on the table of targets in a folder."""
+    out = Path(arguments[0])
     text = verdict(read_rows(out / "targets.csv"))
     write_whole(out / VERDICT, text)
     print(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.provenance import RESULTS, shown
+from benchmarks.provenance import NO_GPU, RESULTS, shown
 
 TABLE = RESULTS / "cuda.csv"
 FIELDS = (
@@ -20,6 +20,7 @@ FIELDS = (
     "width",  # of the rows; 0 for sample_pixels
     "case",  # what was timed
     "verified",  # "yes" where the results of the CUDA kernels were within their budget in this run
+    "lane",  # "green" where the shared tests had passed on these kernels and this GPU before
     "native_ms", "triton_ms",  # medians
     "gpu", "torch", "commit", "date",
 )  # fmt: skip
@@ -32,16 +33,18 @@ def chosen(rows: Iterable[Mapping[str, str]]) -> list[Key]:
 
     Example:
         >>> row = {"operation": "info_nce", "architecture": "90", "dtype": "bfloat16", "width": "128", "case": "self"}
-        >>> chosen([row | {"verified": "yes", "native_ms": "1.0", "triton_ms": "1.2"}])
+        >>> row |= {"verified": "yes", "lane": "green", "native_ms": "1.0", "triton_ms": "1.2", "gpu": "H200"}
+        >>> chosen([row])
         [('90', 'bfloat16', 128, 'info_nce')]
-        >>> chosen([row | {"verified": "yes", "native_ms": "1.2", "triton_ms": "1.2"}])
-        []
+        >>> chosen([row | {"native_ms": "1.2"}]), chosen([row | {"lane": "not run"}])
+        ([], [])
     """
     good: dict[Key, bool] = {}
     for row in rows:
         key = (row["architecture"], row["dtype"], int(row["width"]), row["operation"])
         faster = float(row["native_ms"]) < float(row["triton_ms"])
-        good[key] = good.get(key, True) and row["verified"] == "yes" and faster
+        right = row["verified"] == "yes" and row["lane"] == "green"
+        good[key] = good.get(key, True) and right and faster and row["gpu"] != NO_GPU
     return sorted(key for key, kept in good.items() if kept)
 
 

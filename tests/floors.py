@@ -67,6 +67,7 @@ FLOORS: dict[str, int] = {
     "benchmarks.native_cuda": 57,
     "benchmarks.targets": 57,
     "benchmarks.tune": 57,
+    "benchmarks.precompile": 58,
     "benchmarks.verdict": 58,
     "benchmarks.plot": 56,
     "benchmarks.figures": 57,

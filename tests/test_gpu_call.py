@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_the_verdict_of_this_call_stands_in_the_report(tmp_path: Path) -> None:
     assert "earlier" not in (tmp_path / "report.md").read_text()
     conduct([write], tmp_path, total=60)
     assert "met: all" in (tmp_path / "report.md").read_text()
+
+
+def test_the_archive_grows_with_the_report(tmp_path: Path) -> None:
+    found, look = tmp_path / "found", "import sys, tarfile; print(tarfile.open(sys.argv[1]).getnames())"
+    archive = tmp_path / "found.tar.gz"
+    inside = Stage("inside", 5, ("-c", look, str(archive)), "")
+    assert states(conduct([GOOD, inside], found, total=60, archive=archive)) == {"good": "done", "inside": "done"}
+    assert "found/good.csv" in (found / "inside.log").read_text()
+    with tarfile.open(archive) as packed:
+        assert {"found/report.md", "found/good.csv", "found/inside.log"} <= set(packed.getnames())
+        report = packed.extractfile("found/report.md")
+        assert report is not None
+        assert b"All done." in report.read()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found", "found.tar.gz"]
 
 
 def test_a_report_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

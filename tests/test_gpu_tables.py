@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import NoReturn
 import pytest
 import torch
 
-from benchmarks import build, gate, native_cuda, targets, verdict, verified
+from benchmarks import build, gate, native_cuda, pixel, precompile, published, targets, verdict, verified
 from benchmarks.cases import Case
 from benchmarks.contenders import NATIVE
 from benchmarks.native_cuda import Trial
 from benchmarks.provenance import read_rows
+from benchmarks.run import BUDGET_GFLOP
 from benchmarks.targets import TARGETS, Target
 from secl_ops.engines import triton
 from secl_ops.engines.select import MODULES
@@ -50,6 +52,9 @@ def test_each_target_is_a_row_or_says_why_not(tmp_path: Path) -> None:
     assert [row["target"] for row in rows] == ["fast", "absent", "strict"]
     assert [bool(row["p50_ms"]) for row in rows] == [True, False, True]
     assert "no such contender" in rows[1]["note"]
+    unset = replace(FAST, most=None)
+    assert verdict.judge(unset, rows)[1:] == ("measured", "nothing")
+    assert "| fast | not set |" in verdict.verdict(rows, [unset])
     text = verdict.verdict(rows, [FAST, STRICT, ABSENT, replace(FAST, name="never begun")])
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "| met |" in lines["fast"]
@@ -76,15 +81,42 @@ def test_memory_is_judged_too(tmp_path: Path) -> None:
 
 
 def test_a_call_that_measured_nothing_has_a_verdict(tmp_path: Path) -> None:
-    verdict.main(tmp_path)
+    assert verdict.main([str(tmp_path)]) == 0
     text = (tmp_path / "verdict.md").read_text()
     assert text.count("not measured") == len(TARGETS)
+
+
+def test_what_is_timed_is_compiled_before_and_what_decides_first() -> None:
+    work = precompile.work()
+    assert work[:6] == list(dict.fromkeys(target.case for target in TARGETS))
+    swept = [case.name for case in published.CASES if case.flop < 1e9 * BUDGET_GFLOP["cuda"]]
+    assert {*swept, *(case.name for case in pixel.CASES), "square-self-N131072-D128"} <= {case.name for case in work}
+    assert len(set(work)) == len(work)
+
+
+def test_a_case_that_does_not_run_keeps_no_other_cold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(case: Case, name: str) -> NoReturn:
+        raise RuntimeError(f"no kernel image for {name}")
+
+    monkeypatch.setattr(precompile, "contender", broken)
+    monkeypatch.setattr(precompile, "pixel_contender", lambda *_: lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(precompile, "work", lambda: [TINY, pixel.CASES[0], TINY, replace(TINY, name="of another")])
+    assert precompile.part(0, 2) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["tiny: failed: RuntimeError: no kernel image for secl_ops triton"] * 2
+    assert precompile.part(1, 2) == 1
+    assert re.match(r"contrastiveseg: \d\.\d s\nof another: failed", capsys.readouterr().out)
 
 
 def test_targets_are_those_of_the_design() -> None:
     found = {target.name: (target.column, target.most) for target in TARGETS}
     assert found == {
         "whole pixel step in a CUDA graph": ("p50_ms", 0.150),
+        "whole pixel step, launched from Python": ("p50_ms", None),
+        "self-contrast, 4,096, D 128": ("p50_ms", None),
         "frozen keys, 65,536 x 65,536, D 128": ("p50_ms", 3.7),
         "self-contrast, 65,536, D 128": ("p50_ms", 5.5),
         "both sides, 65,536 x 65,536, D 128": ("p50_ms", 7.3),
@@ -95,14 +127,14 @@ def test_targets_are_those_of_the_design() -> None:
 
 def few() -> Iterator[Trial]:
     yield native_cuda.sampling("cpu", (1, 6, 40))
-    yield native_cuda.gathering("cpu", "float32", 16, side=3)
+    yield native_cuda.gathering("cpu", "float32", 16, maps=8, side=3)
     yield native_cuda.contrasting(Case("both", 24, 16, 32, both=True))
 
 
 @pytest.mark.usefixtures("interpreted")
 def test_the_cuda_table_is_what_the_selection_reads(tmp_path: Path) -> None:
     table = tmp_path / "cuda.csv"
-    assert native_cuda.measure(table, "cpu", few()) == 0
+    assert native_cuda.measure(table, "cpu", few(), "green") == 0
     rows = verified.read(table)
     assert [row["operation"] for row in rows] == ["sample_pixels", "gather_pixels", "info_nce"]
     assert {row["verified"] for row in rows} == {"yes"}
@@ -117,7 +149,7 @@ def test_a_wrong_native_kernel_is_written_down_as_wrong(tmp_path: Path, monkeypa
         raise AssertionError("error 1 above its budget 0")
 
     monkeypatch.setattr(gate, "agree", wrong)
-    native_cuda.measure(tmp_path / "c.csv", "cpu", iter([native_cuda.contrasting(Case("self", 24, 16))]))
+    native_cuda.measure(tmp_path / "c.csv", "cpu", iter([native_cuda.contrasting(Case("self", 24, 16))]), "green")
     (row,) = verified.read(tmp_path / "c.csv")
     assert row["verified"] == "no"
     assert verified.chosen([row]) == []
@@ -130,15 +162,16 @@ def test_what_does_not_run_is_printed_and_hides_nothing(tmp_path: Path, capsys: 
 
     good = native_cuda.contrasting(Case("self", 24, 16))
     trials = [replace(good, step=broken), replace(good, dtype="float64"), good]
-    assert native_cuda.measure(tmp_path / "c.csv", "cpu", iter(trials)) == 2
+    assert native_cuda.measure(tmp_path / "c.csv", "cpu", iter(trials), "green") == 2
     assert len(verified.read(tmp_path / "c.csv")) == 1
     printed = capsys.readouterr().out
     assert "no kernel image" in printed
     assert "native does not run on cpu: fp64" in printed
 
 
-def test_every_dtype_width_and_operation_has_a_trial() -> None:
-    found = {(trial.operation, trial.dtype, trial.width) for trial in native_cuda.trials("cpu", rows=8)}
+def test_every_dtype_width_and_operation_has_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_cuda, "MAPS", (1, 4))
+    found = {(trial.operation, trial.dtype, trial.width) for trial in native_cuda.trials("cpu")}
     assert ("sample_pixels", "int64", 0) in found
     for operation in ("info_nce", "gather_pixels"):
         dtypes = [dtype for dtype in native_cuda.DTYPES if (operation, dtype) != ("info_nce", "float32")]
@@ -154,3 +187,33 @@ def test_the_build_check_runs_every_backend(
     monkeypatch.setattr(build, "small", lambda *_: "error 1 above its budget 0")
     assert build.examine("cpu") == [f"{name}, {dtype}" for name in MODULES for dtype in build.DTYPES]
     assert "above its budget" in capsys.readouterr().out
+
+
+GREEN = '<testcase name="test[native-cuda-a]"/>'
+OTHER = '<testcase name="test[emulated-cuda-a]"/>'
+
+
+@pytest.mark.parametrize(
+    ("cases", "said"),
+    [
+        ([GREEN, OTHER], "green"),
+        ([GREEN, '<testcase name="test[native-hopper-a]"><failure/></testcase>'], "red"),
+        ([GREEN, '<testcase name="test[native-cuda-b]"><error/></testcase>'], "red"),
+        ([OTHER], "not run"),
+        (['<testcase name="test[native-cuda-a]"><skipped/></testcase>'], "not run"),
+        ([], "not run"),
+    ],
+)
+def test_the_lane_is_green_where_the_kernels_passed_and_nothing_failed(
+    cases: list[str], said: str, tmp_path: Path
+) -> None:
+    report = tmp_path / "lane.xml"
+    report.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    assert native_cuda.lane(report) == said
+
+
+def test_a_lane_that_was_cut_short_was_not_run(tmp_path: Path) -> None:
+    report = tmp_path / "lane.xml"
+    assert native_cuda.lane(report) == "not run"
+    report.write_text("<testsuites><testsuite>")
+    assert native_cuda.lane(report) == "not run"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import build, memcheck
-from benchmarks.memcheck import TOOLS, WAYS, WRONG, check, main, sanitizer, ways_here
+from benchmarks.memcheck import TOOLS, WAYS, WRONG, check, sanitizer, watch, ways_here
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ esac
 
 def test_every_tool_looks_at_every_path(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sanitizer() == program
-    assert main(program) == 4
+    assert watch(program) == 4
     told = capsys.readouterr().out
     for tool in TOOLS:
         for way in WAYS:
@@ -62,7 +62,7 @@ def test_without_the_program_that_is_said(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    assert main(sanitizer()) == 1
+    assert watch(sanitizer()) == 1
     assert "comes with the CUDA toolkit" in capsys.readouterr().out
 
 

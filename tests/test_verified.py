@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import verified
+from benchmarks.provenance import NO_GPU
 from secl_ops.verified import VERIFIED
 
 ROW = dict.fromkeys(verified.FIELDS, "") | {
     "operation": "info_nce", "architecture": "90", "dtype": "bfloat16", "width": "128", "case": "self",
-    "verified": "yes", "native_ms": "1.0", "triton_ms": "1.5",
+    "verified": "yes", "lane": "green", "native_ms": "1.0", "triton_ms": "1.5",
 }  # fmt: skip
 KEY = ("90", "bfloat16", 128, "info_nce")
 
@@ -29,6 +30,9 @@ def test_the_module_is_what_the_results_say() -> None:
         ({}, [KEY]),
         ({"verified": "no"}, []),
         ({"verified": ""}, []),
+        ({"lane": "red"}, []),
+        ({"gpu": NO_GPU}, []),
+        ({"lane": "not run"}, []),
         ({"native_ms": "1.5"}, []),
         ({"native_ms": "nan"}, []),
         ({"case": "frozen", "width": "64"}, [("90", "bfloat16", 64, "info_nce"), KEY]),
