@@ -279,10 +279,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread == 0) {
     for (int stage = 0; stage < S::kStages; ++stage) {
       barrier_init(&state.full[stage], 1);
-      barrier_init(&state.empty[stage], kConsumers * kWarpgroup / kWarp);
+      barrier_init(&state.empty[stage], kConsumers * kWarpgroup / kWarp + 1);  // and the clearing warp
+      barrier_init(&state.landed[stage], 1);
     }
     barrier_init(&state.rows_ready, 1);
-    barrier_init(&state.landed, 1);
     barrier_init_fence();
   }
   load_strip(state.rows, job.rows, first_row, job.rows.count, thread, kThreads);
@@ -295,7 +295,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = warp / 4;
   if (group == 0) {
     give_registers<kProducerRegisters>();
-    if (warp == 0) produce<S>(&rows_map, &columns_map, job, memory, run, first_row, lane);
+    if (warp == 0)
+      produce<S>(&rows_map, &columns_map, job, memory, run, first_row, lane);
+    else if (warp == 1)
+      clear<S>(memory, run, lane);
   } else {
     take_registers<kConsumerRegisters>();
     const Consumer<S> consumer{job, memory, run, group - 1, warp % 4, lane, first_row};

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a block of Hopper's contrast kernel has in shared memory, and the warp that fills it by bulk copies.
+// What a block of Hopper's contrast kernel has in shared memory, the warp that fills it by bulk copies, and
+// the one that clears what does not count.
 #pragma once
 
 #include "../settle.cuh"
@@ -33,7 +34,7 @@ struct State {
   Strip<S::kColumns> columns[S::kStages];
   Span row_span[S::kRows / 16];  // of each warp's share of a product
   Span column_span[S::kStages];
-  uint64_t full[S::kStages], empty[S::kStages], rows_ready, landed;
+  uint64_t full[S::kStages], empty[S::kStages], landed[S::kStages], rows_ready;
 };
 
 template <class S>
@@ -100,24 +101,31 @@ __device__ __forceinline__ void copy_tile(const TensorMap* map, uint64_t* barrie
 template <class S>
 __device__ __forceinline__ void clear_ignored(unsigned char* tile, const Strip<S::kColumns>& strip,
                                               int lane) {
-  for (int column = 0; column < S::kColumns; ++column) {
-    if (strip.integer(kLabel, column) >= 0) continue;
-    for (int word = lane; word < S::kWidth / 2; word += kWarp) {  // a swizzle stays within 128 bytes
-      const int box = word / 32;
-      *reinterpret_cast<uint32_t*>(tile + (box * S::kColumns + column) * 128 + word % 32 * 4) = 0;
+#pragma unroll 1
+  for (int first = 0; first < S::kColumns; first += kWarp) {
+    const int own = first + lane;
+    unsigned ignored = ballot(own < S::kColumns && strip.integer(kLabel, own) < 0);
+#pragma unroll 1
+    for (; ignored != 0; ignored &= ignored - 1) {
+      const int column = first + std::countr_zero(ignored);
+#pragma unroll 1
+      for (int word = lane; word < S::kWidth / 2; word += kWarp) {  // a swizzle stays within 128 bytes
+        const int box = word / 32;
+        *reinterpret_cast<uint32_t*>(tile + (box * S::kColumns + column) * 128 + word % 32 * 4) = 0;
+      }
     }
   }
   fence_async_shared();
 }
 
-// One warp: copies of every tile into the ring, and beside them what is known of its columns.
+// One warp: copies of every tile into the ring, and beside them what is known of its columns. It waits for
+// room alone: a tile with ignored columns lands at the warp that clears them.
 template <class S>
 __device__ __forceinline__ void produce(const TensorMap* rows_map, const TensorMap* columns_map,
                                         const Job& job, const Memory<S>& memory, Run run, int first_row,
                                         int lane) {
   State<S>& state = *memory.state;
   if (lane == 0) copy_tile<S, S::kRows>(rows_map, &state.rows_ready, memory.rows, first_row);
-  uint32_t landings = 0;
   for (int tile = 0; tile < run.tiles; ++tile) {
     const int stage = tile % S::kStages, first = run.first + tile * S::kColumns;
     Strip<S::kColumns>& strip = state.columns[stage];
@@ -126,16 +134,30 @@ __device__ __forceinline__ void produce(const TensorMap* rows_map, const TensorM
     sync_warp();
     const Span span = span_of(job.columns, strip, 0, S::kColumns, lane);
     if (lane == 0) state.column_span[stage] = span;
-    if (span.ignored == 0) {
-      sync_warp();
-      if (lane == 0) copy_tile<S, S::kColumns>(columns_map, &state.full[stage], memory.tile(stage), first);
-    } else {
-      if (lane == 0) copy_tile<S, S::kColumns>(columns_map, &state.landed, memory.tile(stage), first);
-      barrier_wait(&state.landed, landings++ & 1);
-      clear_ignored<S>(memory.tile(stage), strip, lane);
+    sync_warp();
+    if (lane == 0) {
+      const bool whole = span.ignored == 0;
+      copy_tile<S, S::kColumns>(columns_map, whole ? &state.full[stage] : &state.landed[stage],
+                                memory.tile(stage), first);
+      if (whole) barrier_arrive(&state.landed[stage]);
+    }
+  }
+}
+
+// Another warp: clears the ignored columns of each tile that has any, and hands it on.
+template <class S>
+__device__ __forceinline__ void clear(const Memory<S>& memory, Run run, int lane) {
+  State<S>& state = *memory.state;
+  for (int tile = 0; tile < run.tiles; ++tile) {
+    const int stage = tile % S::kStages;
+    barrier_wait(&state.landed[stage], tile / S::kStages & 1);
+    if (state.column_span[stage].ignored != 0) {
+      clear_ignored<S>(memory.tile(stage), state.columns[stage], lane);
       sync_warp();
       if (lane == 0) barrier_arrive(&state.full[stage]);
     }
+    sync_warp();
+    if (lane == 0) barrier_arrive(&state.empty[stage]);
   }
 }
 
