@@ -42,8 +42,11 @@ class Kernel(NamedTuple):
 
 
 _OUTPUT = {"VALUE": True, "SELF": False}
-_SAMPLE = {"BLOCK": tiles.SAMPLE_PIXELS, "HARD": False, "CELLS_Z": 1, "CELLS_Y": 1, "CELLS_X": 1}
-_LABELS = {"p_labels": "*i64"}
+_ALONE = {"BLOCK": tiles.SAMPLE_PIXELS, "HARD": False, "LEVELS": 1, "CELLS": 1, "CLASSES": 32, "UNITS": 256}
+_LISTED = {**_ALONE, "LEVELS": tiles.SAMPLE_LEVELS, "CELLS_Z": 1, "CELLS_Y": 1, "CELLS_X": 1}
+_CELLS = {**_LISTED, "CELLS": 64, "CELLS_Z": 4, "CELLS_Y": 4, "CELLS_X": 4}
+_LABELS = {"p_labels": "*i64", "p_aim": "*i64", "p_counts": "*i32", "p_list": "*i32", "p_span": "*i32"}
+_IMAGE = {"p_labels": "*i64", **dict.fromkeys(("p_counts", "p_list", "p_span"), "constexpr")}
 _PLAIN_ORDER = dict.fromkeys(("p_anchor_order", "p_key_order", "p_key_rank"), "constexpr")
 _BY_RANK = dict.fromkeys(_PLAIN_ORDER, "*i64")
 KERNELS: dict[str, Kernel] = {
@@ -83,14 +86,26 @@ KERNELS: dict[str, Kernel] = {
     "gather_unit": Kernel("pixels", "gather_unit_kernel", whole_rows=True),
     "scatter": Kernel("pixels", "scatter_kernel", whole_rows=True),
     "gather_backward": Kernel("pixels", "gather_backward_kernel"),
-    "sample": Kernel("sampling", "sample_kernel", switches=_SAMPLE, warps=8, overrides=_LABELS),
-    "sample_stratified": Kernel(
-        "sampling", "sample_kernel", switches={**_SAMPLE, "CELLS_Z": 4, "CELLS_Y": 4, "CELLS_X": 4}, warps=8,
-        overrides=_LABELS,
-    ),
+    "sample": Kernel("sampling", "sample_kernel", switches=_ALONE, warps=8, overrides=_IMAGE),
     "sample_hard": Kernel(
-        "sampling", "sample_kernel", switches={**_SAMPLE, "HARD": True}, warps=8, overrides=_LABELS
+        "sampling", "sample_kernel", switches={**_ALONE, "HARD": True}, warps=8, overrides=_IMAGE
     ),
+    "sample_listed": Kernel(
+        "sampling", "sample_kernel", switches={**_LISTED, "HARD": True}, warps=8, overrides=_LABELS
+    ),
+    "sample_stratified": Kernel("sampling", "sample_kernel", switches=_CELLS, warps=8, overrides=_LABELS),
+    "sample_aim": Kernel(
+        "sampling", "aim_kernel", switches={**_ALONE, "LENGTH": tiles.SAMPLE_SPOTS}, warps=8, overrides=_LABELS
+    ),
+    **{
+        f"sample_{name}{ending}": Kernel(
+            "listing", f"{name}_kernel", switches={**switches, "CLASSES": classes, "UNITS": units}, warps=8,
+            overrides=_LABELS,
+        )
+        for name in ("count", "list")
+        for ending, switches in (("", _LISTED), ("_hard", {**_LISTED, "HARD": True}), ("_stratified", _CELLS))
+        for classes, units in tiles.SAMPLE_GROUPS[-1:]
+    },
 }  # fmt: skip
 COPIES = tuple(name for name, kernel in KERNELS.items() if not kernel.purpose)
 CONTRAST = tuple(name for name, kernel in KERNELS.items() if kernel.purpose)

@@ -19,7 +19,12 @@ class Tile(NamedTuple):
     stages: int
 
 
-SAMPLE_PIXELS = 2048  # labels that one program of the sampler reads at a time
+SAMPLE_PIXELS = 1024  # labels that one program of the sampler reads at a time; twice as many spill 16 bytes on sm_80
+SAMPLE_WHOLE = 4096  # pixels of an image that one program draws from alone: reading more costs as much as two launches
+SAMPLE_LEVELS = 16  # of keys that are counted apart: the deepest holds 2^-15 of all pixels
+SAMPLE_GROUPS = ((4, 256), (32, 128))  # classes of one scan, chunks of an image at most; 8 and 16 classes spill
+SAMPLE_PROGRAMS = 1024  # of a pass: enough to fill a GPU, and each adds the counts of its image up
+SAMPLE_SPOTS = 4096  # pixels among which a low score is looked for, to aim at
 MOST_PIXELS = 1 << 28  # of one image: the sampler counts them in 32 bits
 REDUCE_ROWS = 1024  # losses that the one program of a reduction adds at a time
 WIDEST = 1 << 30

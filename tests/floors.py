@@ -22,12 +22,15 @@ FLOORS: dict[str, int] = {
     "secl_ops.engines.native": 4,
     "secl_ops.engines.triton.primitives": 2,
     "secl_ops.engines.triton.grids": 2,
-    "secl_ops.engines.triton.sampling": 2,
+    "secl_ops.engines.triton.chances": 2,
+    "secl_ops.engines.triton.listing": 3,
+    "secl_ops.engines.triton.sampling": 3,
     "secl_ops.engines.triton.rows": 3,
     "secl_ops.engines.triton.pixels": 3,
     "secl_ops.engines.triton.contrast": 3,
     "secl_ops.engines.triton.launch": 4,
     "secl_ops.engines.triton.launch_rows": 5,
+    "secl_ops.engines.triton.launch_sample": 5,
     "secl_ops.engines.triton": 6,
     "secl_ops.engines.select": 7,
     "secl_ops.ops": 8,
@@ -79,5 +82,5 @@ FLOORS: dict[str, int] = {
 ROOMS = ("options", "data", "method", "inference", "train", "report", "study", "command")
 """The rooms of `secl_models`, from the ground up."""
 
-LONGEST_CHAIN = {"secl_ops": 12, "secl_models": 12, "benchmarks": 9}
+LONGEST_CHAIN = {"secl_ops": 13, "secl_models": 12, "benchmarks": 9}
 """Modules in the longest chain of imports within a package: what one must know to follow a call from top to bottom."""

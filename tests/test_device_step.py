@@ -48,8 +48,9 @@ def launches(*, teacher: bool, **options: Any) -> list[str]:
 @pytest.mark.parametrize("strategy", ["uniform", "stratified", "hard"])
 def test_self_contrast_takes_eight_launches(strategy: str, denominator: str) -> None:
     scores = torch.rand(2, 6, 7, device=DEVICE) if strategy == "hard" else None
+    lists = ["count_kernel", "list_kernel"] if strategy == "stratified" else []  # of each cell
     assert launches(teacher=False, strategy=strategy, scores=scores, denominator=denominator) == [
-        "sample_kernel", "gather_unit_kernel", "denominator_kernel", "positive_kernel", "reduce_kernel",
+        *lists, "sample_kernel", "gather_unit_kernel", "denominator_kernel", "positive_kernel", "reduce_kernel",
         "gradient_kernel", *BACKWARD,
     ]  # fmt: skip
 

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from secl_ops.engines.triton.launch_rows import gather as gather
     from secl_ops.engines.triton.launch_rows import gather_backward as gather_backward
     from secl_ops.engines.triton.launch_rows import row_inverse as row_inverse
-    from secl_ops.engines.triton.launch_rows import sample as sample
     from secl_ops.engines.triton.launch_rows import unit_rows as unit_rows
     from secl_ops.engines.triton.launch_rows import unit_rows_backward as unit_rows_backward
+    from secl_ops.engines.triton.launch_sample import sample as sample
 
 MODULES = {
     "launch": ("contrast_forward", "contrast_backward", "reduce"),
-    "launch_rows": ("unit_rows", "row_inverse", "unit_rows_backward", "gather", "gather_backward", "sample"),
+    "launch_rows": ("unit_rows", "row_inverse", "unit_rows_backward", "gather", "gather_backward"),
+    "launch_sample": ("sample",),
 }
 OLDEST = (3, 6)
 OLDEST_CARD = (8, 0)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +11,10 @@ from torch import Tensor
 
 from secl_ops import tiles
 from secl_ops.engines import reference
-from secl_ops.engines.draws import CELLS_PER_AXIS
 from secl_ops.engines.reference import Origin
 from secl_ops.engines.triton import pixels
 from secl_ops.engines.triton.grids import cells, copy_width, on
 from secl_ops.engines.triton.rows import unit_rows_backward_kernel, unit_rows_kernel
-from secl_ops.engines.triton.sampling import sample_kernel
 
 PIXEL_AXES = 3
 
@@ -127,37 +124,3 @@ def gather_backward(
     tile = (tiles.COPY_ROWS, copy_width(width))
     _launch(pixels.gather_backward_kernel, (grad.contiguous(), ordered, order, result), result, count, tile)
     return result
-
-
-def sample(
-    labels: Tensor,
-    eligible: Tensor | None,
-    scores: Tensor | None,
-    seed: Tensor,
-    per_class: int,
-    num_classes: int,
-    ignore_index: int,
-    strategy: str,
-    stream: int,
-) -> tuple[Tensor, Tensor]:
-    """Index and label [num_classes * B * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
-    images, spatial = labels.shape[0], tuple(labels.shape[1:])
-    index = labels.new_empty(images * num_classes * per_class, dtype=torch.int64)
-    label = torch.empty_like(index, dtype=torch.int32)
-    if labels.numel() == 0:
-        return index.fill_(-1), label.fill_(-1)
-    if math.prod(spatial) > tiles.MOST_PIXELS:
-        raise ValueError(f"labels must have at most {tiles.MOST_PIXELS} pixels an image; got {math.prod(spatial)}")
-    missing = (1,) * (PIXEL_AXES - len(spatial))
-    axis_cells = (CELLS_PER_AXIS if strategy == "stratified" else 1,) * len(spatial)
-    maps = (None if value is None else value.contiguous() for value in (labels, eligible, scores))
-    grid = (images * num_classes, math.prod(axis_cells))
-    with on(labels):
-        sample_kernel[grid](
-            *maps, seed.contiguous(), index, label,
-            per_class, ignore_index, stream, images, *missing, *spatial,
-            HARD=strategy == "hard" and scores is not None,
-            **dict(zip(("CELLS_Z", "CELLS_Y", "CELLS_X"), (*missing, *axis_cells), strict=True)),
-            BLOCK=tiles.SAMPLE_PIXELS, num_warps=8,
-        )  # fmt: skip
-    return index, label
