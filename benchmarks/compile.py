@@ -45,8 +45,10 @@ _OUTPUT = {"VALUE": True, "SELF": False}
 _ALONE = {"BLOCK": tiles.SAMPLE_PIXELS, "HARD": False, "LEVELS": 1, "CELLS": 1, "CLASSES": 32, "UNITS": 256}
 _LISTED = {**_ALONE, "LEVELS": tiles.SAMPLE_LEVELS, "CELLS_Z": 1, "CELLS_Y": 1, "CELLS_X": 1}
 _CELLS = {**_LISTED, "CELLS": 64, "CELLS_Z": 4, "CELLS_Y": 4, "CELLS_X": 4}
-_LABELS = {"p_labels": "*i64", "p_aim": "*i64", "p_counts": "*i32", "p_list": "*i32", "p_span": "*i32"}
-_IMAGE = {"p_labels": "*i64", **dict.fromkeys(("p_counts", "p_list", "p_span"), "constexpr")}
+_LISTS = ("p_counts", "p_list", "p_span")
+_LABELS = {"p_labels": "*i64", **dict.fromkeys(_LISTS, "*i32")}
+_IMAGE = {"p_labels": "*i64", **dict.fromkeys(_LISTS, "constexpr")}
+_AIM = {"p_labels": "*i64", "p_aim": "*i64"}
 _PLAIN_ORDER = dict.fromkeys(("p_anchor_order", "p_key_order", "p_key_rank"), "constexpr")
 _BY_RANK = dict.fromkeys(_PLAIN_ORDER, "*i64")
 KERNELS: dict[str, Kernel] = {
@@ -95,14 +97,15 @@ KERNELS: dict[str, Kernel] = {
     ),
     "sample_stratified": Kernel("sampling", "sample_kernel", switches=_CELLS, warps=8, overrides=_LABELS),
     "sample_aim": Kernel(
-        "sampling", "aim_kernel", switches={**_ALONE, "LENGTH": tiles.SAMPLE_SPOTS}, warps=8, overrides=_LABELS
+        "sampling", "aim_kernel", switches={"LENGTH": tiles.SAMPLE_SPOTS, "BLOCK": tiles.SAMPLE_PIXELS}, warps=8,
+        overrides=_AIM,
     ),
     **{
         f"sample_{name}{ending}": Kernel(
             "listing", f"{name}_kernel", switches={**switches, "CLASSES": classes, "UNITS": units}, warps=8,
-            overrides=_LABELS,
+            overrides={**_AIM, **dict.fromkeys(lists, "*i32")},
         )
-        for name in ("count", "list")
+        for name, lists in (("count", _LISTS[:1]), ("list", _LISTS))
         for ending, switches in (("", _LISTED), ("_hard", {**_LISTED, "HARD": True}), ("_stratified", _CELLS))
         for classes, units in tiles.SAMPLE_GROUPS[-1:]
     },

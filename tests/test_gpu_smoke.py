@@ -145,11 +145,12 @@ def gather(dtype: torch.dtype, *, normalize: bool, unique: bool) -> Step:
     return step
 
 
-def sample(strategy: str, labels_dtype: torch.dtype = torch.int64) -> Step:
+def sample(strategy: str, labels_dtype: torch.dtype = torch.int64, repeats: int = 1) -> Step:
     """A draw: each class's pixels once, as many as it has; the same again."""
 
     def step() -> None:
         signed = maps()[1] if labels_dtype.is_signed else maps()[1].abs()
+        signed = signed.repeat(1, *[repeats] * (signed.dim() - 1))
         labels = signed.to(DEVICE, labels_dtype)
         scores = torch.rand(labels.shape, device=DEVICE) if strategy == "hard" else None
         given: dict[str, Any] = {"num_classes": CLASSES, "seed": 3, "strategy": strategy, "scores": scores}
@@ -206,6 +207,7 @@ VARIANTS: dict[str, Step] = {
     "gather unit": gather(BF16, normalize=True, unique=False),
     "gather unit once": gather(FP32, normalize=True, unique=True),
     **{f"sample {name}": sample(name) for name in ("uniform", "stratified", "hard")},
+    **{f"sample {name}, large": sample(name, repeats=12) for name in ("uniform", "hard")},
     "sample bytes": sample("uniform", torch.uint8),
     "sample int32": sample("uniform", torch.int32),
     **{f"pixels {name}, {way}": pixels(name, way) for way in DENOMINATORS for name in ("stratified", "hard")},
