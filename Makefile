@@ -16,6 +16,10 @@ LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 GIVEN := $(filter command environment,$(firstword $(origin PYTHON)))
 GPU_READY := $(if $(GIVEN),present,setup)
 GPU_PYTHON := $(if $(GIVEN),$(PYTHON),$(BIN)/python)
+# Several processes compile the kernels on the one GPU, where that interpreter can split the tests.
+GPU_WORKERS = $$($(GPU_PYTHON) -c 'from benchmarks.gpu import PARALLEL; print(*PARALLEL)')
+# What needs the packages of secl_models as well is no test of a GPU.
+OF_SECL_OPS := tests --ignore tests/models $(patsubst %,--ignore tests/test_%.py,docs floors wheel)
 
 .PHONY: help setup demo test test-all fuzz fuzz-commands test-torch test-gpu present sanitize lint docs bench clean
 
@@ -64,7 +68,7 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@cd $(LANE) && SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" $(TESTS) -W default
 
 test-gpu: $(GPU_READY) ## The tests on a CUDA device, none skipped for want of one; PYTHON=... takes what that has, offline
-	@SECL_REQUIRE=cuda,triton $(GPU_PYTHON) -m pytest -q -W default -m "" tests --ignore tests/models
+	@SECL_REQUIRE=cuda,triton $(GPU_PYTHON) -m pytest -q -W default -p no:benchmark $(GPU_WORKERS) -m "" $(OF_SECL_OPS)
 
 present:         # What the interpreter of PYTHON=... has, and the extension built for it: nothing is fetched
 	@$(PYTHON) -m tests.present

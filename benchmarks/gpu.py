@@ -47,9 +47,18 @@ class Stage:
     rehearsed: tuple[str, ...] = ()  # arguments more where the call is rehearsed without a GPU
 
 
-_PARALLEL = ("-n", str(min(12, os.cpu_count() or 1)), "--dist", "worksteal") if find_spec("xdist") else ()
+# Processes that share the GPU, each of which compiles what its tests launch; `load` keeps the tests in their order.
+PARALLEL = ("-n", str(min(12, os.cpu_count() or 1)), "--dist", "load") if find_spec("xdist") else ()
+# Those that ask for a device, in order of worth. Files by name: a folder beside them would undo the order.
+_TESTS = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        "triton", "triton_order", "backends", "device_step", "sample", "shards", "traps", "heads", "properties",
+        "refusals", "tune",
+    )
+)  # fmt: skip
 _PLUGINS = ("-p", "no:cacheprovider", "-p", "no:benchmark")
-_PYTEST = ("-m", "pytest", "-v", "-W", "default", *_PLUGINS, "--color", "no", *_PARALLEL)
+_PYTEST = ("-m", "pytest", "-v", "-W", "default", *_PLUGINS, "--color", "no", *PARALLEL)
 _REQUIRED = {"SECL_REQUIRE": "cuda,triton"}
 _LANE = "native-cuda or native-hopper"
 _SHARED = ("tests/test_backends.py", "tests/test_gpu_lane.py")
@@ -74,8 +83,7 @@ STAGES = (
     ),
     Stage("native", 40, ("-m", "benchmarks.native_cuda", "{out}/cuda.csv"), "CUDA kernels: right, and beside Triton's"),
     Stage(
-        "tests", 65, (*_PYTEST, "tests", "--ignore", "tests/models"),
-        "the tests on this device, none skipped for want of one", _REQUIRED,
+        "tests", 65, (*_PYTEST, *_TESTS), "the tests on this device, none skipped for want of one", _REQUIRED,
         ("-k", "test_positive_without_negative and (triton or reference)"),
     ),
     Stage("memcheck", 35, ("-m", "benchmarks.memcheck"), "compute-sanitizer: bounds, races, barriers"),

@@ -6,6 +6,7 @@ The table is what `python -m benchmarks verified` reads: `auto` takes a CUDA ker
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,12 +72,17 @@ def contrasting(case: Case) -> Trial:
 
 def gathering(device: str, dtype: str, width: int, maps: int, side: int) -> Trial:
     """Unit rows of a map, and the gradient of the map."""
-    random = torch.Generator().manual_seed(0)
-    features = torch.randn(maps, width, side, side, generator=random).to(device, getattr(torch, dtype))
-    index = torch.randperm(maps * side**2, generator=random)[: 2 * side**2].to(device)
-    upstream = torch.randn(len(index), width, generator=random).to(device)
+    count = 2 * side**2
+
+    @functools.cache
+    def given() -> tuple[Tensor, Tensor, Tensor]:
+        random = torch.Generator().manual_seed(0)
+        features = torch.randn(maps, width, side, side, generator=random).to(device, getattr(torch, dtype))
+        index = torch.randperm(maps * side**2, generator=random)[:count].to(device)
+        return features, index, torch.randn(count, width, generator=random).to(device)
 
     def passes(backend: str, wide: bool = False) -> tuple[Tensor, Tensor]:
+        features, index, upstream = given()
         leaf = (features.double() if wide else features.clone()).requires_grad_()
         rows = secl_ops.gather_pixels(leaf, index, normalize=True, unique=True, backend=backend)
         (gradient,) = torch.autograd.grad(rows, leaf, upstream.to(rows.dtype))
@@ -87,16 +93,19 @@ def gathering(device: str, dtype: str, width: int, maps: int, side: int) -> Tria
         for name, actual, exact, usual in zip(("rows", "gradient"), found, truth, plain, strict=True):
             assert_within_budget(name, actual, exact, usual, magnitude=1.0)
 
-    case = f"{maps} maps {side} x {side}, {len(index)} pixels"
+    case = f"{maps} maps {side} x {side}, {count} pixels"
     return Trial("gather_pixels", dtype, width, case, lambda backend: lambda: passes(backend), check)
 
 
 def sampling(device: str, shape: tuple[int, ...]) -> Trial:
     """A draw; each backend may take its pixels in another order, not other pixels."""
-    labels = torch.randint(0, 19, shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    @functools.cache
+    def labels() -> Tensor:
+        return torch.randint(0, 19, shape, generator=torch.Generator().manual_seed(0)).to(device)
 
     def draw(side: str) -> Tensor:
-        return secl_ops.sample_pixels(labels, 64, num_classes=19, seed=5, backend=side).index.view(-1, 64)
+        return secl_ops.sample_pixels(labels(), 64, num_classes=19, seed=5, backend=side).index.view(-1, 64)
 
     def check() -> None:
         if not torch.equal(draw("native").sort(dim=1).values, draw("reference").sort(dim=1).values):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-NEEDED = ("torch", "numpy", "triton", "pytest", "hypothesis", "mpmath", "setuptools", "rich", "typer")
+NEEDED = ("torch", "numpy", "scipy", "triton", "pytest", "hypothesis", "mpmath", "setuptools", "rich", "typer")
 OLDEST = (3, 11)
 
 

@@ -156,6 +156,7 @@ def test_a_training_run_that_fails_or_is_left_out_is_a_row(tmp_path: Path, monke
 
 
 def test_one_training_step_is_the_same_with_either_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nibabel", reason="nibabel, which secl_models reads images with, is not installed")
     small = ("data.size=[32,32]", "data.patch=[32,32]", "network.channels=[4,8,8]", "train.batch=2", "network.taps=[1]")
     monkeypatch.setitem(training.SETTINGS, "small", small)
     monkeypatch.setattr(training, "PHANTOM", {"cases": 6, "labeled": 5, "size": (32, 32, 4)})
