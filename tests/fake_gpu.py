@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import runpy
 import sys
 import time
@@ -21,30 +22,81 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from benchmarks.provenance import NO_GPU
 
 CAPABILITY = (9, 0)
 ROWS, KEYS = 40, 72  # of a case; neither is a multiple of a tile
 ROUNDS = 2
+MARK, PLACE = "lies_on_the_fake_gpu", re.compile(r"(cuda|cpu)(:\d+)?$")
 STAND_INS = Path(__file__).parent / "stand_ins"  # for the programs that come with a GPU
 
 
 class OnTheCpu(TorchFunctionMode):
-    """Whatever is asked for on CUDA is made on the CPU."""
+    """Whatever is asked for on CUDA is made on the CPU, and marked: a call that mixes both sides fails as it would."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """One call of torch with its places changed."""
-        if func is torch.device:  # as newer releases of torch pass on
-            return _here(func(*args, **(kwargs or {})))
-        return func(*map(_here, args), **{name: _here(value) for name, value in (kwargs or {}).items()})
+        kwargs = kwargs or {}
+        if func in (torch.device, torch._C._nn._parse_to):  # which module.to asks what it was given
+            return func(*args, **kwargs)
+        given = [*args, *kwargs.values()]
+        tensors = [each for each in tree_leaves(given) if isinstance(each, Tensor)]
+        if func == Tensor.device.__get__ and _marked(args[0]):
+            return torch.device("cuda", 0)
+        if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+            return _marked(args[0])
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]  # as module.to does with its parameters
+            setattr(args[0], MARK, _marked(args[1]))
+        named = _named(func, given)
+        if named is None and func not in MOVES:
+            _refuse_mixtures(func, tensors)
+        found = func(*map(_here, args), **{name: _here(value) for name, value in kwargs.items()})
+        if named == "cuda" if named else any(map(_marked, tensors)):
+            return tree_map_only(Tensor, lambda each: _mark(each, tensors), found)
+        return found.clone() if isinstance(found, Tensor) and named == "cpu" and _marked(found) else found
+
+
+MOVES = {  # from one side to the other
+    Tensor.copy_, Tensor.__setitem__, torch._has_compatible_shallow_copy_type,
+    Tensor.data.__set__,  # type: ignore[attr-defined]
+    Tensor.grad.__set__,  # type: ignore[union-attr]
+}  # fmt: skip
+
+
+def _marked(value: Tensor) -> bool:
+    return getattr(value, MARK, False)
+
+
+def _mark(value: Tensor, given: Sequence[Tensor]) -> Tensor:
+    """A tensor on the fake; a copy where it would else be one that is not."""
+    copy = value.clone() if not _marked(value) and any(value is each for each in given) else value
+    setattr(copy, MARK, True)
+    return copy
+
+
+def _named(func: Any, given: Sequence[Any]) -> str | None:
+    """The kind of device that a call names."""
+    if func in (Tensor.cpu, Tensor.cuda):
+        return str(func.__name__)
+    places = [each for each in given if isinstance(each, torch.device) or (isinstance(each, str) and PLACE.match(each))]
+    return torch.device(places[0]).type if places else None
+
+
+def _refuse_mixtures(func: Any, tensors: Sequence[Tensor]) -> None:
+    kinds = {_marked(each) for each in tensors if each.ndim}
+    indexing = func is Tensor.__getitem__ and _marked(tensors[0])  # an index may lie on the CPU
+    if len(kinds) > 1 and not indexing:
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found cuda:0 and cpu")
 
 
 def _here(value: Any) -> Any:
-    place = isinstance(value, torch.device) or (isinstance(value, str) and value.partition(":")[0] == "cuda")
+    place = isinstance(value, torch.device) or (isinstance(value, str) and PLACE.match(value))
     return torch.device("cpu") if place and torch.device(value).type == "cuda" else value
 
 
