@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,7 +196,25 @@ def test_every_stage_exists(stage: Stage) -> None:
         parser().parse_args(arguments)
     if module == "pytest":
         files = [name for name in arguments if name.startswith("tests")]
-        assert all((gpu.REPOSITORY / name).exists() for name in files)
+        assert files
+        assert all((gpu.REPOSITORY / name).is_file() for name in files)  # a folder would undo the order of the files
+
+
+def test_every_file_that_asks_for_a_device_is_among_the_tests() -> None:
+    asks = re.compile(r"^DEVICE = |[(,] ?device: str", re.MULTILINE)
+    found = {path.name for path in (gpu.REPOSITORY / "tests").glob("test_*.py") if asks.search(path.read_text())}
+    run = {Path(part).name for stage in STAGES for part in stage.command}
+    assert found <= run
+
+
+@pytest.mark.parametrize("module", sorted({stage.command[1] for stage in STAGES}))
+def test_no_stage_needs_the_packages_of_secl_models(module: str) -> None:
+    refuse = "import sys, importlib; sys.modules |= dict.fromkeys(['nibabel', 'monai', 'lightning_fabric', 'pdoc']); "
+    names = [f"tests.{name[6:-3]}" for stage in STAGES for name in stage.command if name.startswith("tests/test_")]
+    programs = {"secl_models": ["secl_models.command.doctor"], "benchmarks": ["benchmarks.__main__"]}
+    wanted = {"pytest": sorted(set(names)), **programs}.get(module, [module])
+    code = f"{refuse}[importlib.import_module(name) for name in {wanted}]"
+    subprocess.run([sys.executable, "-c", code], cwd=gpu.REPOSITORY, check=True)
 
 
 def test_the_pictures_find_the_tables_that_the_stages_write() -> None:
