@@ -110,6 +110,20 @@ def test_the_ring_goes_round(width: int, hopper: Any) -> None:
     assert (scan - Problem(anchors, keys, pairs, 10.0, Flag.UNIT).run(reference, wide=True)[1]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_ignored_columns_stop_no_copy(width: int, hopper: Any) -> None:
+    anchors, keys = unit(150, width, BF16, 1), unit(900, width, BF16, 2)
+    most = []
+    for every in (901, 50):  # no key, and some of each tile
+        labels = (torch.arange(900) % 7).int()
+        labels[every - 1 :: every] = -1
+        keys[labels < 0] = torch.nan
+        hopper.most_copies()
+        Problem(anchors, keys, mixed(150, 900)._replace(key_labels=labels), 10.0, Flag.UNIT).run(native)
+        most.append(hopper.most_copies())
+    assert most[0] == most[1] >= 2 * width // 64  # boxes of 64 numbers: two tiles at least
+
+
 @pytest.mark.parametrize("anchors", [0, 5])
 def test_nothing_to_contrast(anchors: int, hopper: Any) -> None:
     rows = unit(anchors, 64, BF16), unit(0, 64, BF16)

@@ -6,6 +6,7 @@
 // encodings, and the proxies that fences order.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <deque>
@@ -157,15 +158,18 @@ inline void copy_box(const TensorMap* map, uint64_t* barrier, void* target, int 
   const size_t bytes = 128 * map->rows_per_box;
   emulate::check_shared("copy_box", target, bytes, 1024);
   std::memset(target, 0xFF, bytes);
-  InFlight::now().copies.push_back(
-      {*map, barrier, emulate::self().block->shared, shared_address(target), column, row});
+  auto& copies = InFlight::now().copies;
+  copies.push_back({*map, barrier, emulate::self().block->shared, shared_address(target), column, row});
+  auto& most = emulate::machine().most_copies;
+  most = std::max(most, static_cast<int64_t>(copies.size()));
 }
 
 inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
   const BarrierWord& word = barrier_word(barrier);
   auto& copies = InFlight::now().copies;
   emulate::wait_until("barrier_wait", [&, barrier, parity] {
-    for (size_t i = 0; i < copies.size();) {
+    // No sooner than every other thread has gone as far as it can.
+    for (size_t i = emulate::machine().idle ? 0 : copies.size(); i < copies.size();) {
       if (copies[i].barrier != barrier) {
         ++i;
         continue;

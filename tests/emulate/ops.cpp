@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA operations as operations on CPU tensors, under a name of their own, and what tests tell the
 // emulated GPU.
+#include <utility>
+
 #include "machine.h"
 #include "operations.h"
 #include "probes.h"
@@ -21,6 +23,9 @@ void set_shared_memory_limit(int64_t bytes) {
   secl::emulate::machine().shared_memory_limit = static_cast<int32_t>(bytes);
 }
 
+// Since the last time that it was asked.
+int64_t most_copies() { return std::exchange(secl::emulate::machine().most_copies, 0); }
+
 int64_t launches() { return static_cast<int64_t>(secl::emulate::machine().launches); }
 
 }  // namespace
@@ -32,6 +37,7 @@ STABLE_TORCH_LIBRARY(secl_emulated, m) {
   m.def("set_capability(int capability) -> ()");
   m.def("set_shared_memory_limit(int bytes) -> ()");
   m.def("launches() -> int");
+  m.def("most_copies() -> int");
   m.def("probe(str name) -> ()");
   m.def("product(Tensor left, Tensor right, bool transposed) -> Tensor");
 }
@@ -47,5 +53,6 @@ STABLE_TORCH_LIBRARY_IMPL(secl_emulated, CompositeExplicitAutograd, m) {
   m.impl("set_capability", TORCH_BOX(&set_capability));
   m.impl("set_shared_memory_limit", TORCH_BOX(&set_shared_memory_limit));
   m.impl("launches", TORCH_BOX(&launches));
+  m.impl("most_copies", TORCH_BOX(&most_copies));
   m.impl("probe", TORCH_BOX(&secl::emulate::probe));
 }
