@@ -43,6 +43,8 @@ class OnTheCpu(TorchFunctionMode):
     ) -> Any:
         """One call of torch with its places changed."""
         kwargs = kwargs or {}
+        if func is Tensor.cuda:  # where there is a GPU, it is not the fake
+            func, args = Tensor.to, (args[0], "cuda")
         if func in (torch.device, torch._C._nn._parse_to):  # which module.to asks what it was given
             return func(*args, **kwargs)
         given = [*args, *kwargs.values()]
@@ -82,8 +84,8 @@ def _mark(value: Tensor, given: Sequence[Tensor]) -> Tensor:
 
 def _named(func: Any, given: Sequence[Any]) -> str | None:
     """The kind of device that a call names."""
-    if func in (Tensor.cpu, Tensor.cuda):
-        return str(func.__name__)
+    if func is Tensor.cpu:
+        return "cpu"
     places = [each for each in given if isinstance(each, torch.device) or (isinstance(each, str) and PLACE.match(each))]
     return torch.device(places[0]).type if places else None
 

@@ -91,7 +91,7 @@ first.record(); second.record()
 assert first.elapsed_time(second) >= 0
 here = torch.ones(3)
 for place in ("cuda", "cuda:0", torch.device("cuda", 0)):
-    for there in (torch.zeros(3, device=place), here.to(place)):
+    for there in (torch.zeros(3, device=place), here.to(place), here.cuda()):
         assert there.is_cuda and there.device == torch.device("cuda", 0) and there.data_ptr()
         assert all(each.is_cuda for each in (there + 1, there * torch.tensor(2.0), torch.zeros_like(there)))
         assert not there.cpu().is_cuda and not here.is_cuda
