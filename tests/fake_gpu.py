@@ -38,6 +38,8 @@ STAND_INS = Path(__file__).parent / "stand_ins"  # for the programs that come wi
 class OnTheCpu(TorchFunctionMode):
     """Whatever is asked for on CUDA is made on the CPU, and marked: a call that mixes both sides fails as it would."""
 
+    place = "cpu"  # of the call that is under way: our backends ask
+
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -58,8 +60,13 @@ class OnTheCpu(TorchFunctionMode):
         named = _named(func, given)
         if named is None and func not in MOVES:
             _refuse_mixtures(func, tensors)
-        found = func(*map(_here, args), **{name: _here(value) for name, value in kwargs.items()})
-        if named == "cuda" if named else any(map(_marked, tensors)):
+        there = named == "cuda" if named else any(map(_marked, tensors))
+        before, OnTheCpu.place = OnTheCpu.place, "cuda" if there else "cpu"
+        try:
+            found = func(*map(_here, args), **{name: _here(value) for name, value in kwargs.items()})
+        finally:
+            OnTheCpu.place = before
+        if there:
             return tree_map_only(Tensor, lambda each: _mark(each, tensors), found)
         return found.clone() if isinstance(found, Tensor) and named == "cpu" and _marked(found) else found
 
@@ -154,17 +161,17 @@ STANDS_IN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def native_stand_ins() -> list[tuple[Any, str, Any]]:
+def native_stand_ins(on_gpu: Callable[[], bool] = lambda: True) -> list[tuple[Any, str, Any]]:
     """What takes the place of what in the native backend: its CUDA kernels serve tensors that lie on the CPU."""
     from secl_ops import library
     from secl_ops.engines import native
 
-    true = native.objections
+    true, operations = native.objections, native._operations
     return [
         (library, "cuda_objections", lambda operations: []),
-        (native, "_operations", lambda: torch.ops.secl_emulated),
-        (native, "_serves_cuda", lambda tensor: True),
-        (native, "objections", lambda device, *rest: true("cuda" if device == "cpu" else device, *rest)),
+        (native, "_operations", lambda: torch.ops.secl_emulated if on_gpu() else operations()),
+        (native, "_serves_cuda", lambda tensor: on_gpu()),
+        (native, "objections", lambda device, *rest: true("cuda" if device == "cpu" and on_gpu() else device, *rest)),
     ]
 
 
@@ -179,12 +186,21 @@ def _engines() -> None:
     emulate.load()
     torch.ops.secl_emulated.set_capability(10 * CAPABILITY[0] + CAPABILITY[1])
     true = triton.objections
+
+    def on_gpu() -> bool:
+        return OnTheCpu.place == "cuda"
+
+    def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
+        if device == "cpu" and not on_gpu():
+            return ["Triton compiles for GPUs only"]
+        return true("cpu" if device == "cuda" else device, dtype, operation)
+
     others: list[tuple[Any, str, Any]] = [
         (secl_ops, "backends", lambda: dict.fromkeys(select.MODULES)),
         (library, "cuda_archs", lambda: ("90a",)),
-        (triton, "objections", lambda device, *rest: true("cpu" if device == "cuda" else device, *rest)),
+        (triton, "objections", objections),
     ]
-    for module, name, stand_in in (*native_stand_ins(), *others):
+    for module, name, stand_in in (*native_stand_ins(on_gpu), *others):
         setattr(module, name, stand_in)
 
 

@@ -27,13 +27,23 @@ def sampler(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def sample_pixels(labels: Tensor, per_class: int, *, backend: str = "auto", **options: Any) -> secl_ops.PixelSample:
+    """A draw where this backend runs, on the CPU."""
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    moved: dict[str, Any] = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()
+    }
+    found = secl_ops.sample_pixels(labels.to(device), per_class, backend=backend, **moved)
+    return secl_ops.PixelSample(found.index.cpu(), found.label.cpu())
+
+
 def maps(seed: int = 0, shape: tuple[int, ...] = (3, 9, 11), classes: int = 3) -> Tensor:
     return torch.randint(-1, classes, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def flat_draw(labels: Tensor, per_class: int, classes: int, **options: Any) -> Tensor:
     """Drawn pixels [C, B, K], -1 where there was none, after checking what holds for every draw."""
-    sample = secl_ops.sample_pixels(labels, per_class, num_classes=classes, **options)
+    sample = sample_pixels(labels, per_class, num_classes=classes, **options)
     assert sample.index.dtype == torch.int64
     assert sample.label.dtype == torch.int32
     pixels = labels[0].numel()
@@ -82,7 +92,7 @@ def test_every_pixel_is_equally_likely(strategy: str, sampler: str) -> None:
     hits = torch.zeros(48)
     draws = 3000 if not interpreted(sampler) else 120 if strategy == "uniform" else 15
     for seed in range(draws):
-        index = secl_ops.sample_pixels(labels, 7, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index
+        index = sample_pixels(labels, 7, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index
         hits[index] += 1
     inside = hits[labels.flatten() == 0]
     assert hits.sum() == draws * 7
@@ -118,7 +128,7 @@ def test_every_eligible_pixel_of_each_class_is_equally_likely(strategy: str, sam
             "eligible": eligible.expand(images, 7, 9),
             "scores": None if scores is None else scores.expand(images, 7, 9),
         }
-        sample = secl_ops.sample_pixels(
+        sample = sample_pixels(
             labels.expand(images, 7, 9), 6, num_classes=2, seed=seed, strategy=strategy, **many, backend=sampler
         )
         hits += torch.bincount(sample.index % 63, minlength=63)
@@ -137,7 +147,7 @@ def test_every_eligible_pixel_of_each_class_is_equally_likely(strategy: str, sam
 
 def test_every_pair_of_pixels_is_equally_likely(sampler: str) -> None:
     images = 196 if interpreted(sampler) else 2800
-    sample = secl_ops.sample_pixels(torch.zeros(images, 8).long(), 2, num_classes=1, seed=1, backend=sampler)
+    sample = sample_pixels(torch.zeros(images, 8).long(), 2, num_classes=1, seed=1, backend=sampler)
     first, second = (sample.index.view(images, 2) % 8).sort(dim=1).values.T
     pairs = torch.bincount(first * 8 + second, minlength=64).view(8, 8).float()
     upper = pairs[torch.triu(torch.ones(8, 8), 1) > 0]
@@ -151,7 +161,7 @@ def test_draws_of_one_image_and_seed_tell_nothing_of_the_next(strategy: str, sam
     few = 91 if strategy == "uniform" else 46
     labels = torch.zeros(few if interpreted(sampler) else 1801, 6).long()
     drawn = [
-        secl_ops.sample_pixels(labels, 1, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index % 6
+        sample_pixels(labels, 1, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index % 6
         for seed in (0, 1)
     ]
     for this, other in ((drawn[0], drawn[1]), (drawn[0][:-1], drawn[0][1:])):
@@ -164,9 +174,7 @@ def test_stratified_draws_are_spread(sampler: str) -> None:
     for strategy in STRATEGIES:
         counts = []
         for seed in range(3 if sampler == "triton" else 60):
-            index = secl_ops.sample_pixels(
-                labels, 64, num_classes=1, seed=seed, strategy=strategy, backend=sampler
-            ).index
+            index = sample_pixels(labels, 64, num_classes=1, seed=seed, strategy=strategy, backend=sampler).index
             cell = (index // 32 // 8) * 4 + index % 32 // 8
             counts.append(torch.bincount(cell, minlength=16).float())
         variances.append(torch.stack(counts).var().item())
@@ -178,7 +186,7 @@ def test_seeds(sampler: str) -> None:
     labels = maps()
 
     def draw(seed: int | Tensor) -> Tensor:
-        return secl_ops.sample_pixels(labels, 4, num_classes=3, seed=seed, backend=sampler).index
+        return sample_pixels(labels, 4, num_classes=3, seed=seed, backend=sampler).index
 
     assert torch.equal(draw(3), draw(3))
     assert torch.equal(draw(3), draw(torch.tensor([3])))
@@ -190,8 +198,8 @@ def test_backends_that_sample_agree(sampler: str) -> None:
     labels = maps(shape=(2, 13, 17))
     for strategy in STRATEGIES:
         options: dict[str, Any] = {"num_classes": 3, "seed": 11, "strategy": strategy}
-        truth = secl_ops.sample_pixels(labels, 6, **options, backend="reference").index.view(-1, 6)
-        found = secl_ops.sample_pixels(labels, 6, **options, backend=sampler).index.view(-1, 6)
+        truth = sample_pixels(labels, 6, **options, backend="reference").index.view(-1, 6)
+        found = sample_pixels(labels, 6, **options, backend=sampler).index.view(-1, 6)
         if sampler != "triton":
             assert torch.equal(found, truth)
         elif strategy == "uniform":
@@ -204,10 +212,10 @@ def test_backends_that_sample_agree(sampler: str) -> None:
 
 def test_ignored_and_ineligible_pixels_are_never_drawn(sampler: str) -> None:
     labels = maps(shape=(2, 8, 8))
-    index = secl_ops.sample_pixels(labels, 64, num_classes=3, ignore_index=1, seed=0, backend=sampler).index
+    index = sample_pixels(labels, 64, num_classes=3, ignore_index=1, seed=0, backend=sampler).index
     assert not (labels.flatten()[index[index >= 0]] == 1).any()
     eligible = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3
-    index = secl_ops.sample_pixels(labels, 64, num_classes=3, eligible=eligible, seed=0, backend=sampler).index
+    index = sample_pixels(labels, 64, num_classes=3, eligible=eligible, seed=0, backend=sampler).index
     drawn = index[index >= 0]
     assert eligible.flatten()[drawn].all()
     assert len(drawn) == int((eligible & (labels >= 0)).sum())
@@ -215,9 +223,9 @@ def test_ignored_and_ineligible_pixels_are_never_drawn(sampler: str) -> None:
 
 def test_narrow_label_dtypes_do_not_wrap(sampler: str) -> None:
     labels = torch.tensor([[[0, 1, -1, -1]]], dtype=torch.int8)
-    sample = secl_ops.sample_pixels(labels, 2, num_classes=256, ignore_index=9, seed=0, backend=sampler)
+    sample = sample_pixels(labels, 2, num_classes=256, ignore_index=9, seed=0, backend=sampler)
     assert sample.label[sample.index >= 0].tolist() == [0, 1]
-    sample = secl_ops.sample_pixels(labels.abs().byte(), 4, num_classes=300, seed=0, backend=sampler)
+    sample = sample_pixels(labels.abs().byte(), 4, num_classes=300, seed=0, backend=sampler)
     assert sorted(sample.label[sample.index >= 0].tolist()) == [0, 1, 1, 1]
 
 
@@ -227,7 +235,7 @@ def test_hard_takes_the_lowest_scores_for_half_of_the_budget(sampler: str) -> No
     lowest = set(scores.flatten().argsort()[:4].tolist())
     rest = []
     for seed in range(40):
-        index = secl_ops.sample_pixels(
+        index = sample_pixels(
             labels, 8, num_classes=1, seed=seed, scores=scores, strategy="hard", backend=sampler
         ).index.tolist()
         assert lowest <= set(index)
@@ -239,5 +247,5 @@ def test_hard_takes_the_lowest_scores_for_half_of_the_budget(sampler: str) -> No
 def test_empty_maps(sampler: str) -> None:
     for shape in ((0, 4, 4), (2, 0, 4)):
         labels = torch.zeros(shape, dtype=torch.int64)
-        sample = secl_ops.sample_pixels(labels, 3, num_classes=2, seed=0, backend=sampler)
+        sample = sample_pixels(labels, 3, num_classes=2, seed=0, backend=sampler)
         assert sample.index.tolist() == [-1] * (shape[0] * 6)
