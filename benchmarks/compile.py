@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.sass import Loop, Shape, main_loop
+from benchmarks.sass import Loop, Shape, product_loops
 from secl_ops import tiles
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-CAPABILITIES = (80, 90, 100)
-SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # 8.6 and 8.9 run the code of 8.0 and offer 99 KiB
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 
 class Kernel(NamedTuple):
@@ -41,7 +41,6 @@ class Kernel(NamedTuple):
     overrides: Mapping[str, str] = {}  # argument types that its names do not tell
 
 
-_OUTPUT = {"VALUE": True, "SELF": False}
 _ALONE = {"BLOCK": tiles.SAMPLE_PIXELS, "HARD": False, "LEVELS": 1, "CELLS": 1, "CLASSES": 32, "UNITS": 256}
 _LISTED = {**_ALONE, "LEVELS": tiles.SAMPLE_LEVELS, "CELLS_Z": 1, "CELLS_Y": 1, "CELLS_X": 1}
 _CELLS = {**_LISTED, "CELLS": 64, "CELLS_Z": 4, "CELLS_Y": 4, "CELLS_X": 4}
@@ -49,36 +48,54 @@ _LISTS = ("p_counts", "p_list", "p_span")
 _LABELS = {"p_labels": "*i64", **dict.fromkeys(_LISTS, "*i32")}
 _IMAGE = {"p_labels": "*i64", **dict.fromkeys(_LISTS, "constexpr")}
 _AIM = {"p_labels": "*i64", "p_aim": "*i64"}
-_PLAIN_ORDER = dict.fromkeys(("p_anchor_order", "p_key_order", "p_key_rank"), "constexpr")
-_BY_RANK = dict.fromkeys(_PLAIN_ORDER, "*i64")
+_ONE_PART = {"SELF": False, "VALUE": True, "BOUNDED": True}
+_ROLES = {"SELF": False, "BOUNDED": True}
+_MERGE = {"BLOCK_N": tiles.MERGE_TILE.block_n}
+_BATCH = {"BATCH": tiles.LIVE_BATCH, "POSITIVE": True}
 KERNELS: dict[str, Kernel] = {
-    "scan": Kernel(
-        "contrast", "denominator_kernel", "scan", 1, {"VALUE": False, "BOUNDED": True, "SELF": False}
+    "scan": Kernel("contrast", "denominator_kernel", "scan", 1, {**_ONE_PART, "VALUE": False}),
+    "mean": Kernel("contrast", "denominator_kernel", "value", 2, _ONE_PART),
+    "running": Kernel(
+        "contrast", "denominator_kernel", "value_running", 2, {"VALUE": True, "BOUNDED": False, "SELF": True}
     ),
-    "mean": Kernel("contrast", "denominator_kernel", "value", 2, {**_OUTPUT, "BOUNDED": True}),
-    "running": Kernel("contrast", "denominator_kernel", "value", 2, {"VALUE": True, "BOUNDED": False, "SELF": True}),
-    "positive": Kernel(
-        "contrast", "positive_kernel", "positive", 1, {"VALUE": False, "SELF": False, "KNOWN": True},
-        overrides=_PLAIN_ORDER,
-    ),
-    "positive_mean": Kernel(
-        "contrast", "positive_kernel", "positive", 2, {**_OUTPUT, "KNOWN": False}, overrides=_PLAIN_ORDER
-    ),
-    "positive_by_rank": Kernel(
-        "contrast", "positive_kernel", "positive", 2, {**_OUTPUT, "KNOWN": False}, overrides=_BY_RANK
+    "positive": Kernel("contrast", "positive_kernel", "positive", 2, {"SELF": False, "VALUE": True, "PLACED": True}),
+    "class_mean": Kernel(
+        "contrast", "class_mean_kernel", "classes", 0,
+        {"SELF": False, "VALUE": True, "PLACED": True, "SUM_ROWS": tiles.SUM_ROWS},
     ),
     "keys": Kernel(
-        "contrast", "gradient_kernel", "gradient", 2,
-        {"ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True, "SELF": False},
+        "gradient", "gradient_kernel", "gradient", 2,
+        {**_ROLES, **_BATCH, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True},
     ),
     "anchors": Kernel(
-        "contrast", "gradient_kernel", "gradient", 2,
-        {"ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False, "SELF": False},
+        "gradient", "gradient_kernel", "gradient", 2,
+        {**_ROLES, **_BATCH, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False},
     ),
     "self": Kernel(
-        "contrast", "gradient_kernel", "gradient", 2,
-        {"ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True, "SELF": True},
+        "gradient", "gradient_kernel", "gradient", 2,
+        {**_BATCH, "SELF": True, "BOUNDED": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True},
     ),
+    "self_running": Kernel(
+        "gradient", "gradient_kernel", "gradient_running", 2,
+        {**_BATCH, "SELF": True, "BOUNDED": False, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True},
+    ),
+    "keys_running": Kernel(
+        "gradient", "gradient_kernel", "gradient_running", 2,
+        {**_ROLES, **_BATCH, "BOUNDED": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True},
+    ),
+    "order": Kernel(
+        "order", "order_kernel", switches={"BLOCK_N": tiles.ORDER_ROWS, "BLOCK_M": tiles.ORDER_OTHERS},
+        overrides={
+            **dict.fromkeys(("p_exclude", "p_other_exclude"), "*i64"),
+            **dict.fromkeys(("p_row", "p_other_row", "p_runs", "p_zone"), "*i32"),
+        },
+    ),
+    "arrange": Kernel("arrange", "arrange_kernel", switches={"BLOCK_N": tiles.SUM_ROWS}),
+    "merge": Kernel(
+        "contrast", "merge_kernel",
+        switches={**_MERGE, "VALUE": True, "PLACED": False, "BLOCK_OUT": tiles.MERGE_TILE.block_out},
+    ),
+    "sum_parts": Kernel("gradient", "sum_parts_kernel", switches=_MERGE),
     "unit_rows": Kernel("rows", "unit_rows_kernel"),
     "unit_rows_backward": Kernel("rows", "unit_rows_backward_kernel"),
     "reduce": Kernel(
@@ -116,15 +133,16 @@ CONTRAST = tuple(name for name, kernel in KERNELS.items() if kernel.purpose)
 # Triton's types of kernel arguments, by the naming of the kernels; the first pattern that fits the whole name decides.
 TYPES: tuple[tuple[str, str], ...] = (
     ("p_(anchors|keys|rows|columns|unit|map|out)", "*{dtype}"),
-    ("p_(exclude|index|order|seed)", "*i64"),
+    ("p_(index|order|seed)", "*i64"),
+    ("p_known", "constexpr"),
     ("p_eligible", "*i1"),
-    ("p_.*(label|group).*|p_count", "*i32"),
+    ("p_.*(label|group).*|p_(count|run|hole|own|exclude|excluded|live)", "*i32"),
     ("p_.*", "*fp32"),
     ("[A-Z0-9_]+", "constexpr"),
     ("scale|scale2|bound2|mean_scale", "fp32"),
     (".*", "i32"),
 )
-LEFT_OUT = re.compile("p_exclude|p_key_inverse|p_.*group.*")  # of a plain call
+LEFT_OUT = re.compile("p_exclude|p_excluded|p_factor|p_.*group.*")  # of a plain call
 
 
 class Build(NamedTuple):
@@ -155,8 +173,10 @@ class Built(NamedTuple):
     shared: int = 0
     wgmma: bool = False
     failure: str = ""
-    unread: str = ""  # why the main loop is not known
-    loop: Loop | None = None
+    unread: str = ""  # why the loops are not known
+    far: Loop | None = None  # over tiles of which every pair counts
+    near: Loop | None = None  # over those that are looked at pair by pair
+    waits: tuple[int, ...] = ()  # groups of copies that stay in flight at each wait of the loops
 
 
 def every() -> list[Build]:
@@ -199,7 +219,7 @@ def faults(build: Build, built: Built) -> list[str]:
 
 def tile_of(build: Build) -> tiles.Tile:
     """The pinned tile of a contrast kernel."""
-    return tiles.pick(build.width, DTYPES[build.dtype], KERNELS[build.kernel].purpose)
+    return tiles.pick(build.width, DTYPES[build.dtype], KERNELS[build.kernel].purpose, build.capability)
 
 
 def outputs(build: Build, tile: tiles.Tile) -> int:
@@ -226,11 +246,12 @@ def compile_apart(wanted: Sequence[Build], tile: tiles.Tile | None = None) -> li
 
 def _built(values: list[Any]) -> Built:
     built = Built(*values)
-    return built if built.loop is None else built._replace(loop=Loop(*built.loop))
+    far, near = (None if loop is None else Loop(*loop) for loop in (built.far, built.near))
+    return built._replace(far=far, near=near, waits=tuple(built.waits))
 
 
 def _type(name: str, build: Build) -> str:
-    if build.plain and LEFT_OUT.fullmatch(name):
+    if (build.plain and LEFT_OUT.fullmatch(name)) or (name == "p_hole" and not build.negatives):
         return "constexpr"
     if name in KERNELS[build.kernel].overrides:
         return KERNELS[build.kernel].overrides[name]
@@ -242,11 +263,14 @@ def _launch(build: Build, tile: tiles.Tile | None) -> tuple[dict[str, object], d
     kernel = KERNELS[build.kernel]
     if not kernel.purpose:
         rows, columns = tiles.pick_rows(build.width) if kernel.whole_rows else (tiles.COPY_ROWS, tiles.COPY_COLUMNS)
-        values: dict[str, object] = {"WIDTH": build.width, "BLOCK_N": rows, "BLOCK_D": columns, **kernel.switches}
+        values: dict[str, object] = {
+            "WIDTH": build.width, "OUT": build.width, "BLOCK_N": rows, "BLOCK_D": columns, **kernel.switches,
+        }  # fmt: skip
         return values, {"num_warps": kernel.warps, "num_stages": 3}
     tile = tile or tile_of(build)
     blocks = dict(zip(("BLOCK_N", "BLOCK_M", "BLOCK_D", "BLOCK_OUT"), tile[:4], strict=True))
-    values = {"WIDTH": build.width, "NEGATIVES": build.negatives, **kernel.switches, **blocks}
+    widths = {"WIDTH": tiles.padded_width(build.width), "OUT": build.width}
+    values = {**widths, "NEGATIVES": build.negatives, **kernel.switches, **blocks}
     return values, {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
@@ -276,10 +300,36 @@ def _build(build: Build, tile: tiles.Tile | None) -> Built:
     if not KERNELS[build.kernel].products:
         return result
     try:
-        loop = main_loop(_disassemble(found.asm["cubin"], "-sass"), shape_of(build, tile or tile_of(build)))
+        loops = product_loops(_disassemble(found.asm["cubin"], "-sass"), shape_of(build, tile or tile_of(build)))
     except ValueError as error:  # a loop of a new kind hides no spill
         return result._replace(unread=str(error))
-    return result._replace(loop=loop, unread="" if loop else "no loop holds a product")
+    if not loops:
+        return result._replace(unread="no loop holds a product")
+    return result._replace(far=loops[0], near=loops[-1], waits=waits_of(found.asm["ttgir"]))
+
+
+def waits_of(intermediate: str) -> tuple[int, ...]:
+    r"""How many groups of copies each wait inside a loop of Triton's GPU code leaves in flight.
+
+    Example:
+        >>> waits_of("scf.for %i = %a to %b {\n  %w = ttg.async_wait %c {num = 1 : i32}\n}")
+        (1,)
+    """
+    found: list[int] = []
+    depth: list[bool] = []
+    for line in intermediate.splitlines():
+        text = line.strip()
+        wait = re.search(r"async_wait.*num = (\d+)", text)
+        if wait and any(depth):
+            found.append(int(wait[1]))
+        opened, closed = text.count("{"), text.count("}")
+        loop = " scf.for " in f" {text}" or "scf.while" in text
+        for _ in range(max(0, opened - closed)):
+            depth.append(loop)
+        for _ in range(max(0, closed - opened)):
+            if depth:
+                depth.pop()
+    return tuple(found)
 
 
 def shape_of(build: Build, tile: tiles.Tile) -> Shape:
@@ -290,13 +340,14 @@ def shape_of(build: Build, tile: tiles.Tile) -> Shape:
         256
     """
     summed = KERNELS[build.kernel].products > 1
+    products = 3 if build.dtype == "fp32" and not tiles.EXACT_FP32 else 1
     weight_depth = 8 if build.dtype == "fp16" else 16  # fp16 rows are summed up in tf32; see primitives.value_product
     return Shape(
         warps=tile.warps,
         pairs=tile.block_n * tile.block_m,
-        pair_flop=2 * (build.width + (tile.block_out if summed else 0)),
-        chunks=-(-build.width // tile.block_d),
-        steps=build.width // 16 + (tile.block_m // weight_depth if summed else 0),
+        pair_flop=2 * products * (tiles.padded_width(build.width) + (tile.block_out if summed else 0)),
+        chunks=tiles.padded_width(build.width) // tile.block_d,
+        steps=tiles.padded_width(build.width) // 16 + (tile.block_m // weight_depth if summed else 0),
     )
 
 

@@ -53,8 +53,8 @@ PARALLEL = ("-n", str(min(12, os.cpu_count() or 1)), "--dist", "load") if find_s
 _TESTS = tuple(
     f"tests/test_{name}.py"
     for name in (
-        "triton", "triton_order", "backends", "device_step", "sample", "sample_lists", "shards", "traps", "heads",
-        "properties", "refusals", "tune",
+        "triton", "triton_order", "triton_numbers", "backends", "device_step", "sample", "sample_lists", "shards",
+        "traps", "heads", "properties", "refusals", "tune",
     )
 )  # fmt: skip
 _PLUGINS = ("-p", "no:cacheprovider", "-p", "no:benchmark")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiles around those of `secl_ops/tiles.py`, which `python -m benchmarks tune` times beside them."""
+"""The tiles around those of `secl_ops/tile_table.py`, which `python -m benchmarks tune` times beside them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LIMITS = {
 }  # fmt: skip
 
 
-def candidates(width: int, dtype: torch.dtype, purpose: str) -> list[Tile]:
+def candidates(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> list[Tile]:
     """The table's tile, then every other one a step away in one direction, and bolder ones two such steps away.
 
     Where one wins and enters the table, the next call looks on from there.
@@ -28,7 +28,7 @@ def candidates(width: int, dtype: torch.dtype, purpose: str) -> list[Tile]:
         >>> candidates(128, torch.bfloat16, "value")[0] == tiles.pick(128, torch.bfloat16, "value")
         True
     """
-    start = tiles.pick(width, dtype, purpose)
+    start = tiles.pick(width, dtype, purpose, capability)
     near = [near for step in _STEPS if (near := _stepped(start, step)) is not None]
     far = [far for tile in near[:4] for step in _STEPS[:6] if (far := _stepped(tile, step)) is not None]
     return list(dict.fromkeys(tiles.fitted(tile, width) for tile in (start, *near, *far)))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 ADDRESS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
@@ -123,16 +123,16 @@ def program_flop(name: str, warps: int) -> int:
     return 2 * rows * columns * depth * warps // shares
 
 
-def main_loop(disassembly: str, shape: Shape) -> Loop | None:
-    """What one pass of the loop over the streamed side costs, None where no loop holds a product.
+def product_loops(disassembly: str, shape: Shape) -> list[Loop]:
+    """What one pass of each loop over the streamed side costs, in order of address; none where no loop holds a product.
 
-    The products name the loop: the outermost one that holds them, the fullest of several. A loop inside it that
-    holds products runs once per chunk of the width, once less where the compiler took the first chunk out of it.
-    Everything between the two ends is counted, a branch that may be skipped too. The products also tell how many
-    tiles one pass covers; what is left over is work that warps repeat, as 8 warps of 16 rows do on 64 rows.
+    The products name the loops: the outermost ones that hold some. A loop inside that holds products runs once per
+    chunk of the width, once less where the first chunk stands before it. Everything between the two ends is counted, a
+    branch that may be skipped too. The products also tell how many tiles one pass covers; what is left over is work
+    that warps repeat, as 8 warps of 16 rows do on 64 rows.
 
     Raises:
-        ValueError: The products in the loop are fewer than those of one tile: the loop was misread.
+        ValueError: The products in a loop are fewer than those of one tile: the loop was misread.
     """
     code = parse(disassembly)
     on_tensor_cores = any(is_matrix(instruction.name) for instruction in code)
@@ -142,10 +142,14 @@ def main_loop(disassembly: str, shape: Shape) -> Loop | None:
 
     products = [instruction.address for instruction in code if multiplies(instruction.name)]
     working = [span for span in spans(code) if any(span.holds(address) for address in products)]
-    outer = [span for span in working if not any(other.covers(span) for other in working)]
-    if not outer:
-        return None
-    whole = max(outer, key=lambda span: sum(span.holds(address) for address in products))
+    outer = sorted(span for span in working if not any(other.covers(span) for other in working))
+    return [_loop(code, whole, working, shape, multiplies, on_tensor_cores) for whole in outer]
+
+
+def _loop(
+    code: Sequence[Instruction], whole: Span, working: Sequence[Span], shape: Shape,
+    multiplies: Callable[[str], bool], on_tensor_cores: bool,
+) -> Loop:  # fmt: skip
     inner = [span for span in working if whole.covers(span)]
     for trips in (shape.chunks, shape.chunks - 1, shape.chunks):
         body = _body(code, whole, inner, trips)
@@ -154,7 +158,7 @@ def main_loop(disassembly: str, shape: Shape) -> Loop | None:
             break
     if work < tile_work:
         raise ValueError(
-            f"the main loop must hold the products of a tile, {tile_work} of them; got {work}; "
+            f"a loop must hold the products of a tile, {tile_work} of them; got {work}; "
             "state the kernel's products in benchmarks/compile.py, or teach benchmarks/sass.py this loop"
         )
     return Loop(

@@ -7,19 +7,21 @@ A bound is no time: it says how fast nothing can be, if every unit works all the
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.compile import KERNELS, Build, Built, common, compile_apart, every, faults, outputs, shape_of, tile_of
+from benchmarks.model import CALLS, predicted, weighted
 from benchmarks.provenance import commit, shown, today, write_rows
 from benchmarks.sass import LANES, Loop
 
 BATCH = 24
 FIELDS = (
     "kernel", "dtype", "width", "capability", "denominator", "plain", "registers", "shared_bytes", "spill_bytes",
-    "wgmma", "instructions_per_pair", "exp2_per_pair", "special_per_pair", "matrix_per_1000_pairs", "repeated_work",
-    "predicted_limit", "predicted_percent_of_790", "triton", "commit", "date",
+    "wgmma", "copies_in_flight", "far_per_pair", "near_per_pair", "weighted_per_pair", "exp2_per_pair",
+    "special_per_pair", "matrix_per_1000_pairs", "repeated_work", "predicted_limit", "predicted_percent_of_790",
+    "triton", "commit", "date",
 )  # fmt: skip
 
 
@@ -74,56 +76,77 @@ def predict(loop: Loop, card: Card, *, pair_flop: float, useful_flop: float, sca
 def bound_of(build: Build, built: Built, card: Card = H200) -> Bound | None:
     """The predicted bound of a compiled configuration; None on other cards and for kernels that only move memory."""
     products = KERNELS[build.kernel].products
-    if built.loop is None or not products or build.capability != card.capability:
+    if built.far is None or not products or build.capability != card.capability or build.dtype == "fp32":
         return None
     tile = tile_of(build)
     needed = shape_of(build, tile).pair_flop
     useful = 2 * build.width * products / outputs(build, tile)
-    return predict(built.loop, card, pair_flop=needed, useful_flop=useful, scalar=build.dtype == "fp32")
+    return predict(built.far, card, pair_flop=needed, useful_flop=useful)
 
 
 def row(build: Build, built: Built) -> tuple[object, ...]:
     """One line of the report, without its provenance."""
-    denominator = build.denominator if KERNELS[build.kernel].products else ""
+    denominator = build.denominator if KERNELS[build.kernel].purpose else ""
     identity = (build.kernel, build.dtype, build.width, build.capability, denominator, build.plain)
-    resources = (built.registers, built.shared, built.stack + built.local, "yes" if built.wgmma else "")
+    in_flight = min(built.waits) if built.waits else ""
+    resources = (built.registers, built.shared, built.stack + built.local, "yes" if built.wgmma else "", in_flight)
     bound = bound_of(build, built)
     predicted = ("", "") if bound is None else (bound.limit, f"{100 * bound.share:.1f}")
-    return (*identity, *resources, *_costs(build, built.loop), *predicted)
+    return (*identity, *resources, *_costs(build, built), *predicted)
 
 
-def _costs(build: Build, loop: Loop | None) -> tuple[str, ...]:
+def _costs(build: Build, built: Built) -> tuple[str, ...]:
     """What a pair costs; the work that warps repeat is known where the machine code tells the shape of a product."""
-    if loop is None:
-        return ("",) * 5
-    tile_flop = loop.pairs * shape_of(build, tile_of(build)).pair_flop
+    far, near = built.far, built.near
+    if far is None or near is None:
+        return ("",) * 7
+    tile_flop = far.pairs * shape_of(build, tile_of(build)).pair_flop
     return (
-        f"{loop.per_pair(loop.instructions):.2f}",
-        f"{loop.per_pair(loop.exp2):.2f}",
-        f"{loop.per_pair(loop.special):.2f}",
-        f"{1000 * loop.matrix * loop.warps / loop.pairs:.2f}",
-        f"{loop.matrix_flop / tile_flop:.2f}" if loop.matrix_flop else "",
+        f"{far.per_pair(far.instructions):.2f}",
+        f"{near.per_pair(near.instructions):.2f}",
+        f"{weighted(build, built):.2f}",
+        f"{far.per_pair(far.exp2):.2f}",
+        f"{far.per_pair(far.special):.2f}",
+        f"{1000 * far.matrix * far.warps / far.pairs:.2f}",
+        f"{far.matrix_flop / tile_flop:.2f}" if far.matrix_flop else "",
     )
 
 
 HEADER = (
-    f"{'kernel':19}{'dtype':6}{'D':>4} {'sm':>4} {'denominator':12}{'regs':>5}{'shared':>9}{'spill':>6} {'wgmma':6}"
-    f"{'instr':>7}{'exp2':>6}{'special':>8}{'matrix':>8}   predicted bound\n"
-    f"{'':42}{'':9}{'KiB':>11}{'bytes':>6} {'':6}{'/pair':>7}{'/pair':>6}{'/pair':>8}{'/1k':>8}"
+    f"{'kernel':19}{'dtype':6}{'D':>4} {'sm':>4} {'denominator':12}{'regs':>5}{'shared':>9}{'spill':>6} {'in':>6}"
+    f"{'instructions a pair':>25}{'exp2':>6}   predicted bound\n"
+    f"{'':42}{'':9}{'KiB':>11}{'bytes':>6} {'flight':>6}{'far':>8}{'near':>8}{'weighted':>9}{'/pair':>6}"
     "   share of 790 TFLOP/s, unit"
 )
 
 
 def line(values: Sequence[object]) -> str:
     """The same line for the eye."""
-    kernel, dtype, width, capability, denominator, _, registers, shared, spill, wgmma, *rest = values
-    instructions, exp2, special, matrix, _, limit, percent = rest
+    kernel, dtype, width, capability, denominator, _, registers, shared, spill, _, in_flight, *rest = values
+    far, near, weighing, exp2, _, _, _, limit, percent = rest
     predicted = f"{percent:>7} %, {limit}" if percent else ""
     return (
         f"{kernel!s:19}{dtype!s:6}{width:>4} {capability:>4} {denominator!s:12}{registers:>5}"
-        f"{int(str(shared)) / 1024:>9.1f}{spill:>6} {wgmma!s:6}{instructions:>7}{exp2:>6}{special:>8}{matrix:>8}"
+        f"{int(str(shared)) / 1024:>9.1f}{spill:>6} {in_flight!s:>6}{far:>8}{near:>8}{weighing:>9}{exp2:>6}"
         f"   {predicted}"
     ).rstrip()
+
+
+def predictions(made: Mapping[Build, Built]) -> list[str]:
+    """What whole calls of bf16 rows, 128 wide and of 19 classes, must take on an H200 by these kernels."""
+    found = []
+    known = {
+        (build.kernel, build.negatives): (build, built) for build, built in made.items()
+        if (build.dtype, build.width, build.capability, build.plain) == ("bf16", 128, H200.capability, True)
+    }  # fmt: skip
+    for call in CALLS:
+        for negatives in (False, True):
+            wanted = {(name, negatives) for name in (*call.kernels, *(["positive"] if negatives else []))}
+            if wanted <= known.keys():
+                time = predicted(call, known, negatives=negatives)
+                aim = "" if call.most is None else f", aim {call.most:g} ms"
+                found.append(f"predicted, {call.name}, {'negatives' if negatives else 'all'}: {time:.3g} ms{aim}")
+    return found
 
 
 def _compiled(wanted: Sequence[Build]) -> Iterator[tuple[Build, Built]]:
@@ -147,15 +170,19 @@ def report(out: Path, *, full: bool, only: str = "") -> None:
     rows: list[tuple[object, ...]] = []
     wrong: list[str] = []
     unread: list[str] = []
+    made: dict[Build, Built] = {}
     for build, built in _compiled(wanted):
         values = row(build, built)
         rows.append((*values, version, source, date))
         print(line(values), flush=True)
         wrong += [f"{build}: {fault}" for fault in faults(build, built)]
         unread += [f"{build}: {built.unread}"] * bool(built.unread)
+        made[build] = built
     write_rows(out, FIELDS, rows, append=False)
     print(f"{len(rows)} configurations, Triton {version}; predicted, not measured: the rates are those of an H200 at")
     print(f"790 TFLOP/s (bf16, measured) and 1.755 GHz; written to {shown(out)}")
+    for text in predictions(made):
+        print(text)
     for note in unread:
         print(f"main loop not read: {note}")
     if wrong:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks tune`: times tiles beside those of `secl_ops/tiles.py`, and says which rows should change.
+"""`python -m benchmarks tune`: times tiles beside those of `secl_ops/tile_table.py`, and says which rows should change.
 
 It edits nothing: the table stays pinned until a person, who reads the numbers, changes it.
 """
@@ -27,6 +27,8 @@ from benchmarks.neighbours import candidates
 from benchmarks.provenance import ORIGIN, Row, origin, read_rows, shown, write_rows
 from secl_ops import tiles
 from secl_ops.engines import reference, triton
+from secl_ops.engines.triton import sides
+from secl_ops.engines.triton.sides import Names
 from secl_ops.spec import Flag, Pairs
 from secl_ops.tiles import Tile
 
@@ -34,9 +36,10 @@ FIELDS = (
     "purpose", "dtype", "width", "rows", *Tile._fields, "in_table", "p20_ms", "p50_ms", "p80_ms", "registers",
     "shared_bytes", "note", "rounds", *ORIGIN,
 )  # fmt: skip
-PURPOSES = ("gradient", "value", "scan", "positive")  # in order of the time they take in a step
+# In order of the time they take in a step.
+PURPOSES = ("gradient", "value", "scan", "positive", "classes", "gradient_running", "value_running")
 WIDTHS = (128, 64, 256, 512)
-SORTS = (8192, 16_384, 32_768, 65_536)  # rows on each side of `tiles.sorts`
+ORDERED = (2048, 4096, 8192, 16_384)  # rows on both sides of what `tiles.counts` decides
 ROWS = {"bf16": 16_384, "fp16": 16_384, "fp32": 8192}
 CLASSES, SCALE = 8, 10.0
 PATIENCE = 3.0  # seconds that the rounds of one tile may take
@@ -55,8 +58,8 @@ def pinned(purpose: str, tile: Tile) -> Iterator[None]:
     """This tile for one purpose, the table's for the others."""
     true = tiles.pick
 
-    def pick(width: int, dtype: torch.dtype, wanted: str) -> Tile:
-        return tile if wanted == purpose else true(width, dtype, wanted)
+    def pick(width: int, dtype: torch.dtype, wanted: str, capability: int = 90) -> Tile:
+        return tile if wanted == purpose else true(width, dtype, wanted, capability)
 
     with patch.object(tiles, "pick", pick):
         yield
@@ -73,15 +76,15 @@ def passes(group: Group, rows: int, device: str, module: object = triton, wide: 
     labels = (torch.arange(rows, device=device) * CLASSES // rows).int()
     pairs = Pairs(labels, labels, None, None, None, 0, rows)
     forward, backward = module.contrast_forward, module.contrast_backward  # type: ignore[attr-defined]  # a backend
-    unit = Flag.UNIT | Flag.ORDERED
+    unit = Flag(0) if group.purpose.endswith("_running") else Flag.UNIT
     lse = torch.full((rows,), 8.0, device=device, dtype=torch.float64 if wide else torch.float32)
     factors = tuple(torch.full_like(lse, value / rows) for value in (rows, 0.5, 0.1))
     if group.purpose == "scan":
         return [lambda: forward(anchors, keys, pairs, SCALE, unit | Flag.SCAN).lse]
-    if group.purpose == "value":
+    if group.purpose.startswith("value"):
         return [lambda: forward(anchors, keys, pairs, SCALE, unit | Flag.SCAN | Flag.ANCHOR_GRADIENT).grad_anchors]
-    if group.purpose == "positive":
-        flags = unit | Flag.NEGATIVES | Flag.ANCHOR_GRADIENT
+    if group.purpose in ("positive", "classes"):
+        flags = unit | Flag.ANCHOR_GRADIENT | (Flag.NEGATIVES if group.purpose == "positive" else Flag(0))
         return [lambda: forward(anchors, keys, pairs, SCALE, flags, lse).grad_anchors]
     both = Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT
     return [
@@ -167,7 +170,7 @@ def survey(
         notes[tile] = (built, note)
     names = {str(tuple(tile)): step for tile, step in right.items()}
     times = milliseconds(names, rounds, Clock(device), PATIENCE) if names else {}
-    table = tiles.pick(group.width, DTYPES[group.dtype], group.purpose)
+    table = tiles.pick(group.width, DTYPES[group.dtype], group.purpose, capability)
     found: list[tuple[object, ...]] = []
     for tile, (built, note) in notes.items():
         values = times.get(str(tuple(tile)))
@@ -197,37 +200,33 @@ def proposals(rows: Sequence[Row]) -> list[tuple[Group, Tile, str]]:
     return found
 
 
-def elsewhere(group: Group, tile: Tile, report: Compiler = compiled) -> list[str]:
-    """What speaks against a tile on the other cards that the one table serves."""
-    notes = (report(group, [tile], capability)[tile][1] for capability in CAPABILITIES)
+def elsewhere(group: Group, tile: Tile, here: int, report: Compiler = compiled) -> list[str]:
+    """What speaks against a tile on the other cards of the family, which have one table."""
+    family = [each for each in CAPABILITIES if tiles.family(each) == tiles.family(here)]
+    notes = (report(group, [tile], capability)[tile][1] for capability in family)
     return [note for note in notes if note]
 
 
-def second_pass(rows: int, width: int, device: str, sorts: bool) -> Work:
-    """The pass over the positives of rows in random order, which are sorted first or not."""
+def ordered(rows: int, device: str, counting: bool) -> Work:
+    """Ordering rows in random order, each against each or by sorting."""
     random = torch.Generator().manual_seed(0)
-    anchors = torch.nn.functional.normalize(torch.randn(rows, width, generator=random), dim=1)
-    anchors = anchors.to(device, torch.bfloat16)
-    labels = torch.randint(0, CLASSES, (rows,), generator=random).int().to(device)
-    pairs = Pairs(labels, labels, None, None, None, 0, rows)
-    lse = torch.full((rows,), 8.0, device=device)
+    sides_of = [Names(torch.randint(0, CLASSES, (rows,), generator=random).int().to(device), None) for _ in range(2)]
 
     def run() -> None:
-        with patch.object(tiles, "sorts", lambda *_: sorts):
-            flags = Flag.NEGATIVES | Flag.UNIT | Flag.ANCHOR_GRADIENT
-            triton.contrast_forward(anchors, anchors, pairs, SCALE, flags, lse)
+        with patch.object(tiles, "counts", lambda *_: counting):
+            sides.meet(*sides_of)
 
     return run
 
 
-def crossover(sizes: Sequence[int], rounds: int, device: str, width: int = 128) -> list[tuple[object, ...]]:
-    """Times of the second pass over rows in random order, as they lie and sorted: what `tiles.sorts` decides."""
+def crossover(sizes: Sequence[int], rounds: int, device: str) -> list[tuple[object, ...]]:
+    """Times of ordering two sides by counting and by sorting: what `tiles.counts` decides."""
     found: list[tuple[object, ...]] = []
     for rows in sizes:
-        steps = {name: second_pass(rows, width, device, name == "sorted") for name in ("unsorted", "sorted")}
+        steps = {name: ordered(rows, device, name == "counting") for name in ("counting", "sorting")}
         for name, values in milliseconds(steps, rounds, Clock(device), PATIENCE).items():
             spread = [f"{value:.4g}" for value in percentiles(values)]
-            found.append((name, "bf16", width, rows, *[""] * 7, *spread, "", "", "", len(values)))
+            found.append((name, "", "", rows, *[""] * 7, *spread, "", "", "", len(values)))
     return found
 
 
@@ -244,41 +243,41 @@ def tune(out: Path, dtypes: Sequence[str], widths: Sequence[int], rounds: int, s
     end, source, capability = time.monotonic() + seconds, origin(1, "cuda"), capability_here()
     groups = [Group(purpose, dtype, width) for dtype in dtypes for width in widths for purpose in PURPOSES]
     first = len(read_rows(out))
-    write_rows(out, FIELDS, [(*row, *source) for row in crossover(SORTS, rounds, "cuda")], append=True)
+    write_rows(out, FIELDS, [(*row, *source) for row in crossover(ORDERED, rounds, "cuda")], append=True)
     for group in groups:
         if time.monotonic() > end:
             print(f"{'-'.join(map(str, group))}: left out, {seconds:g} s are over; --seconds gives more", flush=True)
             continue
-        wanted = candidates(group.width, DTYPES[group.dtype], group.purpose)
+        wanted = candidates(group.width, DTYPES[group.dtype], group.purpose, capability)
         rows = survey(group, ROWS[group.dtype], rounds, "cuda", capability, wanted, compiled)
         write_rows(out, FIELDS, [(*row, *source) for row in rows], append=True)
-        for line in advice(read_rows(out)[first:], group):
+        for line in advice(read_rows(out)[first:], group, capability):
             print(line, flush=True)
     print(f"written to {shown(out)}")
-    print("\n".join(sorting_advice(read_rows(out)[first:])))
+    print("\n".join(order_advice(read_rows(out)[first:])))
 
 
-def advice(rows: Sequence[Row], group: Group, report: Compiler = compiled) -> list[str]:
+def advice(rows: Sequence[Row], group: Group, capability: int, report: Compiler = compiled) -> list[str]:
     """What a person should change in the table for one group, as its row would read."""
-    name = {"fp32": "_FULL", "fp16": "_FP16"}.get(group.dtype, "_HALF")
+    place = f'TABLE["{tiles.family(capability)}"]["{group.dtype}"]["{group.purpose}"], width {group.width}'
     lines = [
-        f'{name}["{group.purpose}"], width {group.width}: Tile{tuple(tile)},  # {gain}'
-        + "".join(f"\n    but {note}" for note in elsewhere(group, tile, report))
+        f"{place}: {tuple(tile)},  # {gain}"
+        + "".join(f"\n    but {note}" for note in elsewhere(group, tile, capability, report))
         for wanted, tile, gain in proposals(rows) if wanted == group
     ]  # fmt: skip
-    return lines or [f'{name}["{group.purpose}"], width {group.width}: the table stays']
+    return lines or [f"{place}: the table stays"]
 
 
-def sorting_advice(rows: Sequence[Row]) -> list[str]:
-    """Beside each other: the work from which sorting was seen to pay, and what the table decides."""
+def order_advice(rows: Sequence[Row]) -> list[str]:
+    """Beside each other: up to how many rows counting was seen to pay, and what the rule decides."""
     lines = []
-    times = {(row["purpose"], int(row["rows"])): row for row in rows if row["purpose"] in ("sorted", "unsorted")}
-    for count, width in dict.fromkeys((int(row["rows"]), int(row["width"])) for row in rows if not row["block_n"]):
-        as_is, ordered = (float(times[name, count]["p50_ms"]) for name in ("unsorted", "sorted"))
-        decided = tiles.sorts(count, count, width, torch.bfloat16)
-        verdict = "right" if decided == (ordered < as_is) else "WRONG: change _SORTED_WORK_HALF"
+    times = {(row["purpose"], int(row["rows"])): row for row in rows if row["purpose"] in ("counting", "sorting")}
+    for count in dict.fromkeys(size for _, size in times):
+        counting, sorting = (float(times[name, count]["p50_ms"]) for name in ("counting", "sorting"))
+        decided = tiles.counts(count, count)
+        verdict = "right" if decided == (counting < sorting) else "WRONG: change _MOST_COUNTED"
         lines.append(
-            f"second pass, {count} random rows: {as_is:g} ms as they lie, {ordered:g} ms sorted; "
-            f"tiles.sorts says {'sort' if decided else 'leave'}: {verdict}"
+            f"order of {count} rows on either side: {counting:g} ms by counting, {sorting:g} ms by sorting; "
+            f"tiles.counts says {'count' if decided else 'sort'}: {verdict}"
         )
     return lines

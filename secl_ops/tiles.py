@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
+
+from secl_ops.tile_table import TABLE
 
 
 class Tile(NamedTuple):
@@ -18,7 +23,31 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    def options(self) -> dict[str, int]:
+        """What a kernel is launched with."""
+        blocks = {"BLOCK_N": self.block_n, "BLOCK_M": self.block_m, "BLOCK_D": self.block_d}
+        return {**blocks, "BLOCK_OUT": self.block_out, "num_warps": self.warps, "num_stages": self.stages}
 
+
+FP32_PRODUCTS = ("tf32x3", "exact")
+
+
+def fp32_products(wanted: str) -> str:
+    """How fp32 rows are multiplied on a GPU: in three products of tf32, 22 binary digits, or exactly and far slower.
+
+    Raises:
+        ValueError: It is neither.
+
+    Example:
+        >>> fp32_products("exact")
+        'exact'
+    """
+    if wanted not in FP32_PRODUCTS:
+        raise ValueError(f"SECL_FP32 must be {' or '.join(FP32_PRODUCTS)}; got {wanted!r}; unset it for the former")
+    return wanted
+
+
+EXACT_FP32 = fp32_products(os.environ.get("SECL_FP32", "tf32x3")) == "exact"  # once: kernels are compiled for it
 SAMPLE_PIXELS = 1024  # labels that one program of the sampler reads at a time; twice as many spill 16 bytes on sm_80
 SAMPLE_WHOLE = 4096  # pixels of an image that one program draws from alone: reading more costs as much as two launches
 SAMPLE_LEVELS = 16  # of keys that are counted apart: the deepest holds 2^-15 of all pixels
@@ -28,73 +57,35 @@ SAMPLE_SPOTS = 4096  # pixels among which a low score is looked for, to aim at
 MOST_PIXELS = 1 << 28  # of one image: the sampler counts them in 32 bits
 REDUCE_ROWS = 1024  # losses that the one program of a reduction adds at a time
 WIDEST = 1 << 30
+MOST_ROWS = 128  # of a tile of either side: arranged rows come in multiples of it
+SUM_ROWS = 64  # whose sum is kept when rows are arranged
+LIVE_BATCH = 64  # tiles whose mark, whether an anchor of theirs counts, is read at once
+ORDER_ROWS, ORDER_OTHERS = 32, 128  # of one program that orders by counting, and how many it compares them with at once
+_MOST_COUNTED = 1 << 27  # comparisons, about 15 us on an H200; sorting takes some thirty launches
+MOST_PARTS = 64  # that the other side is cut into: each leaves a partial result
 COPY_ROWS, COPY_COLUMNS = 16, 64  # of kernels that only move memory; 32 rows spill where duplicate pixels are summed
 
-# (widest row served, tile) by purpose. "scan": the log-sum-exp alone; "value": with the softmax mean of the keys;
-# "positive": the pass over the positives; "gradient": the pass from the saved state.
-# Every row keeps kernels of that purpose free of spills on sm_80, sm_90 and sm_100, with groups and exclusions, and
-# within shared memory (99 KiB on the smallest GPUs served); tests/test_triton_compile.py holds it there.
-_HALF: dict[str, tuple[tuple[int, Tile], ...]] = {
-    "scan": (
-        (64, Tile(128, 64, 64, 64, 8, 3)),  # 128 keys in flight spill under "all": each thread holds a label per key
-        (128, Tile(128, 64, 128, 128, 8, 3)),
-        (256, Tile(64, 64, 256, 256, 4, 2)),  # 128 rows of 256 would take 64 KiB before any key
-        (WIDEST, Tile(64, 64, 128, 128, 8, 2)),  # in chunks: a whole row of 512 no longer fits
-    ),
-    "value": (
-        (64, Tile(128, 64, 64, 64, 8, 3)),
-        (128, Tile(128, 64, 128, 128, 8, 2)),  # 250 registers on sm_80: the output takes 64, a third stage 16 KiB
-        (256, Tile(64, 64, 256, 256, 8, 2)),  # 8 warps halve the output's 128 registers a thread
-        (WIDEST, Tile(64, 64, 128, 256, 8, 2)),  # 256 output columns a program; wider rows repeat the similarities
-    ),
-    "positive": (
-        (64, Tile(64, 32, 64, 64, 4, 2)),  # 128 rows spill 40 bytes on sm_100 where rows are visited by rank
-        (128, Tile(64, 16, 128, 128, 4, 2)),  # 32 keys spill 24 bytes on sm_80
-        (256, Tile(64, 32, 128, 256, 8, 1)),  # two stages spill 32 bytes on sm_80
-        (WIDEST, Tile(64, 32, 128, 256, 8, 2)),  # one stage spills 24 bytes on sm_80
-    ),
-    "gradient": (
-        (64, Tile(128, 32, 64, 64, 8, 3)),  # streamed anchors bring 6 numbers each: 64 of them spill on sm_100
-        (128, Tile(128, 32, 128, 128, 8, 1)),  # two stages spill 8 bytes on sm_100 where rows are keys
-        (256, Tile(64, 32, 128, 256, 8, 2)),  # whole rows spill 8 bytes on sm_80 in self-contrast
-        (WIDEST, Tile(64, 32, 64, 256, 8, 2)),  # chunks of 128 spill 8 bytes on sm_80 in self-contrast
-    ),
-}
-# fp16 rows meet fp32-ranged weights in tf32, which doubles their registers: half as many output columns.
-_FP16: dict[str, tuple[tuple[int, Tile], ...]] = {
-    "scan": _HALF["scan"],
-    "value": (
-        (64, Tile(128, 64, 64, 64, 8, 3)),
-        (128, Tile(128, 64, 128, 128, 8, 2)),
-        (256, Tile(64, 64, 256, 128, 8, 2)),
-        (WIDEST, Tile(64, 32, 128, 128, 8, 2)),
-    ),
-    "positive": (
-        (64, Tile(64, 32, 64, 64, 4, 2)),  # 128 rows spill 16 bytes on sm_100 where rows are visited by rank
-        (128, Tile(64, 32, 128, 128, 8, 2)),
-        (WIDEST, Tile(64, 16, 128, 128, 8, 2)),  # 32 keys spill 8 bytes on sm_80
-    ),
-    "gradient": (
-        (64, Tile(128, 32, 64, 64, 8, 3)),
-        (128, Tile(128, 32, 128, 128, 8, 2)),
-        (256, Tile(64, 32, 256, 128, 8, 2)),
-        (WIDEST, Tile(64, 32, 64, 128, 8, 2)),
-    ),
-}
-# fp32 products run on the FMA units, which hold whole operand rows in registers: short chunks, few rows.
-_FULL: dict[str, tuple[tuple[int, Tile], ...]] = {
-    "scan": ((WIDEST, Tile(64, 64, 32, 32, 8, 2)),),
-    "value": ((64, Tile(32, 32, 16, 64, 8, 2)), (WIDEST, Tile(32, 32, 32, 128, 8, 2))),  # 64 rows spill 500 bytes
-    "positive": ((WIDEST, Tile(16, 32, 16, 64, 2, 1)),),  # wider outputs, two stages or more warps spill on some GPU
-    "gradient": ((64, Tile(32, 16, 16, 64, 8, 2)), (WIDEST, Tile(32, 32, 32, 128, 8, 2))),
-}
+_DTYPES = {torch.float32: "fp32", torch.float16: "fp16"}
 
 
-# Multiply-adds N * M * D of a second pass above which rows in any order are first sorted by class. Unsorted, each tile
-# is visited: 4 N M D FLOP with the gradient, at about 400 TFLOP/s (half the H200's measured peak) 1e-14 s each for
-# bf16 and fp16, at about 40 TFLOP/s on the FMA units 1e-13 s for fp32. Sorted, 1 / C of it stays. Two radix sorts of up
-# to 2^17 ranks cost about ten launches each, 120 us in all. Two classes break even at 2.4e10 and 2.4e9: the next powers
-# of two. An estimate: `python -m benchmarks tune` measures both sides of it. Launch-bound problems stay far below.
+def family(capability: int) -> str:
+    """GPUs that multiply alike and have as much shared memory for a program; 90 is compute capability 9.0.
+
+    Example:
+        >>> family(80), family(89), family(90), family(103), family(120)
+        ('ampere', 'small', 'hopper', 'blackwell', 'small')
+    """
+    if capability in (80, 87):
+        return "ampere"
+    if capability < 90 or capability >= 120:
+        return "small"
+    return "hopper" if capability < 100 else "blackwell"
+
+
+# Multiply-adds N * M * D of a second pass above which the native CUDA path sorts rows by class first. Unsorted, each
+# tile is visited: 4 N M D FLOP with the gradient, at about 400 TFLOP/s (half the H200's measured peak) 1e-14 s each.
+# Sorted, 1 / C of it stays. Two radix sorts of up to 2^17 ranks cost about ten launches each, 120 us in all. Two
+# classes break even at 2.4e10: the next power of two. An estimate: launch-bound problems stay far below.
 _SORTED_WORK = {torch.float32: 1 << 32}
 _SORTED_WORK_HALF = 1 << 35
 
@@ -107,6 +98,79 @@ def sorts(rows: int, columns: int, width: int, dtype: torch.dtype) -> bool:
         (True, False)
     """
     return rows * columns * width >= _SORTED_WORK.get(dtype, _SORTED_WORK_HALF)
+
+
+MERGE_TILE = Tile(16, 16, 64, 64, 4, 1)  # of the kernels that add parts up
+
+
+def counts(rows: int, others: int) -> bool:
+    """Whether comparing every row with every other is the quicker way to order both sides.
+
+    Example:
+        >>> counts(4096, 4096), counts(65536, 65536)
+        (True, False)
+    """
+    return (rows + others) ** 2 <= _MOST_COUNTED
+
+
+@cache
+def parts(programs: int, tiles_of_other: int, multiprocessors: int) -> int:
+    """Into how many parts the other side is cut: two programs or more for each multiprocessor, the last round full.
+
+    Example:
+        >>> parts(32, 32, 132), parts(512, 512, 132), parts(15, 15, 132)
+        (12, 1, 15)
+    """
+    least = -(-2 * multiprocessors // max(programs, 1))
+    most = min(tiles_of_other, MOST_PARTS)
+    if least == 1 or least >= most:
+        return max(1, min(least, most))
+    rounds = {cut: -(-cut * programs // multiprocessors) / cut for cut in range(least, min(2 * least, most) + 1)}
+    return min(rounds, key=rounds.__getitem__)
+
+
+@cache
+def shrunk(tile: Tile, rows: int, others: int, multiprocessors: int) -> Tile:
+    """The tile, or half of it on either side with half the warps where whole ones would leave the GPU idle.
+
+    Example:
+        >>> whole = Tile(128, 128, 64, 64, 8, 3)
+        >>> shrunk(whole, 912, 912, 132)[:2], shrunk(whole, 4096, 4096, 132)[:2]
+        ((64, 64), (128, 128))
+    """
+    if -(-rows // tile.block_n) * -(-others // tile.block_m) >= 4 * multiprocessors or tile.block_n < 128:
+        return tile
+    warps = max(4, tile.warps // 2)
+    return tile._replace(block_n=tile.block_n // 2, block_m=max(32, tile.block_m // 2), warps=warps)
+
+
+def smaller(tile: Tile) -> Iterator[Tile]:
+    """Tiles that need less and less of a GPU: fewer copies in flight, then fewer rows of either side.
+
+    Example:
+        >>> [each[:2] + each[5:] for each in smaller(Tile(64, 32, 64, 64, 4, 2))]
+        [(64, 32, 1), (64, 16, 1), (32, 16, 1), (16, 16, 1)]
+    """
+    while True:
+        if tile.stages > 1:
+            tile = tile._replace(stages=tile.stages - 1)
+        elif tile.block_m > 16:
+            tile = tile._replace(block_m=tile.block_m // 2)
+        elif tile.block_n > 16:
+            tile = tile._replace(block_n=tile.block_n // 2)
+        else:
+            return
+        yield tile
+
+
+def padded_width(width: int) -> int:
+    """The width of arranged rows: a power of two, above 256 a multiple of it.
+
+    Example:
+        >>> padded_width(33), padded_width(300)
+        (64, 512)
+    """
+    return max(16, next_power_of_two(width)) if width <= 256 else -(-width // 256) * 256
 
 
 def next_power_of_two(value: int) -> int:
@@ -125,16 +189,20 @@ def pick_rows(width: int) -> tuple[int, int]:
     return max(4, min(8, 2048 // columns)), columns
 
 
-def pick(width: int, dtype: torch.dtype, purpose: str) -> Tile:
-    """The tile for rows of this width and dtype; a narrow row shrinks the table's columns to its own.
+@cache
+def pick(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> Tile:
+    """The tile for rows of this width and dtype on such a GPU; a narrow row shrinks the table's columns to its own.
+
+    Purposes: "scan", the log-sum-exp alone; "value", with the softmax mean of the keys; "positive" and "classes", what
+    is left of the forward pass; "gradient", the pass from the saved state; "..._running", without a known bound.
 
     Example:
         >>> pick(24, torch.bfloat16, "scan").block_d
         32
     """
-    table = {torch.float32: _FULL, torch.float16: _FP16}.get(dtype, _HALF)[purpose]
-    tile = next(tile for widest, tile in table if width <= widest)
-    return fitted(tile, width)
+    rows = TABLE[family(capability)][_DTYPES.get(dtype, "bf16")][purpose]
+    chosen = next((tile for widest, tile in rows if width <= widest), rows[-1][1])
+    return fitted(Tile(*chosen), width)
 
 
 def fitted(tile: Tile, width: int) -> Tile:

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from secl_ops import ops
 from secl_ops.autograd import Contrast, Gather
 from secl_ops.engines import triton
-from secl_ops.engines.triton import contrast
+from secl_ops.engines.triton import contrast, launch
+from secl_ops.engines.triton.grids import Card
 from secl_ops.shards import ShardedContrast
 
 WAITS = {
@@ -82,13 +83,13 @@ def listed(mode: Watched, *, run: bool) -> Iterator[None]:
     true = kernels.__getitem__
 
     def launcher(kernel: Any, grid: Any) -> Callable[..., None]:
-        def launch(*arguments: Any, **options: Any) -> None:
+        def start(*arguments: Any, **options: Any) -> None:
             mode.launches.append(kernel.fn.__name__)
             if run:
                 with _disable_current_modes():  # what the interpreter does is no launch
                     true(kernel, grid)(*arguments, **options)
 
-        return launch
+        return start
 
     with patch.object(kernels, "__getitem__", launcher):
         yield
@@ -109,6 +110,7 @@ def fake_cuda() -> Iterator[tuple[Watched, Tape]]:
     with (
         listed(mode, run=False),
         patch.object(triton, "objections", lambda *_: []),
+        patch.object(launch, "card", lambda _: Card(90, 132)),
         patch.object(torch.cuda, "device", lambda _: nullcontext()),
         patch.object(Contrast, "apply", partial(tape.apply, Contrast)),
         patch.object(Gather, "apply", partial(tape.apply, Gather)),

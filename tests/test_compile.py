@@ -163,3 +163,19 @@ def test_frozen_rows_compile_to_one_graph(name: str) -> None:
     make, given = ROLES[name]
     graph = torch.compile(make(), fullgraph=True, backend="eager")
     assert torch.equal(graph(*given), make()(*given))
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_twenty_sizes_are_traced_twice_at_most(backend: str) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    def loss(anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor) -> Tensor:
+        return secl_ops.info_nce(anchors, keys, anchor_labels=anchor_labels, key_labels=key_labels, backend=backend)
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(loss, backend=counter, fullgraph=True)
+    for size in range(8, 28):
+        given = (rows(size, 8, 0), rows(2 * size + 3, 8, 1), labels(size, 3, 0), labels(2 * size + 3, 3, 1))
+        assert torch.equal(compiled(*given), loss(*given))
+    assert 1 <= counter.frame_count <= 2

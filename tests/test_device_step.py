@@ -17,6 +17,7 @@ from tests.device_step import HostWaitError, fake_cuda, watched
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKWARD = ["zero_", "scatter_kernel"]
+SECOND = {"negatives": "positive_kernel", "all": "class_mean_kernel"}
 
 
 @pytest.fixture(autouse=True)
@@ -46,25 +47,24 @@ def launches(*, teacher: bool, **options: Any) -> list[str]:
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 @pytest.mark.parametrize("strategy", ["uniform", "stratified", "hard"])
-def test_self_contrast_takes_eight_launches(strategy: str, denominator: str) -> None:
+def test_self_contrast_takes_twelve_launches(strategy: str, denominator: str) -> None:
     scores = torch.rand(2, 6, 7, device=DEVICE) if strategy == "hard" else None
     lists = ["count_kernel", "list_kernel"] if strategy == "stratified" else []  # of each cell
     assert launches(teacher=False, strategy=strategy, scores=scores, denominator=denominator) == [
-        *lists, "sample_kernel", "gather_unit_kernel", "denominator_kernel", "positive_kernel", "reduce_kernel",
-        "gradient_kernel", *BACKWARD,
+        *lists, "sample_kernel", "gather_unit_kernel", "order_kernel", "arrange_kernel", "denominator_kernel",
+        SECOND[denominator], "reduce_kernel", "order_kernel", "arrange_kernel", "gradient_kernel", *BACKWARD,
     ]  # fmt: skip
 
 
 @pytest.fixture
 def sorting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows in any order are sorted however few they are."""
-    monkeypatch.setattr(tiles, "sorts", lambda *_: True)
+    """Rows are sorted however few they are."""
+    monkeypatch.setattr(tiles, "counts", lambda *_: False)
 
 
-@pytest.mark.usefixtures("sorting")
 @pytest.mark.parametrize("queued", [False, True], ids=["no queue", "queue"])
 @pytest.mark.parametrize("teacher", [False, True], ids=["self", "teacher"])
-def test_drawn_pixels_lie_class_by_class_and_are_never_sorted(teacher: bool, queued: bool) -> None:
+def test_drawn_pixels_are_ordered_by_counting(teacher: bool, queued: bool) -> None:
     options = {"queue": secl_ops.ClassQueue(3, 5, 16).to(DEVICE)} if queued else {}
     assert "sort" not in launches(teacher=teacher, **options)
 
@@ -83,13 +83,13 @@ def test_sorting_does_not_wait_for_the_device(kind: str, grouped: bool) -> None:
         loss = secl_ops.info_nce(anchors, **given, backend="triton")
         gradient = tape.backward(loss, torch.ones_like(loss), anchors)
         assert gradient.shape == anchors.shape
-        assert mode.launches.count("sort") == {"self": 1, "keys": 2, "pieces": 4}[kind]
+        assert mode.launches.count("sort") == {"self": 2, "keys": 4, "pieces": 12}[kind]
 
 
-def test_a_frozen_teacher_takes_nine_launches() -> None:
+def test_a_frozen_teacher_takes_twelve_launches() -> None:
     assert launches(teacher=True) == [
-        "sample_kernel", "sample_kernel", "gather_unit_kernel", "gather_unit_kernel", "denominator_kernel",
-        "positive_kernel", "reduce_kernel", *BACKWARD,
+        "sample_kernel", "sample_kernel", "gather_unit_kernel", "gather_unit_kernel", "order_kernel", "arrange_kernel",
+        "arrange_kernel", "denominator_kernel", "positive_kernel", "reduce_kernel", *BACKWARD,
     ]  # fmt: skip
 
 

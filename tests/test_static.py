@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import static
-from benchmarks.compile import Build, Built, compile_apart
-from benchmarks.sass import Loop, Shape, main_loop, parse, program_flop
+from benchmarks.compile import Build, Built, compile_apart, tile_of, waits_of
+from benchmarks.model import CALLS, Kinds, kinds, predicted, weighted
+from benchmarks.sass import Loop, Shape, parse, product_loops, program_flop
 from benchmarks.static import H200, bound_of, predict
+from secl_ops.tiles import Tile
 
 # Lines of real kernels, shortened: a prologue, the loop, the branch that parks a finished warp.
 AMPERE = """
@@ -45,9 +47,14 @@ def shape(**values: int) -> Shape:
     return Shape(**{"warps": 4, "pairs": 512, "pair_flop": 32, "chunks": 1, "steps": 1, **values})
 
 
+def only_loop(disassembly: str, of: Shape) -> Loop:
+    (loop,) = product_loops(disassembly, of)
+    return loop
+
+
 def test_the_loop_is_told_from_what_stands_around_it() -> None:
     assert [instruction.address for instruction in parse(AMPERE)] == list(range(0x90, 0x120, 0x10))
-    loop = main_loop(AMPERE, shape(pairs=4 * 16 * 8))
+    loop = only_loop(AMPERE, shape(pairs=4 * 16 * 8))
     assert loop == Loop(
         pairs=512, warps=4, instructions=6, exp2=2, special=3, matrix=1, matrix_flop=4 * 2 * 16 * 8 * 16
     )
@@ -55,30 +62,26 @@ def test_the_loop_is_told_from_what_stands_around_it() -> None:
 
 
 def test_an_inner_loop_runs_once_per_chunk() -> None:
-    loop = main_loop(CHUNKED, shape(pairs=64 * 32, pair_flop=2 * 16 * 4, chunks=4))
-    assert loop is not None
+    loop = only_loop(CHUNKED, shape(pairs=64 * 32, pair_flop=2 * 16 * 4, chunks=4))
     assert (loop.instructions, loop.exp2, loop.matrix) == (3 + 2 * 4, 1, 4)
     assert loop.matrix_flop == 64 * 32 * 2 * 16 * 4
 
 
 def test_work_beyond_a_tile_is_more_tiles_or_repeated_work() -> None:
     for tile, pairs in ((512, 512), (256, 512), (384, 384)):  # one tile, two, one and a third of it again
-        loop = main_loop(AMPERE, shape(pairs=tile))
-        assert loop is not None
+        loop = only_loop(AMPERE, shape(pairs=tile))
         assert loop.pairs == pairs
 
 
 def test_products_whose_shape_is_in_a_register_are_counted() -> None:
-    one, two = (main_loop(BLACKWELL, shape(steps=steps)) for steps in (2, 1))
-    assert one is not None
-    assert two is not None
+    one, two = (only_loop(BLACKWELL, shape(steps=steps)) for steps in (2, 1))
     assert (one.pairs, two.pairs, one.matrix_flop) == (512, 1024, 0)
 
 
 def test_a_loop_with_less_than_a_tile_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must hold the products of a tile, 32768 of them; got 16384; state the"):
-        main_loop(AMPERE, shape(pairs=1024))
-    assert main_loop("        /*0010*/                   MUFU.EX2 R31, R31 ;", shape()) is None
+        product_loops(AMPERE, shape(pairs=1024))
+    assert product_loops("        /*0010*/                   MUFU.EX2 R31, R31 ;", shape()) == []
 
 
 def test_flop_of_matrix_instructions() -> None:
@@ -114,10 +117,13 @@ def test_a_real_kernel_is_read_and_reported(tmp_path: Path, capsys: pytest.Captu
     case = Build("scan", "bf16", 64, 90, False, True)
     (built,) = compile_apart([case])
     assert built.unread == ""
-    assert built.loop is not None
-    assert built.loop.pairs == 128 * 64
-    assert built.loop.per_pair(built.loop.exp2) == 1.0
-    assert built.loop.matrix_flop == 128 * 64 * 2 * 64
+    assert built.far is not None
+    assert built.near is not None
+    assert built.far.pairs % (128 * 64) == 0
+    assert built.far.per_pair(built.far.exp2) == 1.0
+    assert built.far.matrix_flop == built.far.pairs * 2 * 64
+    assert built.near.instructions > built.far.instructions  # it looks at each pair
+    assert min(built.waits) >= 1
     bound = bound_of(case, built)
     assert bound is not None
     assert 0 < bound.share < 1
@@ -128,7 +134,58 @@ def test_a_real_kernel_is_read_and_reported(tmp_path: Path, capsys: pytest.Captu
         (row,) = csv.DictReader(file)
     assert (row["exp2_per_pair"], row["spill_bytes"], row["wgmma"]) == ("1.00", "0", "yes")
     assert row["predicted_percent_of_790"] == f"{100 * bound.share:.1f}"
+    assert float(row["far_per_pair"]) < float(row["weighted_per_pair"]) < float(row["near_per_pair"])
     assert "predicted, not measured" in capsys.readouterr().out
+
+
+def test_waits_outside_a_loop_are_none_of_its() -> None:
+    code = """
+    scf.for %i = %a to %b {
+      %w = ttg.async_wait %c {num = 1 : i32}
+      scf.if %d {
+        %v = ttg.async_wait %c {num = 3 : i32}
+      } else {
+      }
+    }
+    %x = ttg.async_wait {num = 0 : i32}
+    """
+    assert waits_of(code) == (1, 3)
+
+
+def test_a_tile_of_every_kind_is_weighted_as_often_as_it_comes() -> None:
+    case = Build("mean", "bf16", 128, 90, False, True)
+    pairs = tile_of(case).block_n * tile_of(case).block_m
+    far, near = (Loop(pairs, 8, instructions * pairs // 256, 0, 0, 0, 0) for instructions in (5, 50))
+    assert weighted(case, Built(far=far, near=near)) == pytest.approx(5.0)
+    below = weighted(case._replace(negatives=True), Built(far=far, near=near))
+    assert below is not None
+    assert 5.0 * 17 / 19 < below < 5.0 + 45 * 3 / 19  # a class of 19 is left out, its edges are looked at
+    assert weighted(case, Built()) is None
+
+
+def test_predictions_grow_with_the_work_and_refuse_what_was_not_read() -> None:
+    builds = {}
+    for name in ("mean", "scan", "keys", "self"):
+        case = Build(name, "bf16", 128, 90, False, True)
+        pairs = tile_of(case).block_n * tile_of(case).block_m
+        loop = Loop(pairs, 8, 6 * pairs // 256, pairs // 256, pairs // 256, 16, pairs * 512)
+        builds[name, False] = (case, Built(registers=128, shared=65536, far=loop, near=loop))
+    both, frozen, shared, few, fewest = (predicted(call, builds, negatives=False) for call in CALLS)
+    assert both > shared > frozen > few > fewest > 0.02
+    assert frozen >= 2.78  # what 790 TFLOP/s need for the products alone
+    case, built = builds["mean", False]
+    with pytest.raises(ValueError, match="no loops that could be read"):
+        predicted(CALLS[1], {("mean", False): (case, built._replace(far=None))}, negatives=False)
+
+
+def test_kinds_of_tiles_cover_all_pairs_once() -> None:
+    tile = Tile(64, 64, 64, 64, 4, 2)
+    assert kinds(256, 320, 3, tile, hole=False, positive=False, shared=False) == Kinds(20, 0)
+    holed = kinds(256, 256, 2, tile, hole=True, positive=False, shared=False)
+    assert holed == Kinds(8, 0)
+    assert kinds(256, 256, 2, tile, hole=True, positive=True, shared=False) == Kinds(8, 8)
+    ragged = kinds(250, 330, 3, tile, hole=False, positive=False, shared=False)
+    assert ragged == Kinds(20, 4)
 
 
 def test_the_report_fails_on_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,17 +134,17 @@ def allocated(call: Call, backend: str, device: str) -> list[int]:
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_no_matrix_of_labels(denominator: str, backend: str, device: str) -> None:
     """lset compares all labels in an N x M matrix, however frugal the rest is."""
-    call = replace(separate(150, 200, 4), denominator=denominator)
+    call = replace(separate(250, 300, 4), denominator=denominator)
     largest = max(allocated(call, backend, device))
     if backend == "reference":
-        assert largest >= 150 * 200  # the measurement sees such a matrix
+        assert largest >= 250 * 300  # the measurement sees such a matrix
     else:
-        assert largest < 150 * 200 / 2  # one byte a pair would be seen
+        assert largest < 250 * 300 / 2  # one byte a pair would be seen
 
 
 def test_twelve_hundred_rows_take_no_memory_to_speak_of(backend: str, device: str) -> None:
     """pytorch-metric-learning 2 lists every positive beside every negative: 120 GB for 1,200 embeddings."""
-    count = 300 if backend == "triton" and device == "cpu" else 1200  # interpreted, 1200 take two minutes
+    count = 800 if backend == "triton" and device == "cpu" else 1200  # interpreted, 1200 take long
     total = sum(allocated(alone(count, 8, classes=2, ignored=0.0), backend, device))
     assert total < (200 * count**2 if backend == "reference" else count**2)
 

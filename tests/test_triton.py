@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,12 +40,13 @@ def integers(low: int, high: int, size: int, seed: int = 0) -> Tensor:
     return torch.randint(low, high, (size,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def every_rule(anchors: int, keys: int, *, shared: bool = False) -> Pairs:
-    """Pairs with ignored rows, groups, exclusions, prototypes and keys that are no negatives."""
+def every_rule(anchors: int, keys: int, *, shared: bool = False, attracts: bool = True, repels: bool = True) -> Pairs:
+    """Pairs with ignored rows, groups and exclusions, of keys that attract, that repel, or both."""
     labels, groups = integers(-1, 3, anchors, 1).int(), integers(0, 2, anchors, 2).int()
     key_labels = labels if shared else integers(-1, 3, keys, 3).int()
     key_groups = groups if shared else integers(0, 2, keys, 4).int()
-    return Pairs(labels, key_labels, groups, key_groups, integers(-1, keys, anchors, 5), keys // 4, keys - keys // 3)
+    exclude = None if shared else integers(-1, keys, anchors, 5)
+    return Pairs(labels, key_labels, groups, key_groups, exclude, 0 if attracts else keys, keys if repels else 0)
 
 
 def check(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag) -> None:
@@ -72,12 +76,16 @@ def check(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag
 @pytest.mark.thinned(4)
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES, Flag.SELF, Flag.SELF | Flag.NEGATIVES], ids=str)
+@pytest.mark.parametrize("rules", [(True, True), (True, False), (False, True)], ids=["both", "attract", "repel"])
 @pytest.mark.parametrize("width", [16, 40], ids=["one chunk", "ragged chunks"])
-def test_tiles_of_every_shape(width: int, flags: Flag, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_every_shape(
+    width: int, rules: tuple[bool, bool], flags: Flag, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiles, "pick", lambda *_: SMALL)
     anchors = draw(37, width)
     keys = anchors if Flag.SELF in flags else draw(45, width, seed=9)
-    check(anchors, keys, every_rule(37, keys.shape[0], shared=Flag.SELF in flags), 0.5, flags)
+    pairs = every_rule(37, len(keys), shared=Flag.SELF in flags, attracts=rules[0], repels=rules[1])
+    check(anchors, keys, pairs, 0.5, flags)
 
 
 @pytest.mark.thinned(4)
@@ -261,3 +269,35 @@ print(secl_ops.backends()["triton"], "triton" in sys.modules)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert message in done.stdout
     assert done.stdout.strip().endswith("False"), "asking for objections must not import an unusable Triton"
+
+
+def test_a_gpu_without_room_for_a_tile_gets_a_smaller_one_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    from secl_ops.engines.triton import grids
+
+    tried: list[tuple[int, ...]] = []
+
+    class Kernel:
+        fn = SimpleNamespace(__name__="crowded_kernel")
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def run(*, BLOCK_M: int, num_stages: int, **_: int) -> None:
+                tried.append((*grid, BLOCK_M, num_stages))
+                if num_stages > 1 or BLOCK_M > 32:
+                    raise OutOfResources(120_000, 101_376, "shared memory")
+
+            return run
+
+    monkeypatch.setattr(grids, "_SMALLER", {})
+    tile = tiles.Tile(64, 64, 64, 64, 4, 2)
+    with pytest.warns(
+        UserWarning, match="crowded_kernel: out of resource: shared memory.* It runs with a smaller"
+    ) as said:
+        grids.launch(Kernel(), tile, lambda each: (grids.cells(100, each.block_n),))
+    assert tried == [(2, 64, 2), (2, 64, 1), (2, 32, 1)]
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grids.launch(Kernel(), tile, lambda each: (grids.cells(100, each.block_n),))
+    assert tried[3:] == [(2, 32, 1)]

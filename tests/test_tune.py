@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ import torch
 from benchmarks import provenance, tune
 from benchmarks.compile import DTYPES, KERNELS, Built
 from benchmarks.neighbours import candidates
-from benchmarks.tune import FIELDS, PURPOSES, Group, advice, proposals, sorting_advice, survey
+from benchmarks.tune import FIELDS, PURPOSES, Group, advice, order_advice, proposals, survey
 from secl_ops import tiles
 from secl_ops.engines import triton
+from secl_ops.engines.triton import sides
+from secl_ops.engines.triton.sides import Side
 from secl_ops.tiles import Tile
 from tests.conftest import skip_or_fail
 
@@ -73,7 +76,13 @@ def test_a_survey_times_what_is_right_and_fits(purpose: str) -> None:
 def test_a_wrong_kernel_is_not_timed(purpose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from secl_ops.engines.triton import launch
 
-    monkeypatch.setattr(launch, "LOG2E", 1.46)
+    true = sides.arrange
+
+    def longer(*arguments: Any, **options: Any) -> Side:
+        side = true(*arguments, **options)
+        return side._replace(rows=1.1 * side.rows)
+
+    monkeypatch.setattr(launch, "arrange", longer)
     (row,) = survey(Group(purpose, "fp32", 16), 40, 1, DEVICE, 90, [SMALL], compiled)
     named = dict(zip(FIELDS, row, strict=False))
     assert not named["p50_ms"]
@@ -121,29 +130,33 @@ def test_advice_reads_as_the_table_and_says_what_fails_on_other_cards() -> None:
     group = Group("value", "bf16", 128)
 
     def older(_: Group, wanted: Sequence[Tile], capability: int) -> Mapping[Tile, tuple[Built, str]]:
-        return {tile: (Built(), "sm_80 spills" if capability == 80 else "") for tile in wanted}
+        return {tile: (Built(), "sm_120 spills" if capability == 120 else "") for tile in wanted}
 
-    assert advice(rows, group, older) == [
-        '_HALF["value"], width 128: Tile(32, 16, 16, 16, 4, 2),  # 0.8 ms against 1.1 ms\n    but sm_80 spills'
-    ]
-    assert advice(rows, Group("scan", "fp32", 64), older) == ['_FULL["scan"], width 64: the table stays']
+    (line,) = advice(rows, group, 89, older)
+    assert line == (
+        'TABLE["small"]["bf16"]["value"], width 128: (32, 16, 16, 16, 4, 2),  # 0.8 ms against 1.1 ms'
+        "\n    but sm_120 spills"
+    )
+    assert advice(rows, group, 90, older)[0].endswith("1.1 ms")
+    place = 'TABLE["hopper"]["fp32"]["scan"], width 64'
+    assert advice(rows, Group("scan", "fp32", 64), 90, older) == [f"{place}: the table stays"]
 
 
-def test_sorting_is_judged_on_both_sides_of_the_rule() -> None:
+def test_ordering_is_judged_on_both_sides_of_the_rule() -> None:
     none = dict.fromkeys(Tile._fields, "")
     rows = [
         {**timed(SMALL, 0, time, 0), **none, "purpose": name, "rows": rows}
         for rows, name, time in (
-            ("8192", "unsorted", 1.0), ("8192", "sorted", 2.0), ("65536", "unsorted", 4.0), ("65536", "sorted", 5.0)
+            ("4096", "counting", 1.0), ("4096", "sorting", 2.0), ("16384", "counting", 4.0), ("16384", "sorting", 5.0)
         )
     ]  # fmt: skip
-    first, second = sorting_advice(rows)
-    assert "says leave: right" in first
+    first, second = order_advice(rows)
+    assert "says count: right" in first
     assert "says sort: WRONG" in second
 
 
 @pytest.mark.usefixtures("runs")
 def test_both_orders_are_timed() -> None:
-    rows = tune.crossover([48], 1, DEVICE, width=16)
-    assert [row[0] for row in rows] == ["unsorted", "sorted"]
+    rows = tune.crossover([48], 1, DEVICE)
+    assert [row[0] for row in rows] == ["counting", "sorting"]
     assert all(len(row) + len(provenance.ORIGIN) == len(FIELDS) for row in rows)

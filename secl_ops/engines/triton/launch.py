@@ -3,72 +3,62 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from secl_ops import tiles
-from secl_ops.engines.ordering import rank
 from secl_ops.engines.reference import ContrastState, Reduction
-from secl_ops.engines.triton import contrast, rows
-from secl_ops.engines.triton.grids import cells, on
+from secl_ops.engines.triton import contrast, gradient, rows
+from secl_ops.engines.triton.grids import card, cells, launch, on
+from secl_ops.engines.triton.sides import Meeting, Names, Side, Upstream, arrange, meet
 from secl_ops.spec import Flag, Pairs
+from secl_ops.tiles import Tile
 
 LOG2E = 1.4426950408889634
 BOUNDED_SCALE = 40.0  # exp(-2 * 40) is a normal fp32 number: a fixed maximum loses no pair of unit rows
 
 
-def _tile_options(tile: tiles.Tile) -> dict[str, int]:
-    return {
-        "BLOCK_N": tile.block_n,
-        "BLOCK_M": tile.block_m,
-        "BLOCK_D": tile.block_d,
-        "BLOCK_OUT": tile.block_out,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }
+def _rules(pairs: Pairs) -> tuple[bool, bool]:
+    """Whether keys of an anchor's own label attract it, and whether the others repel it.
+
+    Raises:
+        ValueError: Some keys attract or repel and others do not: the kernels know one rule for all.
+    """
+    count = pairs.key_labels.shape[0]
+    for name in ("positive_start", "negative_stop"):
+        if getattr(pairs, name) not in (0, count):
+            raise ValueError(f"{name} must be 0 or the number of keys, {count}; got {getattr(pairs, name)}")
+    return pairs.positive_start < count, pairs.negative_stop > 0
 
 
-def _launch(kernel: Any, tile: tiles.Tile, count: int, columns: int, *arguments: object, **options: object) -> None:
-    grid = (cells(count, tile.block_n), cells(columns, tile.block_out))
-    kernel[grid](*arguments, **options, **_tile_options(tile))
-
-
-def _dense(pairs: Pairs) -> Pairs:
-    """The pair tensors as the kernels index them: contiguous, groups on both sides or none."""
-    grouped = pairs.anchor_groups is not None and pairs.key_groups is not None
-    tensors = (value if value is None else value.contiguous() for value in pairs[:5])
-    labels, key_labels, groups, key_groups, exclude = tensors
-    if labels is None or key_labels is None:
+def _names(pairs: Pairs) -> tuple[Names, Names]:
+    """Labels and groups of the anchors and of the keys; groups count where both sides have them."""
+    if pairs.anchor_labels is None or pairs.key_labels is None:
         raise TypeError("anchor_labels and key_labels must be tensors; got None")
-    return pairs._replace(
-        anchor_labels=labels,
-        key_labels=key_labels,
-        anchor_groups=groups if grouped else None,
-        key_groups=key_groups if grouped else None,
-        exclude=exclude,
+    grouped = pairs.anchor_groups is not None and pairs.key_groups is not None
+    anchors, keys = (
+        Names(labels.contiguous(), groups.contiguous() if grouped and groups is not None else None)
+        for labels, groups in ((pairs.anchor_labels, pairs.anchor_groups), (pairs.key_labels, pairs.key_groups))
     )
+    return anchors, keys
 
 
-class _Visits(NamedTuple):
-    """In which order the second pass visits rows that stay where they lie; None: one after another."""
-
-    anchors: Tensor | None = None  # [N] int64
-    keys: Tensor | None = None  # [M] int64
-    key_rank: Tensor | None = None  # [M], ascending
+def _met(meeting: Meeting, rules: tuple[bool, bool]) -> Meeting:
+    """Keys that do not repel are met by their own class alone."""
+    return meeting if rules[1] else meeting._replace(run=meeting.own)
 
 
-def _visits(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: Flag) -> _Visits:
-    """By group and label where a sort pays: each block of anchors then has its positives in one run of keys."""
-    attracting = max(0, keys.shape[0] - pairs.positive_start)
-    if Flag.ORDERED in flags or not tiles.sorts(anchors.shape[0], attracting, anchors.shape[1], anchors.dtype):
-        return _Visits()
-    key_rank, key_order = torch.sort(rank(pairs.key_labels, pairs.key_groups), stable=True)
-    if Flag.SELF in flags:
-        return _Visits(key_order, key_order, key_rank)
-    anchor_order = torch.sort(rank(pairs.anchor_labels, pairs.anchor_groups), stable=True).indices
-    return _Visits(anchor_order, key_order, key_rank)
+class _Parts(NamedTuple):
+    """The sums of the denominator's parts: maximum, sum and mean key of each anchor."""
+
+    top: Tensor | None  # [parts, N]
+    sum: Tensor | None  # [parts, N]
+    mean: Tensor | None  # [parts, N, D]
+    number: int
+    placed: bool  # the means lie where the rows of the call do, not in their order
 
 
 def contrast_forward(
@@ -81,32 +71,148 @@ def contrast_forward(
     key_inverse: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula and arguments."""
-    anchors, keys, pairs = anchors.contiguous(), keys.contiguous(), _dense(pairs)
+    rules, shared, scan = _rules(pairs), Flag.SELF in flags, Flag.SCAN in flags
+    anchor_names, key_names = _names(pairs)
+    exclude = None if pairs.exclude is None or shared else pairs.exclude.contiguous()
+    meeting = _met(meet(anchor_names, anchor_names if shared else key_names, exclude=exclude), rules)
+    sums = Flag.NEGATIVES not in flags and not scan
+    key_side = arrange(keys, key_names.labels, meeting.other_row, factor=key_inverse, sums=sums)
+    anchor_side = key_side if shared else arrange(anchors, anchor_names.labels, meeting.row)
+    state = _state(anchors, Flag.ANCHOR_GRADIENT in flags, scan)
+    parts = _Parts(None, None, None, 0, True)
+    if known_lse is None:
+        hole = meeting.own if Flag.NEGATIVES in flags or not rules[0] else None
+        parts = _denominator(anchor_side, key_side, meeting, hole, state.grad_anchors, scale, flags)
+    if not rules[0]:
+        meeting = meeting._replace(own=torch.zeros_like(meeting.own))
+    finish = _merge if scan else _class_mean if sums else _positive
+    finish(_Forward(anchor_side, key_side, meeting, parts, known_lse, state, scale, flags))
+    return state
+
+
+def _state(anchors: Tensor, value: bool, scan: bool) -> ContrastState:
     count, width = anchors.shape
-    value, scan = Flag.ANCHOR_GRADIENT in flags, Flag.SCAN in flags
     fresh = anchors.new_zeros if scan else anchors.new_empty  # a scan leaves the loss alone
     loss, pull = (fresh(count, dtype=torch.float32) for _ in range(2))
-    lse = anchors.new_empty(count, dtype=torch.float32) if known_lse is None else known_lse.float().clone()
+    lse = anchors.new_empty(count, dtype=torch.float32)
     grad = anchors.new_empty((count if value else 0, width), dtype=torch.float32)
-    state = ContrastState(loss, lse, pull, fresh(count, dtype=torch.int32), grad)
-    sides = (anchors, keys, *pairs[:5], None if key_inverse is None else key_inverse.contiguous())
-    sizes = (count, keys.shape[0], pairs.positive_start, pairs.negative_stop, float(scale) * LOG2E)
-    options = {"WIDTH": width, "NEGATIVES": Flag.NEGATIVES in flags, "SELF": Flag.SELF in flags, "VALUE": value}
-    columns = width if value else 1
-    bounded = Flag.UNIT in flags and scale <= BOUNDED_SCALE
-    with on(anchors):
-        if known_lse is None:
-            tile = tiles.pick(width, anchors.dtype, "value" if value else "scan")
-            arguments = (*sides, lse, grad, *sizes, float(scale) * LOG2E, float(scale) if scan else 1.0)
-            _launch(contrast.denominator_kernel, tile, count, columns, *arguments, BOUNDED=bounded, **options)
-        if not scan:
-            options["KNOWN"] = known_lse is not None
-            tile = tiles.pick(width, anchors.dtype, "positive")
-            visits = _visits(anchors, keys, pairs, flags)
-            _launch(
-                contrast.positive_kernel, tile, count, columns, *sides, *visits, *state, *sizes, float(scale), **options
-            )  # fmt: skip
-    return state
+    return ContrastState(loss, lse, pull, fresh(count, dtype=torch.int32), grad)
+
+
+def _bounded(flags: Flag, scale: float) -> bool:
+    return Flag.UNIT in flags and scale <= BOUNDED_SCALE
+
+
+def _widths(rows: Tensor, width: int) -> dict[str, int]:
+    return {"WIDTH": rows.shape[1], "OUT": width}
+
+
+def _grid(count: int, columns: int, parts: int = 1) -> Callable[[Tile], tuple[int, int, int]]:
+    """Programs over rows, columns of the output (0: there is none) and parts of the other side."""
+    return lambda tile: (cells(count, tile.block_n), max(1, cells(columns, tile.block_out)), parts)
+
+
+def _pick(rows: Tensor, width: int, purpose: str, meeting: Meeting) -> Tile:
+    here = card(rows)
+    tile = tiles.pick(width, rows.dtype, purpose, here.capability)
+    return tiles.shrunk(tile, len(meeting.row), len(meeting.other_row), here.multiprocessors)
+
+
+def _parts(rows: Tensor, tile: Tile, count: int, columns: int, others: int) -> int:
+    """Into how many parts the other side is cut to fill the card."""
+    programs = cells(count, tile.block_n) * max(1, cells(columns, tile.block_out))
+    return tiles.parts(programs, cells(others, tile.block_m), card(rows).multiprocessors)
+
+
+def _denominator(
+    anchors: Side, keys: Side, meeting: Meeting, hole: Tensor | None, grad: Tensor, scale: float, flags: Flag
+) -> _Parts:
+    """Sums over the denominator's keys, less a hole; one part leaves its means where the gradient will be."""
+    value, bounded = Flag.ANCHOR_GRADIENT in flags, _bounded(flags, scale)
+    count, width = len(meeting.row), grad.shape[1]
+    columns = anchors.rows.shape[1] if value else 0
+    tile = _pick(anchors.rows, width, "scan" if not value else "value" if bounded else "value_running", meeting)
+    parts = _parts(anchors.rows, tile, count, columns, len(meeting.other_row))
+    top, total = (grad.new_empty((parts, count)) for _ in range(2))
+    mean = grad if parts == 1 or not value else grad.new_empty((parts, count, width))
+    with on(grad):
+        launch(
+            contrast.denominator_kernel, tile, _grid(count, columns, parts),
+            anchors.rows, keys.rows, meeting.run, hole, meeting.zone,
+            meeting.row if parts == 1 else None, top, total, mean,
+            count, float(scale) * LOG2E, float(scale) * LOG2E,
+            **_widths(anchors.rows, width), SELF=Flag.SELF in flags, BOUNDED=bounded, VALUE=value,
+        )  # fmt: skip
+    return _Parts(top, total, mean, parts, parts == 1)
+
+
+class _Forward(NamedTuple):
+    """What the rest of the forward pass works on."""
+
+    anchors: Side
+    keys: Side
+    meeting: Meeting  # its own runs are the positives
+    parts: _Parts
+    known_lse: Tensor | None
+    state: ContrastState
+    scale: float
+    flags: Flag
+
+    @property
+    def width(self) -> int:
+        """Of the rows as the call has them."""
+        return self.state.grad_anchors.shape[1]
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the kernels are compiled for."""
+        value = Flag.ANCHOR_GRADIENT in self.flags
+        own = {"SELF": Flag.SELF in self.flags, "VALUE": value, "PLACED": self.parts.placed}
+        return {**_widths(self.anchors.rows, self.width), **own}
+
+
+def _merge(call: _Forward) -> None:
+    """The log-sum-exp of the parts, and its gradient."""
+    count, value, state = len(call.meeting.row), Flag.ANCHOR_GRADIENT in call.flags, call.state
+    if call.known_lse is not None:
+        state.lse.copy_(call.known_lse)
+        return
+    tile = tiles.MERGE_TILE
+    with on(state.lse):
+        contrast.merge_kernel[(cells(count, tile.block_n), cells(call.width, tile.block_out) if value else 1)](
+            call.meeting.row, *call.parts[:3], state.lse, state.grad_anchors,
+            count, call.parts.number, float(call.scale),
+            OUT=call.width, VALUE=value, PLACED=call.parts.placed, BLOCK_N=tile.block_n, BLOCK_OUT=tile.block_out,
+        )  # fmt: skip
+
+
+def _positive(call: _Forward) -> None:
+    """The rest under "negatives": each pair of one class."""
+    rows, meeting = call.anchors.rows, call.meeting
+    columns = rows.shape[1] if Flag.ANCHOR_GRADIENT in call.flags else 0
+    with on(rows):
+        launch(
+            contrast.positive_kernel, _pick(rows, call.width, "positive", meeting), _grid(len(meeting.row), columns),
+            rows, call.keys.rows, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
+            *call.parts[:3], *call.state,
+            len(meeting.row), call.parts.number, float(call.scale) * LOG2E, float(call.scale), **call.options,
+        )  # fmt: skip
+
+
+def _class_mean(call: _Forward) -> None:
+    """The rest under "all": the sum of each class."""
+    rows, meeting = call.anchors.rows, call.meeting
+    with on(rows):
+        launch(
+            contrast.class_mean_kernel, _pick(rows, call.width, "classes", meeting), _grid(len(meeting.row), 0),
+            rows, call.keys.rows, call.keys.sums, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
+            *call.parts[:3], *call.state,
+            len(meeting.row), call.parts.number, float(call.scale), SUM_ROWS=tiles.SUM_ROWS, **call.options,
+        )  # fmt: skip
+
+
+def _fp32(known_lse: Tensor | None) -> Tensor | None:
+    return None if known_lse is None else known_lse.float().contiguous()
 
 
 def contrast_backward(
@@ -123,42 +229,57 @@ def contrast_backward(
     The factors are grad_loss (of any stride), push and draw, [N] each; an anchor whose push and draw are 0 does not
     count. Under SELF the first is the gradient of the shared rows in both roles, and the second is empty.
     """
-    pairs = _dense(pairs)
-    grad_loss, push, draw = factors
-    saved = (grad_loss, push.contiguous(), draw.contiguous(), lse.contiguous())
-    anchor_side = _Side(anchors.contiguous(), pairs.anchor_labels, pairs.anchor_groups)
-    key_side = _Side(keys.contiguous(), pairs.key_labels, pairs.key_groups)
-    shared = Flag.SELF in flags
+    shared, (grad_loss, push, draw) = Flag.SELF in flags, factors
+    if not shared:  # an anchor that does not count is no anchor: no NaN of its row reaches a key
+        counted = (push != 0) | (draw != 0)
+        pairs = pairs._replace(anchor_labels=torch.where(counted, pairs.anchor_labels, -1))
+    rules, (anchor_names, key_names) = _rules(pairs), _names(pairs)
+    exclude = None if pairs.exclude is None or shared else pairs.exclude.contiguous()
+    upstream = Upstream(grad_loss, push.contiguous(), draw.contiguous(), lse.contiguous(), scale)
     grad_anchors, grad_keys = (anchors.new_empty((0, anchors.shape[1]), dtype=torch.float32) for _ in range(2))
     if shared or Flag.ANCHOR_GRADIENT in flags:
-        grad_anchors = _gradient(anchor_side, key_side, pairs, saved, scale, flags, anchors=True, keys=shared)
+        meeting = _met(meet(anchor_names, anchor_names if shared else key_names, exclude=exclude), rules)
+        anchor_side = arrange(anchors, anchor_names.labels, meeting.row, upstream=upstream)
+        key_side = anchor_side if shared else arrange(keys, key_names.labels, meeting.other_row)
+        grad_anchors = _gradient(anchor_side, key_side, meeting, anchors.shape, scale, flags, rules, keys=shared)
     if not shared and Flag.KEY_GRADIENT in flags:
-        grad_keys = _gradient(key_side, anchor_side, pairs, saved, scale, flags, anchors=False, keys=True)
+        meeting = meet(key_names, anchor_names, other_exclude=exclude)
+        key_side = arrange(keys, key_names.labels, meeting.row)
+        anchor_side = arrange(anchors, anchor_names.labels, meeting.other_row, upstream=upstream)
+        grad_keys = _gradient(
+            key_side, anchor_side, _met(meeting, rules), keys.shape, scale, flags, rules, anchors=False, keys=True
+        )
     return grad_anchors, grad_keys
 
 
-class _Side(NamedTuple):
-    rows: Tensor
-    labels: Tensor
-    groups: Tensor | None
-
-
 def _gradient(
-    side: _Side, other: _Side, pairs: Pairs, saved: tuple[Tensor, ...], scale: float, flags: Flag, *,
-    anchors: bool, keys: bool,
+    side: Side, other: Side, meeting: Meeting, size: torch.Size, scale: float, flags: Flag, rules: tuple[bool, bool], *,
+    anchors: bool = True, keys: bool,
 ) -> Tensor:  # fmt: skip
     """Gradient of one side's rows in their roles, the other side streaming past."""
-    count, width = side.rows.shape
+    (count, width), state = size, side.state or other.state
+    if state is None:
+        raise TypeError("the anchors of a backward pass must be arranged with their state")
+    bounded, columns, others = _bounded(flags, scale), side.rows.shape[1], len(meeting.other_row)
+    tile = _pick(side.rows, width, "gradient" if bounded else "gradient_running", meeting)
+    parts = _parts(side.rows, tile, count, columns, others)
     result = side.rows.new_empty((count, width), dtype=torch.float32)
+    written = result if parts == 1 else result.new_empty((parts, count, width))
     with on(result):
-        _launch(
-            contrast.gradient_kernel, tiles.pick(width, side.rows.dtype, "gradient"), count, width,
-            side.rows, other.rows, side.labels, other.labels, side.groups, other.groups, pairs.exclude, *saved, result,
-            count, other.rows.shape[0], pairs.positive_start, pairs.negative_stop, saved[0].stride(0),
-            float(scale) * LOG2E, float(scale),
-            WIDTH=width, NEGATIVES=Flag.NEGATIVES in flags, SELF=Flag.SELF in flags,
-            ROWS_ARE_ANCHORS=anchors, ROWS_ARE_KEYS=keys,
+        launch(
+            gradient.gradient_kernel, tile, _grid(count, columns, parts),
+            side.rows, other.rows, state.numbers, state.live, meeting.run, meeting.own, meeting.zone, meeting.excluded,
+            meeting.row if parts == 1 else None, written,
+            count, others, state.numbers.shape[1], state.live.shape[0], float(scale) * LOG2E,
+            **_widths(side.rows, width), SELF=Flag.SELF in flags, BOUNDED=bounded, NEGATIVES=Flag.NEGATIVES in flags,
+            POSITIVE=rules[0], ROWS_ARE_ANCHORS=anchors, ROWS_ARE_KEYS=keys, BATCH=tiles.LIVE_BATCH,
         )  # fmt: skip
+        if parts > 1:
+            merge = tiles.MERGE_TILE
+            gradient.sum_parts_kernel[(cells(count, merge.block_n), cells(width, merge.block_out))](
+                written, meeting.row, result, count, parts,
+                OUT=width, BLOCK_N=merge.block_n, BLOCK_D=merge.block_out,
+            )  # fmt: skip
     return result
 
 

@@ -13,29 +13,51 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
+from secl_ops import tiles
+
+FP32 = tl.constexpr("ieee" if tiles.EXACT_FP32 else "tf32x3")
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
-LAST_RANK = tl.constexpr(2**63 - 1)
+FARTHEST = tl.constexpr(2**30)  # above every place of a row
 
 
 @triton.jit
-def load_rows(p_rows, o_row, m_row, o_column, WIDTH: tl.constexpr):
-    """Tile of a contiguous [n, WIDTH] matrix; rows outside the mask are not read and come as zeros."""
-    m_tile = m_row[:, None] & (o_column < WIDTH)[None, :]
-    return tl.load(p_rows + o_row.to(tl.int64)[:, None] * WIDTH + o_column[None, :], mask=m_tile, other=0.0)
+def minimum_of(b_value, m_value):
+    """The least of the values under the mask, a number above every place without one."""
+    return tl.min(tl.where(m_value, b_value, FARTHEST), 0)
 
 
-INTERPRETED = tl.constexpr(isinstance(load_rows, InterpretedFunction))
+INTERPRETED = tl.constexpr(isinstance(minimum_of, InterpretedFunction))
+
+
+@triton.jit
+def maximum_of(b_value, m_value):
+    """The largest of the values under the mask, 0 without one."""
+    return tl.max(tl.where(m_value, b_value, 0), 0)
 
 
 @triton.jit
 def product(b_left, b_right, b_sum):
-    """`b_sum + b_left @ b_right` in fp32: bf16 and fp16 on tensor cores, fp32 exactly."""
+    """`b_sum + b_left @ b_right` in fp32; rows of fp32 by three products of tf32, unless they are wanted exactly."""
     if INTERPRETED:  # the interpreter multiplies the bits of bf16 numbers
         b_left = b_left.to(tl.float32)
         b_right = b_right.to(tl.float32)
-    return tl.dot(b_left, b_right, b_sum, input_precision="ieee")
+    return tl.dot(b_left, b_right, b_sum, input_precision=FP32)
+
+
+@triton.jit
+def rounded_tf32(b_value):
+    """The nearest numbers of 11 binary digits; NaN and infinity stay."""
+    if INTERPRETED:
+        b_bits = b_value.to(tl.int32, bitcast=True)
+        b_near = ((b_bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        b_near = tl.where(b_value - b_value == 0.0, b_near, b_value)
+    else:
+        b_near = tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,f", [b_value], dtype=tl.int32, is_pure=True, pack=1
+        ).to(tl.float32, bitcast=True)
+    return b_near
 
 
 @triton.jit
@@ -43,110 +65,47 @@ def value_product(b_weight, b_rows, b_sum):
     """`b_sum + b_weight @ b_rows`, the weights rounded as far as the rows are.
 
     fp16 cannot hold probabilities (they underflow at temperatures below 0.1): tf32 holds fp16 rows exactly and
-    the weights with fp16's precision and fp32's range.
+    the weights with fp16's precision and fp32's range, rounded, since a tensor core cuts off what tf32 does not hold.
     """
     if b_rows.dtype == tl.float16:
-        b_sum = tl.dot(b_weight, b_rows.to(tl.float32), b_sum, input_precision="tf32")
+        b_sum = tl.dot(rounded_tf32(b_weight), b_rows.to(tl.float32), b_sum, input_precision="tf32")
     else:
         b_sum = product(b_weight.to(b_rows.dtype), b_rows, b_sum)
     return b_sum
 
 
 @triton.jit
-def dot_rows(b_row, p_row, o_row, m_row, p_column, o_column, m_column,
-             WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """`<row, column>` of every pair [BN, BM], and the column tile [BM, BLOCK_D]: the last chunk of several."""
-    b_dot = tl.zeros([o_row.shape[0], o_column.shape[0]], tl.float32)
-    o_chunk = tl.arange(0, BLOCK_D)
-    if BLOCK_D >= WIDTH:
-        b_column = load_rows(p_column, o_column, m_column, o_chunk, WIDTH)
-        b_dot = product(b_row, tl.trans(b_column), b_dot)  # [BN, D] @ [D, BM] -> [BN, BM]
-    else:
-        b_column = tl.zeros([o_column.shape[0], BLOCK_D], p_column.dtype.element_ty)
-        for start in range(0, WIDTH, BLOCK_D):
-            b_part = load_rows(p_row, o_row, m_row, start + o_chunk, WIDTH)
-            b_column = load_rows(p_column, o_column, m_column, start + o_chunk, WIDTH)
-            b_dot = product(b_part, tl.trans(b_column), b_dot)  # [BN, BD] @ [BD, BM] -> [BN, BM]
-    return b_dot, b_column
+def row_offset(place, WIDTH: tl.constexpr):
+    """How far the row at this place of a matrix [n, WIDTH] lies from the first one, in 64 bits."""
+    return (tl.full([], 0, tl.int64) + place) * WIDTH
 
 
 @triton.jit
-def load_side(p_labels, p_groups, o_row, length):
-    """Label and group of each row; past the end the label is -1: ignored."""
-    m_row = o_row < length
-    b_label = tl.load(p_labels + o_row, mask=m_row, other=-1)
-    b_group = b_label if p_groups is None else tl.load(p_groups + o_row, mask=m_row, other=0)
-    return b_label, b_group
+def tile_pointers(p_rows, o_row, o_column, WIDTH: tl.constexpr):
+    """Pointers [n, columns] into arranged rows [n', WIDTH]."""
+    return p_rows + o_row[:, None] * WIDTH + o_column[None, :]
 
 
 @triton.jit
-def load_order(p_order, o_place, length):
-    """The row at each place of an order, the place itself without one; past the end a row past the end."""
-    if p_order is None:
-        o_row = o_place
-    else:
-        o_row = tl.load(p_order + o_place, mask=o_place < length, other=2147483647).to(tl.int32)
+def dot_rows(b_row, p_row, p_other, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """`<row, other>` of every pair [BN, BM], and the other side's tile [BM, BLOCK_D]: the last chunk of several.
+
+    `p_row` and `p_other` point at the first chunk of each row of the two tiles.
+    """
+    b_other = tl.load(p_other)
+    b_dot = product(b_row, tl.trans(b_other), tl.zeros([b_row.shape[0], b_other.shape[0]], tl.float32))
+    for start in range(BLOCK_D, WIDTH, BLOCK_D):
+        b_part = tl.load(p_row + start)
+        b_other = tl.load(p_other + start)
+        b_dot = product(b_part, tl.trans(b_other), b_dot)  # [BN, BD] @ [BD, BM] -> [BN, BM]
+    return b_dot, b_other
+
+
+@triton.jit
+def load_order(p_order, o_place, m_place):
+    """The row that stands at each place, the place itself without an order."""
+    o_row = o_place if p_order is None else tl.load(p_order + o_place, mask=m_place, other=0)
     return o_row
-
-
-@triton.jit
-def rank_span(b_label, b_group, GROUPS: tl.constexpr):
-    """Least and largest rank, group * 2^32 + label, of the rows that count; of none the least is above the largest."""
-    b_rank = b_label.to(tl.int64)
-    if GROUPS:
-        b_rank += b_group.to(tl.int64) << 32
-    m_row = b_label >= 0
-    return tl.min(tl.where(m_row, b_rank, LAST_RANK), 0), tl.max(tl.where(m_row, b_rank, -LAST_RANK), 0)
-
-
-@triton.jit
-def ranks_below(p_rank, length, rank, SAME: tl.constexpr):
-    """How many of the ascending ranks are below this one, or the same where SAME."""
-    low, high = length * 0, length
-    while low < high:
-        middle = low + (high - low) // 2
-        found = tl.load(p_rank + middle).to(tl.int64)
-        below = found < rank
-        if SAME:
-            below = found <= rank
-        low = tl.where(below, middle + 1, low)
-        high = tl.where(below, high, middle)
-    return low
-
-
-@triton.jit
-def load_exclude(p_exclude, o_anchor, length):
-    """The key each anchor must not see, -1 for none."""
-    if p_exclude is None:
-        b_exclude = tl.full(o_anchor.shape, -1, tl.int32)
-    else:
-        b_wide = tl.load(p_exclude + o_anchor, mask=o_anchor < length, other=-1)
-        b_exclude = tl.where((b_wide < 0) | (b_wide > 2147483647), -1, b_wide).to(tl.int32)
-    return b_exclude
-
-
-@triton.jit
-def load_factor(p_factor, o_row, length):
-    """The number that each row is multiplied by."""
-    return tl.load(p_factor + o_row, mask=o_row < length, other=0.0)
-
-
-@triton.jit
-def pair_masks(o_anchor, b_anchor_label, b_anchor_group, b_exclude, o_key, b_key_label, b_key_group,
-               positive_start, negative_stop,
-               SELF: tl.constexpr, GROUPS: tl.constexpr, EXCLUDE: tl.constexpr):  # fmt: skip
-    """Positive and negative pairs; the caller's axes decide which side lies along the rows."""
-    m_pair = (b_anchor_label >= 0) & (b_key_label >= 0)
-    if SELF:
-        m_pair = m_pair & (o_anchor != o_key)
-    if EXCLUDE:
-        m_pair = m_pair & (b_exclude != o_key)
-    if GROUPS:
-        m_pair = m_pair & (b_anchor_group == b_key_group)
-    m_same = b_anchor_label == b_key_label
-    m_positive = m_pair & m_same & (o_key >= positive_start)
-    m_negative = m_pair & (b_anchor_label != b_key_label) & (o_key < negative_stop)
-    return m_positive, m_negative
 
 
 @triton.jit
@@ -181,39 +140,13 @@ def sigmoid2(b_logit):
 
 @triton.jit
 def softplus2(b_logit):
-    """`ln(1 + 2^x)`, relative precision kept where it is small."""
+    """`ln(1 + 2^x)`, relative precision kept where it is small, and its slope `1 / (1 + 2^-x)`."""
     b_tail = tl.exp2(-tl.abs(b_logit))
+    b_whole = tl.log2(1.0 + b_tail)
+    b_rest = tl.exp2(-b_whole)
     b_series = b_tail * (1.0 - b_tail * (1.0 / 2 - b_tail * (1.0 / 3 - b_tail * (1.0 / 4 - b_tail * (1.0 / 5)))))
-    b_log = tl.where(b_tail < 0.03125, b_series, tl.log2(1.0 + b_tail) * LN2)
-    return tl.where(b_logit != b_logit, b_logit, tl.maximum(b_logit, 0.0) * LN2 + b_log)
-
-
-@triton.jit
-def pair_coefficients(b_logit, m_positive, m_negative, b_lse, b_push, b_attract, NEGATIVES: tl.constexpr):
-    """`d loss / d s` of each pair; push and attract are the anchor's push and draw times its factor."""
-    b_gap = b_logit - b_lse
-    if NEGATIVES:
-        m_inside = m_negative
-        b_pulled = b_attract * sigmoid2(-b_gap)
-    else:
-        m_inside = m_positive | m_negative
-        b_pulled = tl.broadcast_to(b_attract, b_logit.shape)
-    return tl.where(m_inside, b_push * tl.exp2(b_gap), 0.0) - tl.where(m_positive, b_pulled, 0.0)
-
-
-@triton.jit
-def load_anchor_state(p_weight, weight_stride, p_push, p_draw, p_lse, o_anchor, length, scale):
-    """Base-2 log-sum-exp, push and attract of `pair_coefficients`, and whether the anchor counts.
-
-    One upstream number for all anchors is read through a stride of 0.
-    """
-    m_row = o_anchor < length
-    b_push = tl.load(p_push + o_anchor, mask=m_row, other=0.0)
-    b_draw = tl.load(p_draw + o_anchor, mask=m_row, other=0.0)
-    m_counted = (b_push != 0.0) | (b_draw != 0.0)
-    b_factor = scale * tl.load(p_weight + o_anchor.to(tl.int64) * weight_stride, mask=m_row, other=0.0).to(tl.float32)
-    b_lse = tl.load(p_lse + o_anchor, mask=m_row, other=0.0) * LOG2E
-    return b_lse, b_factor * b_push, b_factor * b_draw, m_counted
+    b_log = tl.where(b_tail < 0.03125, b_series, b_whole * LN2)
+    return tl.maximum(b_logit, 0.0) * LN2 + b_log, tl.where(b_logit >= 0.0, b_rest, b_tail * b_rest)
 
 
 @triton.jit

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two sides of a contrast as the kernels stream them: rows by group and class, and where each finds the other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from secl_ops import tiles
+from secl_ops.engines.triton.arrange import arrange_kernel
+from secl_ops.engines.triton.grids import cells, on
+from secl_ops.engines.triton.order import order_kernel
+
+IGNORED = 2**63 - 1  # the rank of an ignored row: behind all others
+_LABELS = 2**32  # above every label: the ranks of one group
+
+
+class Names(NamedTuple):
+    """What tells the rows of one side apart."""
+
+    labels: Tensor  # [n] int32
+    groups: Tensor | None  # [n] int32
+
+
+class Meeting(NamedTuple):
+    """The order of two sides by group and label, ignored rows last, and where each row of the first finds the second.
+
+    Runs are places [first, stop) on the other side, [2, n] int32 by place.
+    """
+
+    row: Tensor  # [n]: the row at each place
+    other_row: Tensor  # [m]
+    run: Tensor  # of the rows that may be compared
+    own: Tensor  # of those of the same label
+    zone: Tensor | None  # between which those lie that an exclusion parts from the row
+    excluded: Tensor | None = None  # [m] int32: the row that each place of the other side excludes, -1 for none
+
+
+def meet(side: Names, other: Names, *, exclude: Tensor | None = None, other_exclude: Tensor | None = None) -> Meeting:
+    """Order both sides, the same one or two; rows of either may exclude one of the other's, by its number."""
+    if not tiles.counts(side.labels.shape[0], other.labels.shape[0]):
+        return meet_by_sorting(side, other, exclude=exclude, other_exclude=other_exclude)
+    rows, others, shared = side.labels.shape[0], other.labels.shape[0], side.labels is other.labels
+    row = side.labels.new_empty(rows)
+    other_row = row if shared else row.new_empty(others)
+    runs = row.new_empty((4, rows))
+    zone = None if exclude is None and other_exclude is None else row.new_empty((2, rows))
+    excluded = None if other_exclude is None else row.new_empty(others)
+    blocks = cells(rows, tiles.ORDER_ROWS) + (0 if shared else cells(others, tiles.ORDER_ROWS))
+    with on(row):
+        order_kernel[(blocks,)](
+            *side, exclude, *other, other_exclude, row, None if shared else other_row, runs, zone, excluded,
+            rows, others, BLOCK_N=tiles.ORDER_ROWS, BLOCK_M=tiles.ORDER_OTHERS,
+        )  # fmt: skip
+    run, own = runs.split(2)
+    return Meeting(row, other_row, run, own, zone, excluded)
+
+
+def meet_by_sorting(
+    side: Names, other: Names, *, exclude: Tensor | None = None, other_exclude: Tensor | None = None
+) -> Meeting:
+    """The same of many rows."""
+    row, rank = _sorted(side)
+    other_row, other_rank = (row, rank) if side.labels is other.labels else _sorted(other)
+    own = [torch.searchsorted(other_rank, rank, right=right) for right in (False, True)]
+    if side.groups is not None:
+        group = rank - rank % _LABELS
+        run = [torch.searchsorted(other_rank, group), torch.searchsorted(other_rank, group + _LABELS)]
+    else:
+        last = torch.searchsorted(other_rank, rank.new_full((1,), IGNORED))
+        run = [torch.zeros_like(own[0]), last.expand_as(own[0])]
+    runs = torch.where(rank < IGNORED, torch.stack([*run, *own]), 0).int().split(2)
+    zone = excluded = None
+    if exclude is not None:
+        places = excluded_places(exclude, row, other_row)
+        zone = torch.stack([places, torch.where(places < 0, places, places + 1)])
+    if other_exclude is not None:
+        excluded = excluded_places(other_exclude, other_row, row)
+        zone = _zone_of_excluding(excluded, len(row))
+    return Meeting(row, other_row, runs[0], runs[1], zone, excluded)
+
+
+def _zone_of_excluding(excluded: Tensor, count: int) -> Tensor:
+    """Between which places of the other side those lie that exclude each of `count` rows: [2, count] int32."""
+    target, place = torch.sort(excluded, stable=True)
+    rows = torch.arange(count, device=excluded.device, dtype=excluded.dtype)
+    first, stop = (torch.searchsorted(target, rows, right=right) for right in (False, True))
+    ends = place[first.clamp(max=len(place) - 1)], place[(stop - 1).clamp(min=0)] + 1
+    return torch.where(first < stop, torch.stack(ends), 0).int()
+
+
+def excluded_places(exclude: Tensor, row: Tensor, other_row: Tensor) -> Tensor:
+    """The place on the other side that each row must not see, by place [n] int32; -1 for none."""
+    place = torch.empty_like(other_row).index_copy_(
+        0, other_row.long(), torch.arange(len(other_row), dtype=other_row.dtype, device=row.device)
+    )
+    wanted = exclude[row]
+    exists = (wanted >= 0) & (wanted < len(other_row))
+    return torch.where(exists, place[torch.where(exists, wanted, 0)], -1).int()
+
+
+def _sorted(side: Names) -> tuple[Tensor, Tensor]:
+    """The row at each place, and the ranks in ascending order: group * 2^32 + label."""
+    rank = side.labels.long()
+    if side.groups is not None:
+        rank = rank + side.groups.long() * _LABELS
+    rank, row = torch.sort(torch.where(side.labels < 0, IGNORED, rank), stable=True)
+    return row, rank
+
+
+class State(NamedTuple):
+    """What a backward pass knows of each anchor, by place."""
+
+    numbers: Tensor  # [4, n']: log-sum-exp in base 2, push, draw, push / 2^lse
+    live: Tensor  # [tiles] int32: whether an anchor of the tile counts
+
+
+class Side(NamedTuple):
+    """Arranged rows [n', WIDTH], padded with zeros to whole tiles and to the kernels' width."""
+
+    rows: Tensor
+    sums: Tensor | None  # [tiles, WIDTH] fp32: sum of each tile
+    state: State | None
+
+
+class Upstream(NamedTuple):
+    """What the backward pass is given of each anchor, [n] each, and the scale of the similarity."""
+
+    grad: Tensor  # of any stride
+    push: Tensor
+    draw: Tensor
+    lse: Tensor
+    scale: float
+
+
+def arrange(
+    rows: Tensor,  # [n, D]
+    labels: Tensor,  # [n]
+    order: Tensor,  # [n]
+    *,
+    factor: Tensor | None = None,  # [n]
+    sums: bool = False,
+    upstream: Upstream | None = None,
+) -> Side:
+    """Copy the rows into their order, ignored ones as zeros, each times its factor where there is one."""
+    count, width = rows.shape
+    padded, places = tiles.padded_width(width), cells(count, tiles.MOST_ROWS) * tiles.MOST_ROWS
+    blocks = places // tiles.SUM_ROWS
+    out = rows.new_empty((places, padded))
+    wide = out.new_empty((blocks, padded) if sums else 0, dtype=torch.float32)
+    state = None
+    if upstream is not None:
+        state = State(wide.new_empty((4, places)), labels.new_empty(blocks))
+    columns = min(tiles.COPY_COLUMNS, padded)
+    grad, push, draw, lse, scale = (None, None, None, None, 0.0) if upstream is None else upstream
+    with on(rows):
+        arrange_kernel[(blocks, padded // columns)](
+            rows, labels, order, factor, out, wide if sums else None, grad, push, draw, lse, *(state or (None, None)),
+            count, places, *rows.stride(), 0 if grad is None else grad.stride(0), float(scale),
+            OUT=width, WIDTH=padded, BLOCK_N=tiles.SUM_ROWS, BLOCK_D=columns,
+        )  # fmt: skip
+    return Side(out, wide if sums else None, state)
