@@ -49,7 +49,8 @@ def info_nce(
     device.
 
     Args:
-        anchors: Rows [N, D] that learn: fp32, bf16, fp16 (accumulated in fp32) or fp64 ("reference" only).
+        anchors: Rows [N, D] that learn: fp32, bf16, fp16 (accumulated in fp32) or fp64 ("reference" only). On a GPU
+            fp32 rows are multiplied in three products of tf32, or, with SECL_FP32=exact in the environment, exactly.
         keys: Rows [M, D] to compare with; None: the anchors themselves, each blind to itself. A list of such tensors
             (this batch, a queue, ...) counts as one joined matrix and is read where it lies.
         anchor_labels: Integers [N] below 2^31; -1: ignored, contributes nothing and gets a zero gradient.
