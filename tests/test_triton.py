@@ -301,3 +301,42 @@ def test_a_gpu_without_room_for_a_tile_gets_a_smaller_one_and_says_so_once(monke
         warnings.simplefilter("error")
         grids.launch(Kernel(), tile, lambda each: (grids.cells(100, each.block_n),))
     assert tried[3:] == [(2, 32, 1)]
+
+
+def test_a_gpu_without_room_for_any_tile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    from secl_ops.engines.triton import grids
+
+    class Kernel:
+        fn = SimpleNamespace(__name__="crowded_kernel")
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def run(**_: int) -> None:
+                raise OutOfResources(120_000, 101_376, "shared memory")
+
+            return run
+
+    monkeypatch.setattr(grids, "_SMALLER", {})
+    with pytest.raises(RuntimeError, match="crowded_kernel: no tile is small enough for this GPU: out of resource"):
+        grids.launch(Kernel(), SMALL, lambda _: (1,))
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(("start", "stop"), [(3, 12), (0, 11)])
+def test_keys_of_which_only_some_attract_or_repel_are_refused(start: int, stop: int) -> None:
+    pairs = every_rule(9, 12)._replace(positive_start=start, negative_stop=stop)
+    said = f"positive_start must be 0 or the number of keys, 12; got {start}" if start else "negative_stop must be 0 or"
+    with pytest.raises(ValueError, match=said):
+        triton.contrast_forward(draw(9, 16), draw(12, 16), pairs, 1.0, Flag(0))
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_gradient_of_anchors_without_their_state_is_refused() -> None:
+    from secl_ops.engines.triton import launch, sides
+
+    names = sides.Names(integers(0, 2, 9).int(), None)
+    meeting, rows = sides.meet(names, names), draw(9, 16)
+    side = sides.arrange(rows, names.labels, meeting.row)
+    with pytest.raises(TypeError, match="the anchors of a backward pass must be arranged with their state"):
+        launch._gradient(side, side, meeting, rows.shape, 1.0, Flag.SELF, (True, True), keys=True)
