@@ -71,8 +71,28 @@ def sorted_first(denominator: str) -> Step:
     """Rows that are few, but sorted as many are."""
 
     def step() -> None:
-        with patch.object(tiles, "sorts", lambda *_: True):
+        with patch.object(tiles, "counts", lambda *_: False):
             contrast("ragged", denominator, BF16)()
+
+    return step
+
+
+def pieces(denominator: str) -> Step:
+    """Frozen keys in two pieces, each of them more than a tile."""
+
+    def step() -> None:
+        call = replace(separate(70, 300, 64), denominator=denominator)
+        found = []
+        for place, backend, kind in ((DEVICE, "triton", FP32), ("cpu", "reference", torch.float64)):
+            anchors = call.anchors.to(place, kind).requires_grad_()
+            keys, key_labels = (value.to(place).split(150) for value in (call.keys.to(kind), call.key_labels))
+            loss = secl_ops.info_nce(
+                anchors, keys, anchor_labels=call.anchor_labels.to(place), key_labels=key_labels,
+                denominator=denominator, backend=backend,
+            )  # fmt: skip
+            found.append([loss.detach().cpu(), torch.autograd.grad(loss, anchors)[0].cpu()])
+        for name, actual, truth in zip(("loss", "gradient"), *found, strict=True):
+            assert_within_budget(name, actual, truth, truth.float(), amplification=40.0, magnitude=10.0)
 
     return step
 
@@ -199,6 +219,7 @@ VARIANTS: dict[str, Step] = {
         for way in DENOMINATORS for side in ("anchors", "keys", "")
     },
     **{f"sorted, {way}": sorted_first(way) for way in DENOMINATORS},
+    **{f"pieces, {way}": pieces(way) for way in DENOMINATORS},
     **{f"known lse, {way}": known(way) for way in DENOMINATORS},
     **{f"backward, {way}": backward(way) for way in DENOMINATORS},
     **{f"reduction {name}": reduction(name) for name in ("mean", "sum", "none")},
@@ -251,7 +272,8 @@ def wanted(kernel: Kernel) -> list[tuple[str, object]]:
     """What launches of a kernel of the compile report must show, one by one; blocks and cells are no switches."""
     switches = [(name, value) for name, value in kernel.switches.items() if isinstance(value, bool)]
     pointers = [(name, kind != "constexpr") for name, kind in kernel.overrides.items()]
-    return [*switches, *pointers, *(("NEGATIVES", value) for value in (False, True) if kernel.purpose)]
+    denominator = {"scan": "p_hole", "value": "p_hole", "gradient": "NEGATIVES"}.get(kernel.purpose.partition("_")[0])
+    return [*switches, *pointers, *((denominator, value) for value in (False, True) if denominator)]
 
 
 def shows(given: Mapping[str, object], name: str, value: object) -> bool:
@@ -272,7 +294,11 @@ def missing(launches: Sequence[Launch], kernels: Mapping[str, Kernel]) -> list[s
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU each process runs a share of the variants")
-def test_the_variants_reach_every_kernel_and_switch() -> None:
+def test_the_variants_reach_every_kernel_and_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secl_ops.engines.triton import launch
+    from secl_ops.engines.triton.grids import Card
+
+    monkeypatch.setattr(launch, "card", lambda _: Card(90, 132))  # which cuts even a few rows into parts
     with recorded() as launches:
         for step in VARIANTS.values():
             step()
@@ -287,7 +313,7 @@ def test_what_no_variant_launches_is_seen() -> None:
         "absent": Kernel("rows", "unit_rows_kernel"),
         "tensor": Kernel("rows", "reduce_kernel", overrides={"p_order": "*i64"}),
         "none": Kernel("rows", "reduce_kernel", overrides={"p_order": "constexpr"}),
-        "contrast": Kernel("rows", "reduce_kernel", "value"),
+        "contrast": Kernel("rows", "reduce_kernel", "gradient_running"),
     }
     assert missing(launches, rows) == [
         "other: never with MEAN=False", "absent: never launched", "tensor: never with p_order=True",
