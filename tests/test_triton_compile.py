@@ -51,6 +51,7 @@ def closest() -> list[Build]:
     return copies + [
         Build(kernel, dtype, width, capability, kernel != "class_mean")
         for dtype in DTYPES for width in WIDTHS for capability in CAPABILITIES for kernel in (*FORWARD, *BACKWARD)
+        if dtype == "bf16" or capability not in (86, 89)  # whose tiles are those of 120
     ]  # fmt: skip
 
 
@@ -130,13 +131,13 @@ def test_tiles_of_few_rows_spill_nothing_either(capability: int) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_every_width_keeps_copies_in_flight_where_rows_are_whole(width: int, dtype: str) -> None:
-    builds = [Build("mean", dtype, width, capability, False, True) for capability in CAPABILITIES]
-    for build, built in zip(builds, compile_apart(builds), strict=True):
-        if tile_of(build).stages > 2:
-            assert min(built.waits) >= 1, build
+@pytest.mark.parametrize("width", [64, 256])
+def test_whole_rows_of_other_widths_are_copied_ahead_too(width: int) -> None:
+    builds = [Build("mean", "bf16", width, capability, False, True) for capability in CAPABILITIES]
+    copied = [build for build in builds if tile_of(build).stages > 2]
+    assert any(build.capability == 90 for build in copied)
+    for build, built in zip(copied, compile_apart(copied), strict=True):
+        assert min(built.waits) >= 1, build
 
 
 @pytest.mark.exhaustive
