@@ -179,6 +179,20 @@ def test_ignored_rows_are_met_by_nobody(met: list[None]) -> None:
     assert len(met) == TILES * 7 // 8 * 7 // 8
 
 
+@pytest.mark.usefixtures("small")
+def test_an_ignored_row_takes_nothing_of_the_tiles_that_its_block_takes_whole() -> None:
+    labels = torch.zeros(16, dtype=torch.int32, device=DEVICE)
+    labels[5] = -1
+    pairs = Pairs(labels, torch.ones(32, dtype=torch.int32, device=DEVICE), None, None, None, 0, 32)
+    flags = Flag.UNIT | Flag.SCAN | Flag.ANCHOR_GRADIENT
+    keys = rows(32, 1)
+    keys[3, 4] = torch.nan
+    state = triton.contrast_forward(rows(16, 0), keys, pairs, 5.0, flags)
+    assert state.lse.isnan().sum() == 15
+    assert state.lse.isneginf().nonzero().flatten().tolist() == [5]
+    assert not state.grad_anchors[5].any()
+
+
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES, Flag.SELF, Flag.SELF | Flag.NEGATIVES], ids=str)
 @pytest.mark.parametrize("others", [256, 330])
 def test_the_model_counts_the_tiles_that_the_kernel_meets(
