@@ -340,3 +340,16 @@ def test_a_gradient_of_anchors_without_their_state_is_refused() -> None:
     side = sides.arrange(rows, names.labels, meeting.row)
     with pytest.raises(TypeError, match="the anchors of a backward pass must be arranged with their state"):
         launch._gradient(side, side, meeting, rows.shape, 1.0, Flag.SELF, (True, True), keys=True)
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES], ids=str)
+def test_rows_of_which_none_counts_have_no_gradient_beside_a_nan(flags: Flag) -> None:
+    rows, flags = draw(9, 16), flags | Flag.SELF | Flag.UNIT
+    rows[3, 4] = torch.nan
+    labels = torch.arange(9, dtype=torch.int32, device=DEVICE)
+    pairs = Pairs(labels, labels, None, None, None, 0, 9)
+    state = triton.contrast_forward(rows, rows, pairs, 1.0, flags)
+    factors = (torch.ones(9, device=DEVICE), *push_and_draw(state))
+    found, _ = triton.contrast_backward(factors, rows, rows, pairs, state.lse, 1.0, flags)
+    assert torch.equal(found, torch.zeros_like(found))
