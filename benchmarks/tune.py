@@ -185,12 +185,12 @@ def survey(
 def proposals(rows: Sequence[Row]) -> list[tuple[Group, Tile, str]]:
     """Rows of the table that should change: the best tile of a group whose slow rounds beat the table's fast ones."""
     found = []
-    groups = dict.fromkeys(Group(row["purpose"], row["dtype"], int(row["width"])) for row in rows)
-    for group in groups:
-        own = {}
-        for row in rows:
-            if (row["purpose"], row["dtype"], int(row["width"])) == group and row["p50_ms"] and row["block_n"]:
-                own[Tile(*(int(row[name]) for name in Tile._fields))] = row
+    tiled = [(Group(row["purpose"], row["dtype"], int(row["width"])), row) for row in rows if row["block_n"]]
+    for group in dict.fromkeys(each for each, _ in tiled):
+        own = {
+            Tile(*(int(row[name]) for name in Tile._fields)): row
+            for each, row in tiled if each == group and row["p50_ms"]
+        }  # fmt: skip
         table = next((row for row in own.values() if row["in_table"]), None)
         if table is None:
             continue

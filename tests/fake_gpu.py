@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -201,7 +202,7 @@ def _engines() -> None:
         (triton, "objections", objections),
     ]
     for module, name, stand_in in (*native_stand_ins(on_gpu), *others):
-        setattr(module, name, stand_in)
+        patch.object(module, name, stand_in).start()
 
 
 def _sizes() -> None:
@@ -222,11 +223,11 @@ def _sizes() -> None:
         (measure, "FLUSH", 1), (targets, "ROUNDS", ROUNDS), (native_cuda, "ROUNDS", ROUNDS),
         (native_cuda, "ROWS", ROWS),
         (native_cuda, "WIDTHS", native_cuda.WIDTHS[:1]), (native_cuda, "MAPS", (2, 8)),
-        (native_cuda, "LABELS", (2, 16, 16)), (tune, "SORTS", (32,)),
+        (native_cuda, "LABELS", (2, 16, 16)), (tune, "ORDERED", (32,)),
         (tune, "ROWS", dict.fromkeys(tune.ROWS, 32)), (tune, "PURPOSES", tune.PURPOSES[-1:]),
         (tune, "candidates", lambda *given: [tiles.pick(*given)]), (pixel, "CASES", pixel.CASES[:1]),
     ):  # fmt: skip
-        setattr(module, name, value)
+        patch.object(module, name, value).start()  # which refuses a name that the module does not have
 
 
 def install() -> None:
@@ -234,7 +235,7 @@ def install() -> None:
     os.environ |= {"TRITON_INTERPRET": "1", "TORCH_COMPILE_DISABLE": "1"}
     torch.set_num_threads(1)
     for name, stand_in in STANDS_IN.items():
-        setattr(torch.cuda, name, stand_in)
+        patch.object(torch.cuda, name, stand_in).start()
     OnTheCpu().__enter__()  # type: ignore[no-untyped-call]  # torch types it not
     _engines()
 

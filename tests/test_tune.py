@@ -145,7 +145,7 @@ def test_advice_reads_as_the_table_and_says_what_fails_on_other_cards() -> None:
 def test_ordering_is_judged_on_both_sides_of_the_rule() -> None:
     none = dict.fromkeys(Tile._fields, "")
     rows = [
-        {**timed(SMALL, 0, time, 0), **none, "purpose": name, "rows": rows}
+        {**timed(SMALL, 0, time, 0), **none, "purpose": name, "dtype": "", "width": "", "rows": rows}
         for rows, name, time in (
             ("4096", "counting", 1.0), ("4096", "sorting", 2.0), ("16384", "counting", 4.0), ("16384", "sorting", 5.0)
         )
@@ -153,6 +153,7 @@ def test_ordering_is_judged_on_both_sides_of_the_rule() -> None:
     first, second = order_advice(rows)
     assert "says count: right" in first
     assert "says sort: WRONG" in second
+    assert proposals(rows) == []  # they are no tiles
 
 
 @pytest.mark.usefixtures("runs")
