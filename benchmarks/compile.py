@@ -341,13 +341,14 @@ def shape_of(build: Build, tile: tiles.Tile) -> Shape:
     """
     summed = KERNELS[build.kernel].products > 1
     products = 3 if build.dtype == "fp32" and not tiles.EXACT_FP32 else 1
-    weight_depth = 8 if build.dtype == "fp16" else 16  # fp16 rows are summed up in tf32; see primitives.value_product
+    depth = 8 if build.dtype == "fp32" else 16
+    weight_depth = 16 if build.dtype == "bf16" else 8  # fp16 rows are summed up in tf32; see primitives.value_product
     return Shape(
         warps=tile.warps,
         pairs=tile.block_n * tile.block_m,
         pair_flop=2 * products * (tiles.padded_width(build.width) + (tile.block_out if summed else 0)),
         chunks=tiles.padded_width(build.width) // tile.block_d,
-        steps=tiles.padded_width(build.width) // 16 + (tile.block_m // weight_depth if summed else 0),
+        steps=products * (tiles.padded_width(build.width) // depth + (tile.block_m // weight_depth if summed else 0)),
     )
 
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-ADDRESS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
-TARGET = re.compile(r"\b0x([0-9a-f]+)\s*$")
+ADDRESS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
+TARGET = re.compile(r"^(!?U?P\w+,\s*)?0x([0-9a-f]+)$")  # of a branch, after its condition
 WARP_PRODUCT = re.compile(r"[HIQ]MMA\.(16)(8)(16|32|8|4)\.")  # of one warp: 16 x 8 x depth
 GROUP_PRODUCT = re.compile(r"[HIQ]GMMA\.(\d+)x(\d+)x(\d+)\.")  # of the four warps of a warp group
 DESCRIBED_PRODUCT = re.compile(r"UTC[HIQ]MMA")  # of the whole program; its shape is in a register, not in the name
@@ -22,22 +22,11 @@ class Instruction(NamedTuple):
 
     address: int
     name: str  # with its modifiers, as in MUFU.EX2
-    target: int | None  # of a branch
+    target: int | None = None  # of a branch
+    ends: bool = False  # what follows is reached from elsewhere alone
 
 
-class Span(NamedTuple):
-    """A loop: from the address its back edge jumps to, up to and with that back edge."""
-
-    start: int
-    stop: int
-
-    def holds(self, address: int) -> bool:
-        """Whether the instruction at this address is inside."""
-        return self.start <= address <= self.stop
-
-    def covers(self, other: Span) -> bool:
-        """Whether the other loop is a smaller one inside."""
-        return self != other and self.start <= other.start and other.stop <= self.stop
+Places = frozenset[int]  # of the instructions in a loop
 
 
 class Shape(NamedTuple):
@@ -89,23 +78,70 @@ def parse(disassembly: str) -> list[Instruction]:
 
     Example:
         >>> parse("        /*0040*/    @!P0 BRA 0x10 ;    /* 0xfffffffc00f08947 */")
-        [Instruction(address=64, name='BRA', target=16)]
+        [Instruction(address=64, name='BRA', target=16, ends=False)]
     """
     found = []
     for line in disassembly.splitlines():
         match = ADDRESS.match(line)
         if match:
-            address, name, operands = match.groups()
-            jump = TARGET.search(operands.strip()) if base(name) == "BRA" else None
-            found.append(Instruction(int(address, 16), name, int(jump[1], 16) if jump else None))
+            address, predicate, name, operands = match.groups()
+            jump = TARGET.match(operands.strip()) if base(name) == "BRA" else None
+            ends = predicate is None and (base(name) in ("EXIT", "RET") or (jump is not None and jump[1] is None))
+            found.append(Instruction(int(address, 16), name, int(jump[2], 16) if jump else None, ends))
     return found
 
 
-def spans(code: Sequence[Instruction]) -> Iterator[Span]:
-    """Each backward branch closes a loop; one onto itself is where a finished warp stays."""
-    for instruction in code:
-        if instruction.target is not None and instruction.target < instruction.address:
-            yield Span(instruction.target, instruction.address)
+def _followers(code: Sequence[Instruction]) -> list[list[int]]:
+    """Places of the instructions that may come next after each one."""
+    place: dict[int | None, int] = {instruction.address: at for at, instruction in enumerate(code)}
+    after = [None if instruction.ends or at + 1 == len(code) else at + 1 for at, instruction in enumerate(code)]
+    jumps = [place.get(instruction.target) for instruction in code]
+    return [[at for at in both if at is not None] for both in zip(after, jumps, strict=True)]
+
+
+def _edges(following: Sequence[Sequence[int]]) -> tuple[dict[int, list[int]], list[tuple[int, int]]]:
+    """What leads to each instruction from the first one on, and the steps that lead back to where a path came by."""
+    leading: dict[int, list[int]] = {0: []}
+    back: list[tuple[int, int]] = []
+    path, open_paths = {0: None}, [(0, iter(following[0]))]
+    while open_paths:
+        at, rest = open_paths[-1]
+        other = next(rest, None)
+        if other is None:
+            open_paths.pop()
+            del path[at]
+            continue
+        if other in path:
+            back.append((at, other))
+        elif other not in leading:
+            path[other] = None
+            open_paths.append((other, iter(following[other])))
+        leading.setdefault(other, []).append(at)
+    return leading, back
+
+
+def loops_of(code: Sequence[Instruction]) -> list[Places]:
+    r"""Every loop, in order of where it is entered: all that leads back there.
+
+    A jump backwards alone closes none: waits stand behind a kernel's end and jump back into its middle.
+
+    Example:
+        >>> lines = ["/*0010*/ MOV ;", "/*0020*/ @P0 BRA 0x50 ;", "/*0030*/ BRA 0x10 ;", "/*0040*/ EXIT ;"]
+        >>> [sorted(body) for body in loops_of(parse("\n".join(f"  {line}" for line in lines)))]
+        [[0, 1, 2]]
+    """
+    if not code:
+        return []
+    leading, back = _edges(_followers(code))
+    bodies: dict[int, set[int]] = {}
+    for last, first in back:
+        body, reached = bodies.setdefault(first, {first}), [last]
+        while reached:
+            at = reached.pop()
+            if at not in body:
+                body.add(at)
+                reached += leading[at]
+    return [frozenset(bodies[first]) for first in sorted(bodies)]
 
 
 def is_matrix(name: str) -> bool:
@@ -140,17 +176,17 @@ def product_loops(disassembly: str, shape: Shape) -> list[Loop]:
     def multiplies(name: str) -> bool:
         return is_matrix(name) if on_tensor_cores else base(name) in SCALAR_PRODUCT
 
-    products = [instruction.address for instruction in code if multiplies(instruction.name)]
-    working = [span for span in spans(code) if any(span.holds(address) for address in products)]
-    outer = sorted(span for span in working if not any(other.covers(span) for other in working))
+    products = frozenset(at for at, instruction in enumerate(code) if multiplies(instruction.name))
+    working = [body for body in loops_of(code) if body & products]
+    outer = [body for body in working if not any(body < other for other in working)]
     return [_loop(code, whole, working, shape, multiplies, on_tensor_cores) for whole in outer]
 
 
 def _loop(
-    code: Sequence[Instruction], whole: Span, working: Sequence[Span], shape: Shape,
+    code: Sequence[Instruction], whole: Places, working: Sequence[Places], shape: Shape,
     multiplies: Callable[[str], bool], on_tensor_cores: bool,
 ) -> Loop:  # fmt: skip
-    inner = [span for span in working if whole.covers(span)]
+    inner = frozenset[int]().union(*(body for body in working if body < whole))
     for trips in (shape.chunks, shape.chunks - 1, shape.chunks):
         body = _body(code, whole, inner, trips)
         work, tile_work = shape.work([name for name in body if multiplies(name)])
@@ -172,11 +208,6 @@ def _loop(
     )
 
 
-def _body(code: Sequence[Instruction], whole: Span, inner: Sequence[Span], trips: int) -> list[str]:
+def _body(code: Sequence[Instruction], whole: Places, inner: Places, trips: int) -> list[str]:
     """Names of the instructions of one pass, those of the inner loops as often as they run."""
-    names: list[str] = []
-    for instruction in code:
-        if whole.holds(instruction.address):
-            repeated = any(span.holds(instruction.address) for span in inner)
-            names += [instruction.name] * (trips if repeated else 1)
-    return names
+    return [code[at].name for at in sorted(whole) for _ in range(trips if at in inner else 1)]

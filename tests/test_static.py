@@ -41,6 +41,16 @@ BLACKWELL = """
         /*0030*/                   UTCHMMA gdesc[UR28], gdesc[UR18], tmem[UR15], tmem[UR22], idesc[UR23], UPT ;
         /*0040*/                   BRA.U !UP3, 0x10 ;
 """
+WAITING = """
+        /*0010*/                   UTCHMMA gdesc[UR28], gdesc[UR18], tmem[UR15], tmem[UR22], idesc[UR23], !UPT ;
+        /*0020*/              @!P2 BRA 0x60 ;
+        /*0030*/                   UTCHMMA gdesc[UR28], gdesc[UR18], tmem[UR15], tmem[UR22], idesc[UR23], UPT ;
+        /*0040*/                   BRA.U !UP3, 0x10 ;
+        /*0050*/                   EXIT ;
+        /*0060*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P2, [UR5+0x6000], R77 ;
+        /*0070*/              @!P2 BRA 0x60 ;
+        /*0080*/                   BRA 0x30 ;
+"""
 
 
 def shape(**values: int) -> Shape:
@@ -76,6 +86,11 @@ def test_work_beyond_a_tile_is_more_tiles_or_repeated_work() -> None:
 def test_products_whose_shape_is_in_a_register_are_counted() -> None:
     one, two = (only_loop(BLACKWELL, shape(steps=steps)) for steps in (2, 1))
     assert (one.pairs, two.pairs, one.matrix_flop) == (512, 1024, 0)
+
+
+def test_a_wait_behind_the_kernels_end_is_part_of_its_loop_and_none_of_its_own() -> None:
+    loop = only_loop(WAITING, shape(steps=2))
+    assert (loop.pairs, loop.instructions, loop.matrix) == (512, 4 + 3, 2)
 
 
 def test_a_loop_with_less_than_a_tile_is_refused() -> None:

@@ -95,7 +95,7 @@ BUDGETS: dict[int, dict[str, tuple[float, float]]] = {
     86: {"mean": (13.0, 12.4), "keys": (14.0, 14.6), "self": (15.2, 16.5)},
     89: {"mean": (13.0, 12.4), "keys": (14.0, 14.6), "self": (15.2, 16.5)},
     90: {"mean": (5.9, 5.7), "keys": (7.1, 7.8), "self": (8.5, 9.7)},
-    100: {"mean": (13.6, 14.5), "keys": (23.0, 27.4), "self": (26.5, 37.5)},
+    100: {"mean": (6.8, 6.6), "keys": (9.3, 9.9), "self": (10.3, 11.6)},
     120: {"mean": (12.5, 11.8), "keys": (13.4, 14.0), "self": (14.7, 15.9)},
 }
 MOST_VISITS = 1.2  # tiles that the pass over the positives visits, times the number of classes, of all tiles
