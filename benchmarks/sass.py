@@ -85,9 +85,10 @@ def parse(disassembly: str) -> list[Instruction]:
         match = ADDRESS.match(line)
         if match:
             address, predicate, name, operands = match.groups()
-            jump = TARGET.match(operands.strip()) if base(name) == "BRA" else None
-            ends = predicate is None and (base(name) in ("EXIT", "RET") or (jump is not None and jump[1] is None))
-            found.append(Instruction(int(address, 16), name, int(jump[2], 16) if jump else None, ends))
+            jump = TARGET.match(operands.strip()) if base(name) in ("BRA", "CALL") else None  # a call may be a jump
+            ends = base(name) in ("EXIT", "RET") or (base(name) == "BRA" and jump is not None and jump[1] is None)
+            target = int(jump[2], 16) if jump else None
+            found.append(Instruction(int(address, 16), name, target, ends and predicate is None))
     return found
 
 
@@ -162,10 +163,10 @@ def program_flop(name: str, warps: int) -> int:
 def product_loops(disassembly: str, shape: Shape) -> list[Loop]:
     """What one pass of each loop over the streamed side costs, in order of address; none where no loop holds a product.
 
-    The products name the loops: the outermost ones that hold some. A loop inside that holds products runs once per
-    chunk of the width, once less where the first chunk stands before it. Everything between the two ends is counted, a
-    branch that may be skipped too. The products also tell how many tiles one pass covers; what is left over is work
-    that warps repeat, as 8 warps of 16 rows do on 64 rows.
+    The products name the loops: the outermost ones that hold some. A loop inside that holds products runs over the
+    chunks of the width, of which some may stand before it. Everything that leads back is counted, a branch that may be
+    skipped too. The waits for copies tell how many chunks and tiles one pass covers, the products where there are none;
+    what is left over is work that warps repeat, as 8 warps of 16 rows do on 64 rows.
 
     Raises:
         ValueError: The products in a loop are fewer than those of one tile: the loop was misread.
@@ -187,7 +188,10 @@ def _loop(
     multiplies: Callable[[str], bool], on_tensor_cores: bool,
 ) -> Loop:  # fmt: skip
     inner = frozenset[int]().union(*(body for body in working if body < whole))
-    for trips in (shape.chunks, shape.chunks - 1, shape.chunks):
+    within, around = (sum(base(code[at].name) == "DEPBAR" for at in places) for places in (inner, whole - inner))
+    # The first chunk needs no wait of its own; one stands after the loop over the others.
+    likely = (max(1, (shape.chunks - around) // within),) if within else (shape.chunks, shape.chunks - 1, shape.chunks)
+    for trips in likely:
         body = _body(code, whole, inner, trips)
         work, tile_work = shape.work([name for name in body if multiplies(name)])
         if work % tile_work == 0:
@@ -198,7 +202,7 @@ def _loop(
             "state the kernel's products in benchmarks/compile.py, or teach benchmarks/sass.py this loop"
         )
     return Loop(
-        pairs=shape.pairs * (work // tile_work),
+        pairs=shape.pairs * (1 if within else min(around or work, work // tile_work)),
         warps=shape.warps,
         instructions=len(body),
         exp2=sum(name.startswith("MUFU.EX2") for name in body),

@@ -41,6 +41,16 @@ BLACKWELL = """
         /*0030*/                   UTCHMMA gdesc[UR28], gdesc[UR18], tmem[UR15], tmem[UR22], idesc[UR23], UPT ;
         /*0040*/                   BRA.U !UP3, 0x10 ;
 """
+COPIED = """
+        /*0010*/                   HGMMA.64x32x16.F32.BF16 R88, gdesc[UR20], R88, gsb0 ;
+        /*0020*/                   DEPBAR.LE SB0, 0x1 ;
+        /*0030*/                   HGMMA.64x32x16.F32.BF16 R88, gdesc[UR20], R88, gsb0 ;
+        /*0040*/               @P3 CALL.REL.NOINC 0x60 ;
+        /*0050*/                   BRA 0x20 ;
+        /*0060*/                   DEPBAR.LE SB0, 0x0 ;
+        /*0070*/                   MUFU.EX2 R31, R31 ;
+        /*0080*/             @!UP2 BRA 0x10 ;
+"""
 WAITING = """
         /*0010*/                   UTCHMMA gdesc[UR28], gdesc[UR18], tmem[UR15], tmem[UR22], idesc[UR23], !UPT ;
         /*0020*/              @!P2 BRA 0x60 ;
@@ -75,6 +85,14 @@ def test_an_inner_loop_runs_once_per_chunk() -> None:
     loop = only_loop(CHUNKED, shape(pairs=64 * 32, pair_flop=2 * 16 * 4, chunks=4))
     assert (loop.instructions, loop.exp2, loop.matrix) == (3 + 2 * 4, 1, 4)
     assert loop.matrix_flop == 64 * 32 * 2 * 16 * 4
+
+
+def test_the_waits_for_copies_tell_how_often_an_inner_loop_runs() -> None:
+    loop = only_loop(COPIED, shape(pairs=64 * 32, pair_flop=2 * 16 * 4, chunks=4))
+    assert (loop.instructions, loop.exp2, loop.matrix) == (4 + 3 * 4, 1, 4)
+    assert loop.matrix_flop == 64 * 32 * 2 * 16 * 4
+    repeated = only_loop(COPIED, shape(pairs=64 * 32, pair_flop=2 * 16 * 2, chunks=4))
+    assert (repeated.pairs, repeated.matrix_flop) == (64 * 32, 64 * 32 * 2 * 16 * 4)  # one tile, its products twice
 
 
 def test_work_beyond_a_tile_is_more_tiles_or_repeated_work() -> None:
