@@ -28,7 +28,7 @@ help:            ## List what can be made
 
 setup: $(READY)  ## Virtual environment with pinned versions, and the compiled extension
 
-$(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.* csrc/cuda/hopper/*.*)
+$(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.* csrc/cuda/hopper/*.* csrc/cuda/sampling/*.*)
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python >= 3.11 or pass PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: Python >= 3.11 is needed; pass one with PYTHON=..." >&2; exit 2; }

@@ -17,7 +17,6 @@ from tests.budget import assert_within_budget
 from tests.cases import rows, surrounded
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-STRATEGIES = ["uniform", "stratified", "hard"]
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "NCHW": lambda x: x,
     "channels last": lambda x: x.to(memory_format=torch.channels_last),
@@ -188,87 +187,6 @@ def test_gather_gradient(dtype: torch.dtype, depth: int, layout: str, norm: bool
     truth = run(reference, torch.float64)
     plain = run(reference, torch.float32).to(dtype)
     assert_within_budget("gradient", found, truth, plain, magnitude=2 * float(grad.abs().max()))
-
-
-def sample_problem(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels -1..4 (1..5 where they have no sign), what is eligible, and scores with ties and no numbers."""
-    generator = torch.Generator().manual_seed(len(shape))
-    labels = torch.randint(-1, 5, shape, generator=generator)
-    eligible = torch.rand(shape, generator=generator) < 0.7
-    scores = torch.randint(0, 9, shape, generator=generator).float()
-    scores[scores == 8], scores[scores == 0] = torch.nan, -torch.inf
-    return (labels + 2 if dtype == torch.uint8 else labels).to(dtype), eligible, scores
-
-
-@pytest.mark.thinned(6)
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int16])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("shape", [(2, 23, 17), (1, 300), (2, 5, 6, 7)])
-def test_draws(shape: tuple[int, ...], strategy: str, dtype: torch.dtype, gpu: Any) -> None:
-    labels, eligible, scores = sample_problem(shape, dtype)
-    for seed, per_class in ((0, 1), (-5, 31), (2**62, 200)):
-        given = (labels, eligible, scores, torch.tensor([seed]), per_class, 7, 3, strategy, 9)
-        index, label = native.sample(*given) if per_class == 1 else repeated(gpu, partial(native.sample, *given))
-        expected = reference.sample(*given)
-        assert torch.equal(label, expected[1])
-        drawn, other = (each.view(-1, per_class).sort(dim=1).values for each in (index, expected[0]))
-        if strategy == "stratified":
-            check_cells(drawn, other, shape)
-        else:
-            assert torch.equal(drawn, other)
-        kept = index[index >= 0]
-        assert len(kept.unique()) == len(kept)
-        assert torch.equal(labels.flatten()[kept].long(), label[label >= 0].long())
-        assert eligible.flatten()[kept].all()
-
-
-def check_cells(drawn: Tensor, expected: Tensor, shape: tuple[int, ...]) -> None:
-    """Other pixels, of the same cells: those of a systematic draw."""
-
-    def cells(index: Tensor) -> Tensor:
-        number, rest = torch.zeros_like(index), index.clamp(min=0)
-        for axis, size in enumerate(reversed(shape[1:])):
-            number += (rest % size * 4 // size) * 4**axis
-            rest = rest // size
-        return torch.where(index < 0, -1, number).sort(dim=1).values
-
-    assert torch.equal(cells(drawn), cells(expected))
-
-
-def test_more_members_than_a_block_can_list(gpu: Any) -> None:
-    labels = torch.zeros(1, 16384 + 3000, dtype=torch.uint8)
-    labels[0, ::9] = 1
-    scores = (torch.arange(labels.numel()) % 50).float().view_as(labels)
-    for strategy in ("uniform", "hard"):
-        given = (labels, None, scores, torch.tensor([3]), 40, 2, -1, strategy, 0)
-        drawn, expected = (backend.sample(*given)[0].view(2, 40).sort(dim=1).values for backend in (native, reference))
-        assert torch.equal(drawn, expected)
-
-
-def test_every_pixel_of_a_class_is_equally_likely() -> None:
-    labels = torch.zeros(120, 12, dtype=torch.int32)
-    hits = torch.zeros(12)
-    for seed in range(2):
-        index, _ = native.sample(labels, None, None, torch.tensor([seed]), 3, 1, -1, "stratified", 0)
-        hits += torch.bincount(index % 12, minlength=12)
-    assert hits.sum() == 720
-    assert 30 < float(hits.min()) <= float(hits.max()) < 95  # 60 expected, each within five standard deviations
-
-
-def test_a_draw_launches_one_kernel_and_a_spread_one_two(gpu: Any) -> None:
-    labels = torch.zeros(2, 30, dtype=torch.int64)
-    for strategy, launches in (("uniform", 1), ("hard", 1), ("stratified", 2)):
-        before = gpu.launches()
-        native.sample(labels, None, labels.float(), torch.tensor([0]), 4, 3, -1, strategy, 0)
-        assert gpu.launches() - before == launches
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_empty_maps_and_no_place(strategy: str) -> None:
-    for shape, per_class, classes in (((0, 4, 4), 3, 2), ((2, 0, 4), 3, 2), ((2, 4, 4), 0, 2), ((2, 4, 4), 3, 0)):
-        labels = torch.zeros(shape, dtype=torch.int64)
-        index, label = native.sample(labels, None, None, torch.tensor([0]), per_class, classes, -1, strategy, 0)
-        assert index.tolist() == label.tolist() == [-1] * (shape[0] * per_class * classes)
 
 
 def test_raw_operations_refuse_what_they_would_read_wrongly(gpu: Any) -> None:

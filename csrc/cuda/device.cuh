@@ -103,6 +103,8 @@ __device__ __forceinline__ T shuffle_down(T value, int lanes) {
   return __shfl_down_sync(kAllLanes, value, lanes);
 }
 __device__ __forceinline__ unsigned ballot(bool value) { return __ballot_sync(kAllLanes, value); }
+// The lanes that have the same value.
+__device__ __forceinline__ unsigned lanes_like(int value) { return __match_any_sync(kAllLanes, value); }
 
 __device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint(x); }
 
@@ -112,6 +114,14 @@ __device__ __forceinline__ float float_from_bits(uint32_t bits) { return __uint_
 __device__ __forceinline__ void add_count(int32_t* count, int32_t value) { atomicAdd(count, value); }
 
 __device__ __forceinline__ int population(unsigned bits) { return __popc(bits); }
+
+__device__ __forceinline__ int leading_zeros(uint32_t bits) { return __clz(static_cast<int>(bits)); }
+
+// A number that no thread writes during the launch; the emulated GPU counts its bytes.
+template <class T>
+__device__ __forceinline__ T read_input(const T* place) {
+  return __ldg(place);
+}
 
 // 2^x, subnormal numbers as 0; relative error 2^-22.
 __device__ __forceinline__ float exp2_approx(float x) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../contrast_math.h"
+#include "../random.h"
 #include "runtime.h"
 
 namespace secl::cuda {
@@ -120,14 +121,18 @@ struct Sample {
   const bool* eligible;  // [B, pixels] or null
   const float* scores;   // [B, pixels] or null; goes with hard
   const int64_t* seed;   // [1]
-  int32_t* tally;        // [B, C, cells] scratch; null where there is one cell
-  int64_t* index;        // [B, C, per_class]
+  int32_t* scratch;      // [sample_scratch] or null where that is 0
+  int64_t* index;        // [C, B, per_class]
   int32_t* label;        // the same
 
   SECL_INLINE int64_t pixels() const { return int64_t{size[0]} * size[1] * size[2]; }
   // Of the grid that a stratified draw spreads over.
-  SECL_INLINE int cells() const { return stratified ? 1 << 2 * axes : 1; }
+  SECL_INLINE int cells_along(int axis) const {
+    return stratified && axis >= 3 - axes ? static_cast<int>(kCellsPerAxis) : 1;
+  }
+  SECL_INLINE int cells() const { return cells_along(0) * cells_along(1) * cells_along(2); }
 };
+int64_t sample_scratch(const Sample& job);
 void launch_sample(const Sample& job, Stream stream);
 
 }  // namespace secl::cuda

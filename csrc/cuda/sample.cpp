@@ -55,13 +55,13 @@ std::tuple<Tensor, Tensor> Operations::sample(const Tensor& labels, const Maybe&
   if (labels.numel() == 0) {
     return {torch::stable::fill_(index, -1), torch::stable::fill_(label, -1)};
   }
-  const int64_t cells = job.stratified && size ? job.images * num_classes * job.cells() : 0;
-  Tensor tally = torch::stable::new_empty(labels, {cells}, ScalarType::Int);
-  job.tally = tally.mutable_data_ptr<int32_t>();
+  if (size == 0) return {index, label};
+  Tensor scratch = torch::stable::new_empty(labels, {sample_scratch(job)}, ScalarType::Int);
+  job.scratch = scratch.mutable_data_ptr<int32_t>();
   job.index = index.mutable_data_ptr<int64_t>();
   job.label = label.mutable_data_ptr<int32_t>();
   const Place place(labels);
-  if (size) launch_sample(job, place.stream);
+  launch_sample(job, place.stream);
   return {index, label};
 }
 

@@ -94,6 +94,17 @@ inline unsigned ballot(bool value) {
   });
   return mine;
 }
+inline unsigned lanes_like(int value) {
+  std::pair<int, unsigned> mine{value, 0};
+  emulate::meet("lanes_like", kAllLanes, &mine, [](void* const* lanes) {
+    const auto at = [&](unsigned i) { return static_cast<std::pair<int, unsigned>*>(lanes[i]); };
+    for (unsigned i = 0; i < emulate::kLanes; ++i) {
+      for (unsigned j = 0; j < emulate::kLanes; ++j)
+        at(i)->second |= unsigned(at(i)->first == at(j)->first) << j;
+    }
+  });
+  return mine.second;
+}
 inline uint32_t float_bits(float x) { return std::bit_cast<uint32_t>(x); }
 
 inline float float_from_bits(uint32_t bits) { return std::bit_cast<float>(bits); }
@@ -101,6 +112,13 @@ inline float float_from_bits(uint32_t bits) { return std::bit_cast<float>(bits);
 inline void add_count(int32_t* count, int32_t value) { *count += value; }
 
 inline int population(unsigned bits) { return std::popcount(bits); }
+inline int leading_zeros(uint32_t bits) { return std::countl_zero(bits); }
+
+template <class T>
+T read_input(const T* place) {
+  emulate::machine().bytes_read += sizeof(T);
+  return *place;
+}
 
 inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 inline float exp2_approx(float x) { return flush(std::exp2(flush(x))); }

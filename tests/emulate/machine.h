@@ -93,6 +93,7 @@ struct Machine {
   int32_t capability = 80;
   int32_t shared_memory_limit = 227 << 10;
   uint64_t launches = 0;
+  int64_t bytes_read = 0;   // by read_input
   int64_t most_copies = 0;  // bulk copies that were under way at once in a block
   bool idle = false;        // no thread could run in the round before
 };

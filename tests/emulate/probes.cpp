@@ -102,6 +102,7 @@ void collectives() {
   if (shuffle_up(lane, 3) != (lane < 3 ? lane : lane - 3)) fail("shuffle_up");
   if (shuffle_down(lane, 3) != (lane > 28 ? lane : lane + 3)) fail("shuffle_down");
   if (ballot(lane % 3 == 0) != 0x49249249u) fail("ballot");
+  if (lanes_like(lane % 3) != 0x49249249u << lane % 3) fail("lanes_like");
   if (warp_sum(lane) != 496) fail("warp_sum");
 }
 
