@@ -120,6 +120,12 @@ def test_equal_scores_go_by_place_through_all_chunks(every: int, chunked: Any) -
     same_pixels(draw(torch.zeros(1, 300).long(), **given), truth(torch.zeros(1, 300).long(), **given))
 
 
+def test_scores_that_a_list_leaves_out_are_left_to_chance(chunked: Any) -> None:
+    scores = 1 + (torch.arange(300) % 10 == 9)[None] * 0.5  # two chunks list 54 low ones each, as many as are drawn so
+    given: dict[str, Any] = {"per_class": 216, "classes": 1, "strategy": "hard", "scores": scores, "seed": 0}
+    same_pixels(draw(torch.zeros(1, 300).long(), **given), truth(torch.zeros(1, 300).long(), **given))
+
+
 def listed(labels: Tensor, per_class: int, classes: int, scores: Tensor | None = None) -> Tensor:
     """How many pixels are listed for each kind, image and group of classes."""
     from secl_ops.engines.triton import launch_sample

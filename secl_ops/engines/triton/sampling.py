@@ -58,14 +58,18 @@ def load_free(p_labels, p_eligible, p_scores, source, start, wanted, gone, FROM:
 @triton.jit
 def smallest(p_labels, p_eligible, p_scores, source, wanted, hashed, need, gone, FROM: tl.constexpr,
              BY_SCORE: tl.constexpr, AFTER_SCORES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Where the `need` smallest keys end: prefix, the bits below it, and how many keys at the prefix belong to them."""
+    """Where the `need` smallest keys end: prefix, the bits below it, and how many keys at the prefix belong to them.
+
+    A list leaves out higher scores, of which the same prefix must not say that they were taken: it is a whole key then.
+    """
     prefix = hashed * 0
     shift = (hashed * 0 + BITS).to(tl.int32)
     found = shift * 0 + 2147483647  # keys at the prefix
     o_bin = tl.arange(0, BINS)
+    EXACT: tl.constexpr = BY_SCORE and FROM == LIST
     for level in range(DIGITS):
         low = BITS - DIGIT - DIGIT * level
-        if (found > need) & (need > 0):
+        if (need > 0) & ((found > need) | EXACT):
             b_bins = tl.zeros([BINS], tl.int32)
             for start in range(0, source[0], BLOCK):
                 o_place, m_free = load_free(
