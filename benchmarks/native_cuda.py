@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import torch
@@ -33,7 +34,7 @@ WIDTHS = (128, 64, 256, 32, 96, 192, 512)  # in order of worth, as the dtypes ar
 DTYPES = ("bfloat16", "float16", "float32")
 ROWS = 4096
 MAPS = (8, 64)  # maps of a batch, and their side
-LABELS = (8, 128, 128)
+LABELS, VOLUMES = (8, 128, 128), (2, 128, 128, 128)  # of 19 classes and of 4
 LANE = "native-cuda"  # of the shared tests: see tests/lanes.py
 
 
@@ -52,6 +53,8 @@ class Trial:
 def trials(device: str) -> Iterator[Trial]:
     """Every case that a row of the table stands for."""
     yield sampling(device, LABELS)
+    yield sampling(device, VOLUMES, classes=4)
+    yield sampling(device, VOLUMES, classes=4, strategy="hard")
     for dtype in DTYPES:
         for width in WIDTHS:
             yield gathering(device, dtype, width, *MAPS)
@@ -97,21 +100,27 @@ def gathering(device: str, dtype: str, width: int, maps: int, side: int) -> Tria
     return Trial("gather_pixels", dtype, width, case, lambda backend: lambda: passes(backend), check)
 
 
-def sampling(device: str, shape: tuple[int, ...]) -> Trial:
+def sampling(device: str, shape: tuple[int, ...], classes: int = 19, strategy: str = "uniform") -> Trial:
     """A draw; each backend may take its pixels in another order, not other pixels."""
 
     @functools.cache
-    def labels() -> Tensor:
-        return torch.randint(0, 19, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    def maps() -> tuple[Tensor, Tensor]:
+        random = torch.Generator().manual_seed(0)
+        labels = torch.randint(0, classes, shape, generator=random)
+        return labels.to(device), torch.rand(shape, generator=random).to(device)
 
     def draw(side: str) -> Tensor:
-        return secl_ops.sample_pixels(labels(), 64, num_classes=19, seed=5, backend=side).index.view(-1, 64)
+        labels, chance = maps()
+        given: dict[str, Any] = {"num_classes": classes, "seed": 5, "strategy": strategy, "backend": side}
+        scores = chance if strategy == "hard" else None
+        return secl_ops.sample_pixels(labels, 64, scores=scores, **given).index.view(-1, 64)
 
     def check() -> None:
         if not torch.equal(draw("native").sort(dim=1).values, draw("reference").sort(dim=1).values):
             raise AssertionError("native draws other pixels than the reference")
 
-    return Trial("sample_pixels", "int64", 0, "uniform, 19 classes", lambda side: lambda: draw(side), check)
+    case = f"{strategy}, {classes} classes, {' x '.join(map(str, shape))}"
+    return Trial("sample_pixels", "int64", 0, case, lambda side: lambda: draw(side), check)
 
 
 def lane(report: Path) -> str:

@@ -223,7 +223,7 @@ def _sizes() -> None:
         (measure, "FLUSH", 1), (targets, "ROUNDS", ROUNDS), (native_cuda, "ROUNDS", ROUNDS),
         (native_cuda, "ROWS", ROWS),
         (native_cuda, "WIDTHS", native_cuda.WIDTHS[:1]), (native_cuda, "MAPS", (2, 8)),
-        (native_cuda, "LABELS", (2, 16, 16)), (tune, "ORDERED", (32,)),
+        (native_cuda, "LABELS", (2, 16, 16)), (native_cuda, "VOLUMES", (1, 4, 8, 8)), (tune, "ORDERED", (32,)),
         (tune, "ROWS", dict.fromkeys(tune.ROWS, 32)), (tune, "PURPOSES", tune.PURPOSES[-1:]),
         (tune, "candidates", lambda *given: [tiles.pick(*given)]), (pixel, "CASES", pixel.CASES[:1]),
     ):  # fmt: skip

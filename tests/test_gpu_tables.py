@@ -128,6 +128,7 @@ def test_targets_are_those_of_the_design() -> None:
 
 def few() -> Iterator[Trial]:
     yield native_cuda.sampling("cpu", (1, 6, 40))
+    yield native_cuda.sampling("cpu", (1, 4, 5, 6), classes=4, strategy="hard")
     yield native_cuda.gathering("cpu", "float32", 16, maps=8, side=3)
     yield native_cuda.contrasting(Case("both", 24, 16, 32, both=True))
 
@@ -137,9 +138,10 @@ def test_the_cuda_table_is_what_the_selection_reads(tmp_path: Path) -> None:
     table = tmp_path / "cuda.csv"
     assert native_cuda.measure(table, "cpu", few(), "green") == 0
     rows = verified.read(table)
-    assert [row["operation"] for row in rows] == ["sample_pixels", "gather_pixels", "info_nce"]
+    assert [row["operation"] for row in rows] == ["sample_pixels", "sample_pixels", "gather_pixels", "info_nce"]
+    assert [row["case"] for row in rows[:2]] == ["uniform, 19 classes, 1 x 6 x 40", "hard, 4 classes, 1 x 4 x 5 x 6"]
     assert {row["verified"] for row in rows} == {"yes"}
-    assert [(row["dtype"], row["width"]) for row in rows] == [("int64", "0"), ("float32", "16"), ("float32", "16")]
+    assert [(row["dtype"], row["width"]) for row in rows[1:]] == [("int64", "0"), ("float32", "16"), ("float32", "16")]
     assert all(float(row["native_ms"]) > 0 < float(row["triton_ms"]) for row in rows)
     assert len(verified.chosen(rows)) == 3  # the interpreter is slower than anything
 
