@@ -99,7 +99,7 @@ def _others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     static = commands.add_parser("static", help="compile every Triton kernel and print what the machine code predicts")
     static.add_argument("--full", action="store_true", help="every dtype, width, group and exclusion, not bf16 alone")
     static.add_argument("--kernel", default="", help="only configurations whose name holds this, such as scan-bf16")
-    static.add_argument("--out", type=Path, default=RESULTS / "static.csv", help="written anew")
+    static.add_argument("--out", type=Path, default=RESULTS / "static.csv", help="written anew, with --kernel in part")
     static.set_defaults(call=lambda given: report(given.out, full=given.full, only=given.kernel))
     verifying = commands.add_parser("verified", help="write where `auto` may take the CUDA kernels, from cuda.csv")
     verifying.set_defaults(call=lambda _: write_verified())

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from benchmarks.compile import KERNELS, Build, Built, common, compile_apart, every, faults, outputs, shape_of, tile_of
 from benchmarks.model import CALLS, predicted, weighted
-from benchmarks.provenance import commit, shown, today, write_rows
+from benchmarks.provenance import commit, read_rows, shown, today, write_rows
 from benchmarks.sass import LANES, Loop
 
 BATCH = 24
+IDENTITY = 6  # columns that name a configuration
 FIELDS = (
     "kernel", "dtype", "width", "capability", "denominator", "plain", "registers", "shared_bytes", "spill_bytes",
     "wgmma", "copies_in_flight", "far_per_pair", "near_per_pair", "weighted_per_pair", "exp2_per_pair",
@@ -156,8 +157,16 @@ def _compiled(wanted: Sequence[Build]) -> Iterator[tuple[Build, Built]]:
         yield from zip(batch, compile_apart(batch), strict=True)
 
 
+def _beside(out: Path, rows: Sequence[tuple[object, ...]]) -> list[Sequence[object]]:
+    """These rows in place of a table's rows of the same configurations, the others as they are."""
+    fresh: dict[tuple[str, ...], Sequence[object]] = {tuple(map(str, row[:IDENTITY])): row for row in rows}
+    kept = [[row.get(field, "") for field in FIELDS] for row in read_rows(out)]
+    table = [fresh.pop(tuple(row[:IDENTITY]), row) for row in kept]
+    return [*table, *fresh.values()]
+
+
 def report(out: Path, *, full: bool, only: str = "") -> None:
-    """Compile, print a line per configuration, write the table.
+    """Compile, print a line per configuration, write the table; the rows of others stay where only some are wanted.
 
     Raises:
         SystemExit: No configuration is named so, or one failed, spilled or lost the tensor cores; each is listed.
@@ -178,7 +187,7 @@ def report(out: Path, *, full: bool, only: str = "") -> None:
         wrong += [f"{build}: {fault}" for fault in faults(build, built)]
         unread += [f"{build}: {built.unread}"] * bool(built.unread)
         made[build] = built
-    write_rows(out, FIELDS, rows, append=False)
+    write_rows(out, FIELDS, _beside(out, rows) if only else rows, append=False)
     print(f"{len(rows)} configurations, Triton {version}; predicted, not measured: the rates are those of an H200 at")
     print(f"790 TFLOP/s (bf16, measured) and 1.755 GHz; written to {shown(out)}")
     for text in predictions(made):

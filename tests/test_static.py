@@ -169,6 +169,10 @@ def test_a_real_kernel_is_read_and_reported(tmp_path: Path, capsys: pytest.Captu
     assert row["predicted_percent_of_790"] == f"{100 * bound.share:.1f}"
     assert float(row["far_per_pair"]) < float(row["weighted_per_pair"]) < float(row["near_per_pair"])
     assert "predicted, not measured" in capsys.readouterr().out
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], "old" + lines[1], lines[1].replace("," + row["commit"], ",old")]) + "\n")
+    static.report(table, full=False, only=str(case))
+    assert table.read_text().splitlines() == [lines[0], "old" + lines[1], lines[1]]  # its row anew, the other kept
 
 
 def test_waits_outside_a_loop_are_none_of_its() -> None:
