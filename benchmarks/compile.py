@@ -199,7 +199,7 @@ def common() -> list[Build]:
 
 
 def faults(build: Build, built: Built) -> list[str]:
-    """What is wrong with a compiled configuration: it failed, spills, does not fit, or lost the tensor cores.
+    """What is wrong with a compiled configuration: it failed, spills, does not fit, lost the tensor cores or its loop.
 
     Example:
         >>> faults(Build("scan", "bf16", 128, 90), Built(registers=255, stack=8, wgmma=True))
@@ -214,7 +214,7 @@ def faults(build: Build, built: Built) -> list[str]:
         found.append(f"takes {built.shared} bytes of shared memory of {SHARED_BYTES[build.capability]}")
     if build.kernel in CONTRAST and build.dtype != "fp32" and build.capability == 90 and not built.wgmma:
         found.append("its products do not run as wgmma")
-    return found
+    return found + [built.unread] * bool(built.unread)
 
 
 def tile_of(build: Build) -> tiles.Tile:
@@ -301,7 +301,7 @@ def _build(build: Build, tile: tiles.Tile | None) -> Built:
         return result
     try:
         loops = product_loops(_disassemble(found.asm["cubin"], "-sass"), shape_of(build, tile or tile_of(build)))
-    except ValueError as error:  # a loop of a new kind hides no spill
+    except ValueError as error:  # it hides no spill
         return result._replace(unread=str(error))
     if not loops:
         return result._replace(unread="no loop holds a product")

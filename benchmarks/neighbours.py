@@ -14,7 +14,7 @@ _STEPS = (
     ("stages", 1.0), ("stages", -1.0), ("block_d", 2.0), ("block_d", 0.5), ("block_out", 2.0), ("block_out", 0.5),
 )  # fmt: skip
 _LIMITS = {
-    "block_n": (16, 256), "block_m": (16, 128), "block_d": (16, 256), "block_out": (16, 256), "warps": (4, 8),
+    "block_n": (16, 256), "block_m": (16, 128), "block_d": (16, 256), "block_out": (16, 512), "warps": (4, 8),
     "stages": (1, 4),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import cache
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,7 @@ SAMPLE_SPOTS = 4096  # pixels among which a low score is looked for, to aim at
 MOST_PIXELS = 1 << 28  # of one image: the sampler counts them in 32 bits
 REDUCE_ROWS = 1024  # losses that the one program of a reduction adds at a time
 WIDEST = 1 << 30
+MOST_UNROLLED = 4  # chunks of a similarity; of more, a loop runs, and no copy is in flight from one tile to the next
 MOST_ROWS = 128  # of a tile of either side: arranged rows come in multiples of it
 SUM_ROWS = 64  # whose sum is kept when rows are arranged
 LIVE_BATCH = 64  # tiles whose mark, whether an anchor of theirs counts, is read at once
@@ -206,11 +208,11 @@ def pick(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> 
 
 
 def fitted(tile: Tile, width: int) -> Tile:
-    """The tile with no more columns than a row of this width has.
+    """The tile with no more columns than an arranged row of this width has, and such that they divide it.
 
     Example:
-        >>> fitted(Tile(64, 64, 128, 128, 8, 2), 24)[2:4]
-        (32, 32)
+        >>> fitted(Tile(64, 64, 128, 128, 8, 2), 24)[2:4], fitted(Tile(64, 64, 128, 512, 8, 2), 768)[2:4]
+        ((32, 32), (128, 256))
     """
-    padded = max(16, next_power_of_two(width))  # a tensor-core product is at least 16 deep
-    return tile._replace(block_d=min(tile.block_d, padded), block_out=min(tile.block_out, padded))
+    padded = padded_width(width)
+    return tile._replace(block_d=gcd(tile.block_d, padded), block_out=gcd(tile.block_out, padded))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -77,7 +78,7 @@ def check(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("flags", [Flag(0), Flag.NEGATIVES, Flag.SELF, Flag.SELF | Flag.NEGATIVES], ids=str)
 @pytest.mark.parametrize("rules", [(True, True), (True, False), (False, True)], ids=["both", "attract", "repel"])
-@pytest.mark.parametrize("width", [16, 40], ids=["one chunk", "ragged chunks"])
+@pytest.mark.parametrize("width", [16, 40, 100], ids=["one chunk", "ragged chunks", "a loop of chunks"])
 def test_tiles_of_every_shape(
     width: int, rules: tuple[bool, bool], flags: Flag, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,10 +202,11 @@ def test_unit_rows_of_any_stride() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("purpose", ["scan", "value", "positive", "gradient"])
 def test_every_tile_can_be_multiplied(purpose: str, dtype: torch.dtype) -> None:
-    for width in (1, 16, 17, 64, 65, 128, 129, 256, 257, 100_000):
-        tile = tiles.pick(width, dtype, purpose)
+    for width, capability in product((1, 16, 17, 64, 65, 128, 129, 256, 257, 600, 100_000), (80, 86, 90, 100)):
+        tile = tiles.pick(width, dtype, purpose, capability)
         assert min(tile[:4]) >= 16
         assert all(value & (value - 1) == 0 for value in tile[:5])
+        assert all(tiles.padded_width(width) % columns == 0 for columns in tile[2:4])
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
 FARTHEST = tl.constexpr(2**30)  # above every place of a row
+UNROLLED = tl.constexpr(tiles.MOST_UNROLLED)
 
 
 @triton.jit
@@ -94,10 +95,14 @@ def dot_rows(b_row, p_row, p_other, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """
     b_other = tl.load(p_other)
     b_dot = product(b_row, tl.trans(b_other), tl.zeros([b_row.shape[0], b_other.shape[0]], tl.float32))
-    for start in range(BLOCK_D, WIDTH, BLOCK_D):
-        b_part = tl.load(p_row + start)
-        b_other = tl.load(p_other + start)
-        b_dot = product(b_part, tl.trans(b_other), b_dot)  # [BN, BD] @ [BD, BM] -> [BN, BM]
+    if WIDTH <= UNROLLED * BLOCK_D:  # the row's chunks stay in shared memory, the other side's are copied a tile ahead
+        for start in tl.static_range(BLOCK_D, WIDTH, BLOCK_D):
+            b_other = tl.load(p_other + start)
+            b_dot = product(tl.load(p_row + start), tl.trans(b_other), b_dot)  # [BN, BD] @ [BD, BM] -> [BN, BM]
+    else:
+        for start in range(BLOCK_D, WIDTH, BLOCK_D):
+            b_other = tl.load(p_other + start)
+            b_dot = product(tl.load(p_row + start), tl.trans(b_other), b_dot)  # [BN, BD] @ [BD, BM] -> [BN, BM]
     return b_dot, b_other
 
 
