@@ -34,6 +34,7 @@ def _options(given: Namespace) -> Options:
         given.budget,
         given.patience,
         tuple(given.without),
+        given.busy,
     )
 
 
@@ -69,6 +70,13 @@ def _timing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         command.add_argument("--budget", type=float, default=0.0, help="GFLOP of the largest case; 0: the device's")
         command.add_argument("--patience", type=float, default=60.0, help="seconds one contender of a case may take")
         command.add_argument("--without", nargs="+", choices=tuple(LOSSES), default=[], help="leave these out")
+        _busy(command)
+
+
+def _busy(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--busy", action="store_true", help="on a CPU: go on beside other processes; each row is marked"
+    )
 
 
 def _others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -82,8 +90,11 @@ def _others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     memory.add_argument("--out", type=Path, default=RESULTS / "memory.csv", help="rows are appended")
     memory.add_argument("--threads", type=int, default=2)
     memory.set_defaults(
-        call=lambda given: largest(given.out, given.device, given.mib, given.patience, given.threads, given.kind)
+        call=lambda given: largest(
+            given.out, given.device, given.mib, given.patience, given.threads, given.kind, given.busy
+        )
     )
+    _busy(memory)
     whole = commands.add_parser("training", help="one SECL training step with secl_ops, and with the eager loss")
     whole.add_argument("--rounds", type=int, default=3)
     whole.add_argument("--threads", type=int, default=2)
@@ -91,7 +102,8 @@ def _others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--setting", choices=tuple(SETTINGS), nargs="+", default=[], help="default: all that suit the device"
     )
     whole.add_argument("--out", type=Path, default=RESULTS / "training.csv", help="rows are appended")
-    whole.set_defaults(call=lambda given: training(given.out, given.setting, given.rounds, given.threads))
+    whole.set_defaults(call=lambda given: training(given.out, given.setting, given.rounds, given.threads, given.busy))
+    _busy(whole)
     drawing = commands.add_parser("plot", help="draw the figures from the tables of a folder")
     drawing.add_argument("--results", type=Path, default=RESULTS, help="where the tables are")
     drawing.add_argument("--out", type=Path, default=None, help="where the figures go; default: beside the tables")

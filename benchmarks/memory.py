@@ -14,6 +14,7 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.contenders import YARDSTICKS, contender, names, ours
 from benchmarks.gate import agree, reason
+from benchmarks.load import Watch
 from benchmarks.measure import extra_mib
 from benchmarks.provenance import ORIGIN, origin, shown, write_rows
 
@@ -92,19 +93,22 @@ def _probe(case: Case, name: str, budget: float, threads: int, patience: float) 
     return measure
 
 
-def largest(out: Path, device: str, budget: float, patience: float, threads: int, kind: str = "self") -> None:
+def largest(
+    out: Path, device: str, budget: float, patience: float, threads: int, kind: str = "self", busy: bool = False
+) -> None:
     """Search for every contender in turn and append its row to the table.
 
     Raises:
-        SystemExit: Our own result is wrong.
+        SystemExit: Our own result is wrong, or others keep the machine busy: a slow size ends a search.
     """
     budget = budget or BUDGET_MIB[device]
     torch.set_num_threads(threads)
     dtype = "bfloat16" if device == "cuda" else "float32"
     keys = 0 if kind == "self" else 1024
     case = Case(f"memory-{kind}", 1024, WIDTH, keys, both=kind == "both", device=device, dtype=dtype)
-    source = origin(threads, device)
+    source, watch = origin(threads, device), Watch(device, busy)
     for name in (name for name in names(case) if name not in YARDSTICKS):
+        load = watch.before(name)
         shape = (name, device, dtype, kind, case.denominator, WIDTH, f"{budget:g}")
         try:
             agree(case, name, contender(case, name)())
@@ -118,7 +122,7 @@ def largest(out: Path, device: str, budget: float, patience: float, threads: int
             print(
                 f"  {name:26}{cells[0]:>10} rows fit {budget:g} MiB: {cells[1]} MiB; {cells[2]} {cells[4]}", flush=True
             )
-        write_rows(out, FIELDS, [(*shape, *cells, *source)], append=True)
+        write_rows(out, FIELDS, [load.stamp((*shape, *cells), source, timed=cells[0])], append=True)
     print(f"written to {shown(out)}")
 
 

@@ -23,6 +23,7 @@ from benchmarks.budget import assert_within_budget
 from benchmarks.cases import Case
 from benchmarks.contenders import NATIVE, TRITON, contender
 from benchmarks.gpu import demand_gpu
+from benchmarks.load import Watch
 from benchmarks.measure import Clock, Work, milliseconds, percentiles
 from benchmarks.provenance import commit, today, write_rows
 from benchmarks.verified import FIELDS
@@ -169,7 +170,7 @@ def measure(out: Path, device: str, wanted: Iterator[Trial], tests: str) -> int:
     capability = "".join(map(str, torch.cuda.get_device_capability())) if device == "cuda" else ""
     gpu = torch.cuda.get_device_name() if device == "cuda" else device
     origin = (gpu, torch.__version__, commit(), today())
-    clock, missing, refused = Clock(device), 0, set()
+    clock, watch, missing, refused = Clock(device), Watch(device), 0, set()
     for trial in wanted:
         reasons = MODULES["native"].objections(device, getattr(torch, trial.dtype), trial.operation)
         if reasons:
@@ -178,13 +179,14 @@ def measure(out: Path, device: str, wanted: Iterator[Trial], tests: str) -> int:
             refused.add(trial.operation)
             missing += 1
             continue
+        load = watch.before(trial.case)
         try:
             values = row(trial, clock, tests)
         except Exception as error:  # a kernel that does not launch must not hide the others
             missing += 1
             print(f"{trial.operation} {trial.dtype} {trial.width} {trial.case}: {gate.reason(error)}", flush=True)
             continue
-        found = (trial.operation, capability, trial.dtype, trial.width, trial.case, *values, *origin)
+        found = (trial.operation, capability, trial.dtype, trial.width, trial.case, *values, *origin, load.cell)
         write_rows(out, FIELDS, [found], append=True)
         print(*found[:9], flush=True)
     return missing

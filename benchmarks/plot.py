@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 
 from benchmarks.contenders import COMPILED, NATIVE, TRITON, YARDSTICKS
-from benchmarks.provenance import Row, shown
+from benchmarks.provenance import BUSY, Row, shown
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # the backend is chosen first: there may be no screen
@@ -73,7 +73,9 @@ def origin(rows: Sequence[Row]) -> str:
     place = fields["machine"]
     if "CUDA" not in place:
         place = f"{fields['threads']} CPU thread{plural} ({place})"
-    return f"{place}, {torch}, commit {fields['commit']}, {fields['date']}"
+    marked = sum(BUSY in row.get("note", "") for row in rows)
+    beside = f", {BUSY}{marked} of {len(rows)} rows were timed beside others" if marked else ""
+    return f"{place}, {torch}, commit {fields['commit']}, {fields['date']}{beside}"
 
 
 def failure(note: str) -> str:

@@ -15,7 +15,9 @@ import torch
 from secl_models.method.origin import git, installed, processor
 
 RESULTS = Path(__file__).resolve().parent / "results"
-ORIGIN = ("threads", "machine", "versions", "commit", "date")
+SOURCE = ("threads", "machine", "versions", "commit", "date")  # of a whole run
+ORIGIN = (*SOURCE, "load")  # of a row: `load` is that before its case; empty in rows from before it was read
+BUSY = "BUSY: "  # begins what a note says of the load
 PACKAGES = ("torch", "triton", "pytorch-metric-learning", "pykeops", "cut-cross-entropy", "inf-cl", "memeff")
 NO_GPU = "no GPU: a rehearsal"  # in the place of a GPU's name: no number beside it means anything
 Row = dict[str, str]
@@ -46,7 +48,7 @@ def versions() -> str:
 
 
 def origin(threads: int, device: str = "cpu") -> tuple[object, ...]:
-    """The values of the columns `ORIGIN`."""
+    """The values of the columns `SOURCE`."""
     return (threads, machine(device), versions(), commit(), today())
 
 
@@ -65,11 +67,13 @@ def read_rows(table: Path) -> list[Row]:
 
 def fault(row: Mapping[str, str]) -> str | None:
     """What a row of any table lacks: every number has its origin, every absence its reason."""
-    missing = [field for field in ORIGIN if not row.get(field)]
+    missing = [field for field in SOURCE if not row.get(field)]
+    if row.get("load", "") is None:  # the row ends before its columns do
+        missing.append("load")
     if missing:
         return f"no {', '.join(missing)}"
     if "p50_ms" in row:
-        note, memory = row["note"], "memory: "
+        note, memory = row["note"].partition(BUSY)[0].removesuffix("; "), "memory: "
         if bool(row["p50_ms"]) == bool(note) and not note.startswith(memory):
             return "either a time or a note that says why there is none"
         if row["p50_ms"] and bool(row["extra_mib"]) == note.startswith(memory):

@@ -15,6 +15,7 @@ from benchmarks.cases import Case
 from benchmarks.contenders import YARDSTICKS, Step
 from benchmarks.gate import admit, reason
 from benchmarks.limits import device_name, floor_ms
+from benchmarks.load import Load, Watch
 from benchmarks.measure import Clock, Work, allocated_mib, cap_memory, extra_mib, milliseconds, percentiles
 from benchmarks.pixel import PixelCase
 from benchmarks.provenance import ORIGIN, origin, shown, write_rows
@@ -28,6 +29,7 @@ BUDGET_GFLOP = {"cpu": 500.0, "cuda": 110_000.0}  # a case above takes minutes t
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 PRODUCTS = "the bare matrix products in this run"
 Cells = tuple[object, ...]
+TIME = FIELDS.index("p50_ms")
 UNTIMED = ("",) * (FIELDS.index("note") - FIELDS.index("p20_ms"))  # cells of a row without a time
 
 
@@ -44,6 +46,7 @@ class Options:
     budget: float = 0.0  # GFLOP of the largest case; 0: that of the device
     patience: float = 60.0  # seconds that one contender of one case may take in all
     without: tuple[str, ...] = ()  # contenders that are not asked to run, such as those that compile for long
+    busy: bool = False  # go on where others keep the machine busy
 
     @property
     def kind(self) -> str:
@@ -84,11 +87,15 @@ def run(options: Options, only: str = "", cases: Sequence[Case] = CASES) -> None
     if not chosen:
         raise SystemExit(f"--case must be part of one of {', '.join(case.name for case in cases)}; got {only}")
     options.prepare()
-    source = origin(options.threads, options.device)
+    source, watch = origin(options.threads, options.device), Watch(options.device, options.busy)
     for case in chosen:
-        rows = [(*row, *source) for row in measured(case, options)]
-        write_rows(options.out, FIELDS, rows, append=True)
+        load = watch.before(case.name)
+        _append(options.out, measured(case, options), source, load)
     print(f"written to {shown(options.out)}")
+
+
+def _append(out: Path, rows: Sequence[Cells], source: Cells, load: Load) -> None:
+    write_rows(out, FIELDS, [load.stamp(row, source, timed=row[TIME]) for row in rows], append=True)
 
 
 def sweep(options: Options, kinds: Sequence[str], widths: Sequence[int], largest: int) -> None:
@@ -161,8 +168,9 @@ def run_pixel(options: Options, only: str = "", cases: Sequence[PixelCase] = pix
     if not chosen:
         raise SystemExit(f"--case must be part of one of {', '.join(case.name for case in cases)}; got {only}")
     options.prepare()
-    source = origin(options.threads, options.device)
+    source, watch = origin(options.threads, options.device), Watch(options.device, options.busy)
     for case in chosen:
+        load = watch.before(case.name)
         admitted = pixel.admit(case)
         clock = Clock(options.device, options.cold)
         times = milliseconds(admitted.steps, options.rounds, clock, options.patience)
@@ -175,5 +183,5 @@ def run_pixel(options: Options, only: str = "", cases: Sequence[PixelCase] = pix
             print(f"  {name:28}{spread[1]:>11} ms{memory:>11} MiB  {note}", flush=True)
             rows.append((case.name, name, *shape, *spread, *[""] * 4, memory, len(values), clock.cache, note))
         rows += [(case.name, name, *shape, *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
-        write_rows(options.out, FIELDS, [(*row, *source) for row in rows], append=True)
+        _append(options.out, rows, source, load)
     print(f"written to {shown(options.out)}")

@@ -15,6 +15,7 @@ from benchmarks import gate, pixel
 from benchmarks.cases import Case
 from benchmarks.contenders import TRITON, contender
 from benchmarks.gpu import demand_gpu
+from benchmarks.load import Watch
 from benchmarks.measure import Clock, Work, extra_mib, milliseconds, percentiles
 from benchmarks.pixel import GRAPH, PixelCase
 from benchmarks.provenance import ORIGIN, origin, write_rows
@@ -88,9 +89,9 @@ def _step(target: Target, case: Case | PixelCase) -> Work:
 
 def measure(out: Path, targets: Sequence[Target], device: str, dtype: str, rounds: int) -> int:
     """Append a row per target; the number of those without a time, whose row says why."""
-    source, missing = origin(1, device), 0
+    source, watch, missing = origin(1, device), Watch(device), 0
     for target in targets:
-        case = target.case.on(device, dtype)
+        case, load = target.case.on(device, dtype), watch.before(target.name)
         spread, memory, count, note = ("", "", ""), "", 0, ""
         try:
             times = milliseconds({target.name: _step(target, case)}, rounds, Clock(device), PATIENCE)[target.name]
@@ -100,8 +101,8 @@ def measure(out: Path, targets: Sequence[Target], device: str, dtype: str, round
         except Exception as error:  # a target that cannot be measured must not hide the next one
             note = gate.reason(error)
             missing += 1
-        row = (target.name, case.name, target.contender, *spread, memory, count, note, *source)
-        write_rows(out, FIELDS, [row], append=True)
+        row = (target.name, case.name, target.contender, *spread, memory, count, note)
+        write_rows(out, FIELDS, [load.stamp(row, source, timed=count)], append=True)
         print(f"{target.name:44}{spread[1]:>10} ms{memory:>10} MiB  {note}", flush=True)
     return missing
 

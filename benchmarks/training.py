@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.load import Watch
 from benchmarks.provenance import ORIGIN, origin, shown, write_rows
 
 FIELDS = (
@@ -42,25 +43,27 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 GPU_SIZED = ("acdc at 256 x 256, 256 pixels a class",)
 NAME_IT = "--setting names it all the same"
+RATE = FIELDS.index("images_per_second")
 UNTIMED = ("",) * (FIELDS.index("rounds") - FIELDS.index("images"))
 
 
-def training(out: Path, settings: Sequence[str], rounds: int, threads: int) -> None:
+def training(out: Path, settings: Sequence[str], rounds: int, threads: int, busy: bool = False) -> None:
     """Train a few steps of each setting with either loss, in turn, each in a process of its own; append the rows.
 
     Raises:
-        SystemExit: The two losses of the first step differ, or our own run failed.
+        SystemExit: The two losses of the first step differ, our own run failed, or others keep the machine busy.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = origin(threads, device)
+    source, watch = origin(threads, device), Watch(device, busy)
     for setting in settings or SETTINGS:
+        load = watch.before(setting)
         if not settings and device == "cpu" and setting in GPU_SIZED:
             rows = [(setting, loss, *UNTIMED, 0, f"left out: sized for a GPU; {NAME_IT}") for loss in BACKENDS]
         else:
             rows = _rows(setting, rounds, threads)
         for row in rows:
             print(f"{row[0]:40}{row[1]:10}{row[3]:>8} images/s{row[7]:>9} MiB  {row[-1]}", flush=True)
-        write_rows(out, FIELDS, [(*row, *source) for row in rows], append=True)
+        write_rows(out, FIELDS, [load.stamp(row, source, timed=row[RATE]) for row in rows], append=True)
     print(f"written to {shown(out)}")
 
 

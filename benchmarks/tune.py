@@ -22,6 +22,7 @@ from benchmarks import gate
 from benchmarks.budget import assert_within_budget
 from benchmarks.compile import CAPABILITIES, DTYPES, KERNELS, Build, Built, compile_apart, faults
 from benchmarks.gpu import demand_gpu
+from benchmarks.load import Watch
 from benchmarks.measure import Clock, Work, milliseconds, percentiles
 from benchmarks.neighbours import candidates
 from benchmarks.provenance import ORIGIN, Row, origin, read_rows, shown, write_rows
@@ -240,17 +241,20 @@ def tune(out: Path, dtypes: Sequence[str], widths: Sequence[int], rounds: int, s
     reasons = triton.objections("cuda", torch.bfloat16, "info_nce")
     if reasons:
         raise SystemExit(f"python -m benchmarks tune needs the Triton backend: {'; '.join(reasons)}")
-    end, source, capability = time.monotonic() + seconds, origin(1, "cuda"), capability_here()
+    end, capability = time.monotonic() + seconds, capability_here()
+    source, watch = origin(1, "cuda"), Watch("cuda")
     groups = [Group(purpose, dtype, width) for dtype in dtypes for width in widths for purpose in PURPOSES]
     first = len(read_rows(out))
-    write_rows(out, FIELDS, [(*row, *source) for row in crossover(ORDERED, rounds, "cuda")], append=True)
+    load = watch.before("order")
+    write_rows(out, FIELDS, [(*row, *source, load.cell) for row in crossover(ORDERED, rounds, "cuda")], append=True)
     for group in groups:
         if time.monotonic() > end:
             print(f"{'-'.join(map(str, group))}: left out, {seconds:g} s are over; --seconds gives more", flush=True)
             continue
         wanted = candidates(group.width, DTYPES[group.dtype], group.purpose, capability)
+        load = watch.before("-".join(map(str, group)))
         rows = survey(group, ROWS[group.dtype], rounds, "cuda", capability, wanted, compiled)
-        write_rows(out, FIELDS, [(*row, *source) for row in rows], append=True)
+        write_rows(out, FIELDS, [(*row, *source, load.cell) for row in rows], append=True)
         for line in advice(read_rows(out)[first:], group, capability):
             print(line, flush=True)
     print(f"written to {shown(out)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import baseline, figures, limits, memory, pixel, plot, provenance, published, run, training
+from benchmarks import baseline, figures, limits, load, memory, pixel, plot, provenance, published, run, training
 from benchmarks.cases import Answer, Case
 from benchmarks.contenders import BY_ROWS, NATIVE
 from benchmarks.pixel import EAGER, LEAN, LOOP, PixelCase, PixelProblem, pixel_contender
@@ -18,8 +18,13 @@ from tests.conftest import skip_or_fail
 
 FLAT = PixelCase("flat", "a title", 2, 8, (16, 16), 3, 5)
 SOLID = PixelCase("solid", "a title", 2, 8, (6, 5, 8), 2, 4)
-ORIGIN = (2, "a machine", "python 3; torch 2.13", "abc", "2026-01-01")
-GPU = (2, "NVIDIA H200, CUDA 13.0; a machine", "python 3; torch 2.13", "abc", "2026-01-01")
+ORIGIN = (2, "a machine", "python 3; torch 2.13", "abc", "2026-01-01", "0.00")
+GPU = (2, "NVIDIA H200, CUDA 13.0; a machine", "python 3; torch 2.13", "abc", "2026-01-01", "1.50")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "others", lambda _: 0.25)
 
 
 @pytest.mark.parametrize("case", [FLAT, SOLID], ids=lambda case: case.name)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import secl_ops
-from benchmarks import contenders, gate, limits, measure, packages, provenance, published, rivals, run
+from benchmarks import contenders, gate, limits, load, measure, packages, provenance, published, rivals, run
 from benchmarks.cases import Answer, Case, Problem, truth
 from benchmarks.contenders import BY_KEYS, BY_ROWS, COMPILED, NATIVE, Step, contender, names
 from tests.budget import assert_within_budget
@@ -60,7 +60,8 @@ def _without_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run.Options:
-    """A short run into a table of its own, its memory not measured and not capped."""
+    """A short run on a quiet machine into a table of its own, its memory not measured and not capped."""
+    monkeypatch.setattr(load, "others", lambda _: 0.0)
     monkeypatch.setattr(run, "extra_mib", lambda case, name, threads: 1.0)
     monkeypatch.setattr(run, "cap_memory", lambda: None)
     return run.Options(tmp_path / "cases.csv", rounds=3, threads=1)
@@ -295,6 +296,7 @@ def test_every_committed_number_has_its_origin(table: Path) -> None:
         rows = list(csv.DictReader(file))
     assert rows
     if "versions" in rows[0]:  # the tables of this harness; the other commands have columns of their own
+        assert tuple(rows[0])[-len(provenance.ORIGIN) :] == provenance.ORIGIN
         assert [fault for row in rows if (fault := provenance.fault(row))] == []
     for row in rows:
         assert row["commit"]

@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from benchmarks import build, gate, native_cuda, pixel, precompile, published, targets, verdict, verified
+from benchmarks import build, gate, load, native_cuda, pixel, precompile, published, targets, verdict, verified
 from benchmarks.cases import Case
 from benchmarks.contenders import NATIVE
 from benchmarks.native_cuda import Trial
@@ -33,6 +33,7 @@ ABSENT = Target("absent", TINY, "no such contender", "p50_ms", 1.0, "nothing")
 def _cheap(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "extra_mib", lambda *_: 2000.0)  # a process of its own, tested with the harness
     monkeypatch.setattr(native_cuda, "ROUNDS", 1)
+    monkeypatch.setattr(load, "others", lambda _: 0.25)
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_each_target_is_a_row_or_says_why_not(tmp_path: Path) -> None:
     assert targets.measure(table, [FAST, ABSENT, STRICT], "cpu", "float32", rounds=2) == 1
     rows = read_rows(table)
     assert [row["target"] for row in rows] == ["fast", "absent", "strict"]
+    assert {row["load"] for row in rows} == {"0.25"}
     assert [bool(row["p50_ms"]) for row in rows] == [True, False, True]
     assert "no such contender" in rows[1]["note"]
     unset = replace(FAST, most=None)
@@ -141,6 +143,7 @@ def test_the_cuda_table_is_what_the_selection_reads(tmp_path: Path) -> None:
     assert [row["operation"] for row in rows] == ["sample_pixels", "sample_pixels", "gather_pixels", "info_nce"]
     assert [row["case"] for row in rows[:2]] == ["uniform, 19 classes, 1 x 6 x 40", "hard, 4 classes, 1 x 4 x 5 x 6"]
     assert {row["verified"] for row in rows} == {"yes"}
+    assert {row["load"] for row in rows} == {"0.25"}
     assert [(row["dtype"], row["width"]) for row in rows[1:]] == [("int64", "0"), ("float32", "16"), ("float32", "16")]
     assert all(float(row["native_ms"]) > 0 < float(row["triton_ms"]) for row in rows)
     assert len(verified.chosen(rows)) == 3  # the interpreter is slower than anything

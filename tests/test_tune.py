@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import provenance, tune
+from benchmarks import load, provenance, tune
 from benchmarks.compile import DTYPES, KERNELS, Built
 from benchmarks.neighbours import candidates
 from benchmarks.tune import FIELDS, PURPOSES, Group, advice, order_advice, proposals, survey
@@ -154,6 +155,22 @@ def test_ordering_is_judged_on_both_sides_of_the_rule() -> None:
     assert "says count: right" in first
     assert "says sort: WRONG" in second
     assert proposals(rows) == []  # they are no tiles
+
+
+def test_each_row_has_the_load_before_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter((0.5, 1.5, 2.5))
+    cells = ("",) * (len(FIELDS) - len(provenance.ORIGIN))
+    monkeypatch.setattr(load, "others", lambda _: next(looks))
+    for name in ("demand_gpu", "advice", "order_advice", "candidates"):
+        monkeypatch.setattr(tune, name, lambda *_: [])
+    monkeypatch.setattr(tune, "capability_here", lambda: 90)
+    monkeypatch.setattr(tune, "origin", lambda *_: provenance.origin(1))
+    monkeypatch.setattr(triton, "objections", lambda *_: [])
+    for name in ("crossover", "survey"):
+        monkeypatch.setattr(tune, name, lambda *_: [cells])
+    monkeypatch.setattr(tune, "PURPOSES", PURPOSES[:2])
+    tune.tune(tmp_path / "tune.csv", ["bf16"], [128], 1, 60.0)
+    assert [row["load"] for row in provenance.read_rows(tmp_path / "tune.csv")] == ["0.50", "1.50", "2.50"]
 
 
 @pytest.mark.usefixtures("runs")

@@ -53,6 +53,9 @@ def test_the_table_is_read_and_written(tmp_path: Path, monkeypatch: pytest.Monke
     values: dict[str, object] = {}
     exec(text, values)
     assert values["VERIFIED"] == {KEY}
+    old = {name: value for name, value in ROW.items() if name != "load"}  # from before there was that column
+    table.write_text(",".join(old) + "\n" + ",".join(old.values()) + "\n")
+    assert verified.chosen(verified.read(table)) == [KEY]
     table.write_text("operation,width\n")
     with pytest.raises(
         ValueError, match=r"cuda.csv must have the columns operation,architecture,.*; got \['operation'"

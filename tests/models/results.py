@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from benchmarks.provenance import BUSY
 from secl_models.method.profiler import STEP
 from secl_models.options.methods import BASELINE
 from secl_models.study.cost import STAGES, cost_markdown
@@ -93,7 +94,8 @@ def interval(spread: Spread) -> str:
 
 def _time(row: dict[str, str]) -> str:
     median, low, high = (f"{float(row[name]):.4g}" for name in ("p50_ms", "p20_ms", "p80_ms"))
-    return f"{median} ({low} - {high})" if int(row["rounds"]) > 1 else f"{median} (one round)"
+    beside = ", BUSY" if BUSY in row["note"] else ""
+    return f"{median} ({f'{low} - {high}' if int(row['rounds']) > 1 else 'one round'}{beside})"
 
 
 def fastest(rows: list[dict[str, str]], but: str) -> dict[str, str]:

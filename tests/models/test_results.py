@@ -13,7 +13,19 @@ import pytest
 from secl_models.options.methods import BASELINE
 from secl_models.study.rows import STEPS, TIME
 from tests.conftest import REPOSITORY
-from tests.models.results import OURS, RESULTS, SETTINGS, TABLES, cases, difference, fastest, interval, signed, table
+from tests.models.results import (
+    OURS,
+    RESULTS,
+    SETTINGS,
+    TABLES,
+    _time,
+    cases,
+    difference,
+    fastest,
+    interval,
+    signed,
+    table,
+)
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 REPORT = (RESULTS / "README.md").read_text(encoding="utf-8")
@@ -31,6 +43,16 @@ def _words(text: str) -> str:
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
 def test_the_report_shows_the_committed_rows(make: Callable[[], str]) -> None:
     assert make() in REPORT
+
+
+def test_a_time_that_was_taken_beside_others_says_so() -> None:
+    row = {"p50_ms": "2", "p20_ms": "1", "p80_ms": "3", "rounds": "5", "note": ""}
+    busy = row | {"note": "BUSY: others kept 0.90 cores busy"}
+    assert [_time(row), _time(busy), _time(busy | {"rounds": "1"})] == [
+        "2 (1 - 3)",
+        "2 (1 - 3, BUSY)",
+        "2 (one round, BUSY)",
+    ]
 
 
 def test_the_readme_tells_the_truth_about_contrast_in_its_third_line() -> None:
