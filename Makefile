@@ -87,7 +87,7 @@ docs: setup      ## Pages of the public names, from their docstrings, into build
 	@$(BIN)/python -m tests.docs build/docs
 	@echo "docs: build/docs/index.html"
 
-bench: setup     ## Time the loss and the whole pixel step in about a minute; `python -m benchmarks` has more
+bench: setup     ## Time the loss and the whole pixel step, small sizes first, in a minute or two; `python -m benchmarks` has more
 	@$(BIN)/python -m pytest -W default benchmarks --benchmark-only
 
 clean:           ## Remove what setup made

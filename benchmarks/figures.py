@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from benchmarks.cases import Case
 from benchmarks.contenders import YARDSTICKS
 from benchmarks.pixel import CASES as PIXEL_CASES
 from benchmarks.plot import (
@@ -18,19 +19,20 @@ from benchmarks.plot import (
     FAINT,
     INK,
     PALE,
+    SKY,
     VERMILLION,
     bare,
     canvas,
     devices,
     failure,
     is_ours,
-    is_rival,
     newest,
     origin,
     save,
 )
 from benchmarks.provenance import Row, read_rows, shown
 from benchmarks.published import KINDS, PUBLISHED
+from benchmarks.standing import FEW_ROWS, MOST_OF_PRODUCTS, Standing, standing, wanted
 
 SWEEP_WIDTH = 128
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -123,50 +125,60 @@ def _lines(axis: Any, rows: Sequence[Row], field: str, said: Said) -> None:
 
 
 def published(rows: Sequence[Row], out: Path) -> None:
-    """One bar per published case: how many times faster than the fastest rival."""
-    chosen = [row for row in rows if row["case"] in TITLES and row["case"] not in {case.name for case in KINDS}]
+    """One bar per published case, small ones first: how many times as fast as the fastest rival, and what is wanted."""
+    chosen = [row for row in rows if row["case"] in {case.name for case in PUBLISHED}]
+    timed = [row for row in chosen if row["p50_ms"]]
     bars = []
     for case in PUBLISHED:
-        mine = [row for row in chosen if row["case"] == case.name and is_ours(row) and row["p50_ms"]]
-        others = [row for row in chosen if row["case"] == case.name and is_rival(row)]
-        if mine:
-            best = min(mine, key=lambda row: float(row["p50_ms"]))
-            bars.append((case, best, min(others, key=lambda row: float(row["p50_ms"])) if others else None))
+        medians = {row["contender"]: float(row["p50_ms"]) for row in timed if row["case"] == case.name}
+        found = standing(case.rows, medians)
+        if found is not None:
+            bars.append((case, found))
     if not bars:
         return
-    below = f"Loss and gradient, {bars[0][1]['dtype']}, medians; rivals that compute the same number. {origin(chosen)}"
-    absent = [
-        case.title for case in PUBLISHED if any(r["case"] == case.name and "left out" in r["note"] for r in chosen)
-    ]
-    left = [title for title in absent if title not in {case.title for case, *_ in bars}]
-    if left:
-        below = f"Left out above this run's budget: {'; '.join(left)}. {below}"
-    figure, (axis,) = canvas(1, (0.62 * len(bars) + 0.6,), "Times as fast as the fastest rival", below)
-    longest = max(float(other["p50_ms"]) / float(mine["p50_ms"]) for _, mine, other in bars if other) if bars else 1.0
-    for place, (_, best, other) in enumerate(bars):
-        factor = float(other["p50_ms"]) / float(best["p50_ms"]) if other else 0.0
-        axis.barh(place, factor, color=BLUE if factor >= 1 else VERMILLION, height=0.62)
-        label = f"{factor:.1f}{TIMES}" if other else "no rival ran"
-        text = axis.annotate(
-            label, (factor, place), (6, 0), textcoords="offset points", va="center", weight="bold", bbox=WHITE
-        )
-        detail = f"{_time(float(best['p50_ms']))}"
-        if other:
-            detail += (
-                f", {other['contender'].replace('pytorch-metric-learning', 'PML')} {_time(float(other['p50_ms']))}"
-            )
-        axis.annotate(
-            detail, (1, 0.5), (8, 0), xycoords=text, textcoords="offset points", va="center", fontsize=10, color=FAINT
-        )
-    names = [
-        f"{case.title}\n{case.rows:,} {TIMES} {case.keys or case.rows:,} {TIMES} {case.width}" for case, *_ in bars
-    ]
+    figure, (axis,) = canvas(1, (0.62 * len(bars) + 0.6,), "Times as fast as the fastest rival", _below(bars, chosen))
+    for place, (_, found) in enumerate(bars):
+        _standing_bar(axis, place, found)
+    names = [f"{case.title}\n{case.rows:,} {TIMES} {case.keys or case.rows:,} {TIMES} {case.width}" for case, _ in bars]
     axis.set_yticks(range(len(bars)), names, fontsize=10.5)
     axis.axvline(1, color=INK, linewidth=1, linestyle=(0, (3, 3)))
     axis.set_ylim(len(bars) - 0.4, -0.6)
-    axis.set_xlim(0, 2.2 * longest)
+    axis.set_xlim(0, 2.2 * max(2.0, *(found.factor for _, found in bars)))
     bare(axis)
     save(figure, out)
+
+
+def _below(bars: Sequence[tuple[Case, Standing]], chosen: Sequence[Row]) -> str:
+    """What the marks of the published figure mean, what it leaves out, and where it comes from."""
+    drawn = {case.title for case, _ in bars}
+    left = [TITLES[row["case"]] for row in chosen if "left out" in row["note"] and TITLES[row["case"]] not in drawn]
+    absent = f"Left out above this run's budget: {'; '.join(dict.fromkeys(left))}. " if left else ""
+    dtype = next(row["dtype"] for row in chosen if row["p50_ms"])
+    return (
+        f"A tick is what is wanted: {wanted(0):g}{TIMES} below {FEW_ROWS:,} rows, {wanted(FEW_ROWS):g}{TIMES} from "
+        f"there up, or at most {MOST_OF_PRODUCTS:g}{TIMES} the time of the bare matrix products. Dark: reached; light: "
+        f"faster than every rival; red: slower than one. {absent}Loss and gradient, {dtype}, medians; rivals that "
+        f"compute the same number. {origin(chosen)}"
+    )
+
+
+def _standing_bar(axis: Any, place: int, found: Standing) -> None:
+    color = BLUE if found.met else SKY if found.factor >= 1 else VERMILLION
+    goal = wanted(found.rows)
+    axis.barh(place, found.factor, color=color, height=0.62)
+    axis.plot([goal, goal], [place - 0.42, place + 0.42], color=INK, linewidth=2, zorder=4)
+    label = axis.annotate(
+        f"{found.factor:.2f}{TIMES}" if found.rival else "no rival ran", (max(found.factor, goal), place), (6, 0),
+        textcoords="offset points", va="center", weight="bold", bbox=WHITE,
+    )  # fmt: skip
+    detail = _time(found.own)
+    if found.rival:
+        detail += f", {found.rival.replace('pytorch-metric-learning', 'PML')} {_time(found.rival_ms)}"
+    if found.share is not None:
+        detail += f"\n{found.share:.2f}{TIMES} the products"
+    axis.annotate(
+        detail, (1, 0.5), (8, 0), xycoords=label, textcoords="offset points", va="center", fontsize=10, color=FAINT
+    )
 
 
 def limit(rows: Sequence[Row], out: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from benchmarks.contenders import COMPILED, NATIVE, TRITON, YARDSTICKS
+from benchmarks import standing
+from benchmarks.contenders import COMPILED, NATIVE, TRITON
 from benchmarks.provenance import BUSY, Row, shown
 
 mpl.use("Agg")
@@ -47,12 +48,12 @@ def newest(rows: Sequence[Row]) -> list[Row]:
 
 def is_ours(row: Row) -> bool:
     """Whether a row is one of our backends."""
-    return row["contender"].startswith("secl_ops") and "reference" not in row["contender"]
+    return standing.is_ours(row["contender"])
 
 
 def is_rival(row: Row) -> bool:
     """Whether a row is a right answer by someone else."""
-    return not is_ours(row) and row["contender"] not in YARDSTICKS and bool(row["p50_ms"])
+    return standing.is_rival(row["contender"]) and bool(row["p50_ms"])
 
 
 def origin(rows: Sequence[Row]) -> str:

@@ -20,6 +20,7 @@ from benchmarks.measure import Clock, Work, allocated_mib, cap_memory, extra_mib
 from benchmarks.pixel import PixelCase
 from benchmarks.provenance import ORIGIN, origin, shown, write_rows
 from benchmarks.published import CASES, SQUARE_ROWS, square
+from benchmarks.standing import standing
 
 FIELDS = (
     "case", "contender", "device", "dtype", "kind", "denominator", "rows", "keys", "width", "p20_ms", "p50_ms",
@@ -119,7 +120,16 @@ def measured(case: Case, options: Options) -> list[Cells]:
     times = milliseconds(steps, options.rounds, clock, options.patience, failed)
     rows = [(case.name, *row) for row in _described(case, steps, times, clock.cache, options)]
     refused |= {name: reason(error) for name, error in failed.items()}
-    return rows + [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(refused)]
+    rows += [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(refused)]
+    _tell_standing(case.rows, times, judged=True)
+    return rows
+
+
+def _tell_standing(count: int, times: dict[str, list[float]], *, judged: bool) -> None:
+    """The last line of a case; what is wanted of a loss on rows is not set for a whole pixel step."""
+    found = standing(count, {name: percentiles(values)[1] for name, values in times.items()})
+    if found is not None:
+        print(f"  {found.judged if judged else found}", flush=True)
 
 
 def _described(
@@ -183,5 +193,6 @@ def run_pixel(options: Options, only: str = "", cases: Sequence[PixelCase] = pix
             print(f"  {name:28}{spread[1]:>11} ms{memory:>11} MiB  {note}", flush=True)
             rows.append((case.name, name, *shape, *spread, *[""] * 4, memory, len(values), clock.cache, note))
         rows += [(case.name, name, *shape, *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
+        _tell_standing(case.anchors, times, judged=False)
         _append(options.out, rows, source, load)
     print(f"written to {shown(options.out)}")

@@ -32,4 +32,5 @@ def test_pixel_step(case: PixelCase, name: str, benchmark: BenchmarkFixture) -> 
             torch.cuda.synchronize()
 
     benchmark.group = case.name
+    benchmark.extra_info |= {"order": (1, case.anchors, case.width), "rows": case.anchors, "contender": name}
     benchmark.pedantic(synchronised, rounds=3, warmup_rounds=1)
