@@ -47,6 +47,7 @@ BESIDE = {("keys", False): 0.6, ("keys", True): 1.1, ("self", False): 1.9, ("sel
 # Where no tile that copies ahead fits, or none at the price: secl_ops/tile_table.py has the reasons.
 AWAITED = {
     ("ampere", "bf16", 512): ("mean",),
+    ("ampere", "fp32", 192): ("keys", "self"),
     ("hopper", "fp32", 128): ("mean",),
     ("blackwell", "fp16", 64): ("keys", "self"),
     **{(family, "fp32", 512): HOT for family in LOOPS},
@@ -74,8 +75,9 @@ def beyond(build: Build, built: Built) -> list[str]:
         return []
     found, most = weighted(build, built), budget(build)
     wrong = [] if found is not None and found <= most else [f"takes {found:.2f} instructions a pair of {most:.2f}"]
-    place = tiles.family(build.capability), build.dtype, min(width for width in WIDTHS if build.width <= width)
+    widths = build.width, min(width for width in WIDTHS if build.width <= width)
+    awaited = [AWAITED.get((tiles.family(build.capability), build.dtype, width), ()) for width in widths]
     in_flight, groups = min(built.waits, default=0), row_groups(build)
-    if in_flight < groups and build.kernel not in AWAITED.get(place, ()):
+    if in_flight < groups and not any(build.kernel in kernels for kernels in awaited):
         wrong.append(f"leaves {in_flight} groups of copies in flight, a tile's rows are {groups}")
     return wrong
