@@ -75,6 +75,12 @@ SECL_INLINE Real coefficient(PairMask<Mask> pair, Real e, Real push, Real draw, 
   return (denominator(pair, false) ? push * e : zero) - (pair.positive ? draw : zero);
 }
 
+// A difference of numbers of this magnitude that is never negative: below their rounding it is noise, and 0.
+SECL_INLINE double above_noise(double difference, double magnitude) {
+  constexpr double kEpsilon = 0x1p-23;  // of float
+  return difference < kEpsilon * magnitude ? 0.0 : difference;
+}
+
 // A sum of exp2(x - peak); peak is finite, so that an infinite x makes the sum infinite and not NaN.
 template <class Real>
 struct Running {

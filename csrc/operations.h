@@ -43,6 +43,17 @@ void define_operations(Library& m) {
   m.def(
       "sample(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, int per_class, int num_classes, "
       "int ignore_index, int strategy, int stream) -> (Tensor index, Tensor label)");
+  m.def(
+      "info_nce(Tensor anchors, Tensor? keys, Tensor anchor_labels, Tensor? key_labels, Tensor? anchor_groups, "
+      "Tensor? key_groups, Tensor? exclude, Tensor? weights, bool normalize, float scale, int flags, int "
+      "reduction) -> (Tensor value, Tensor grad_anchors, Tensor grad_keys, bool served)");
+  m.def(
+      "pixel_contrast(Tensor features, Tensor labels, Tensor? key_features, Tensor? key_labels, Tensor? "
+      "eligible, Tensor? key_eligible, Tensor? scores, Tensor? seed, Tensor? key_seed, int seed_number, int "
+      "key_seed_number, int key_stream, int per_class, int num_classes, int ignore_index, int strategy, bool "
+      "normalize, float scale, int flags, int reduction) -> (Tensor value, Tensor grad_rows, Tensor pixels, "
+      "Tensor grad_keys, Tensor key_pixels, bool served)");
+  m.def("small_backward(Tensor rows, Tensor? pixels, Tensor upstream, Tensor(a!) result) -> ()");
 }
 
 // What a device implements. These functions are never defined: a device's own are declared by their types.
@@ -101,7 +112,51 @@ std::tuple<Tensor, Tensor> sample(const Tensor& labels,   // [B, *spatial] int64
 
 }  // namespace signature
 
+// The whole loss of few rows on a CPU, under the mean or the sum; false, and nothing, where it is not served.
+struct SmallCall {
+  const Tensor& anchors;        // [N, D]
+  const Maybe& keys;            // [M, D]; none: the anchors
+  const Tensor& anchor_labels;  // [N] int64 or int32, and so are all labels and groups
+  const Maybe& key_labels;      // [M]
+  const Maybe& anchor_groups;   // [N]
+  const Maybe& key_groups;      // [M]
+  const Maybe& exclude;         // [N] int64
+  const Maybe& weights;         // [N] float32
+  bool normalize;
+  double scale;
+  int64_t flags, reduction;
+};
+
+// Value [], gradients of the anchors [N, D] and of the keys [M, D] in float32 ([0, D] where not asked for).
+using SmallState = std::tuple<Tensor, Tensor, Tensor, bool>;
+
+// One side of the whole pixel step.
+struct PixelSide {
+  const Tensor& features;  // [B, D, *spatial]
+  const Tensor& labels;    // [B, *any] int64, int32 or uint8
+  const Maybe& eligible;   // [B, *any] bool
+  const Maybe& scores;     // [B, *any] float32 or float64
+  const Maybe& seed;       // [1] int64; none: seed_number
+  int64_t seed_number, stream;
+};
+
+struct PixelOptions {
+  int64_t per_class, num_classes, ignore_index, strategy;
+  bool normalize;
+  double scale;
+  int64_t flags, reduction;
+};
+
+// Value []; gradient rows of the anchors' pixels [n, D] and their numbers [n]; the same of the keys'.
+using PixelState = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool>;
+
 namespace cpu {
+
+SmallState info_nce(const SmallCall& call);
+PixelState pixel_contrast(const PixelSide& anchors, const PixelSide* keys, const PixelOptions& options);
+// Gradient rows times the upstream number [], as rows or into a map of zeros at their pixels.
+void small_backward(const Tensor& rows, const Maybe& pixels, const Tensor& upstream, Tensor result);
+
 struct Operations {
   static decltype(signature::unit_rows) unit_rows;
   static decltype(signature::row_inverse) row_inverse;
@@ -152,6 +207,31 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
   return Operations::contrast_backward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups,
                                         exclude, positive_start, negative_stop, scale, flags},
                                        grad_loss, push, draw, lse);
+}
+
+inline SmallState info_nce(const Tensor& anchors, const Maybe& keys, const Tensor& anchor_labels,
+                           const Maybe& key_labels, const Maybe& anchor_groups, const Maybe& key_groups,
+                           const Maybe& exclude, const Maybe& weights, bool normalize, double scale,
+                           int64_t flags, int64_t reduction) {
+  return cpu::info_nce({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude, weights,
+                        normalize, scale, flags, reduction});
+}
+
+inline PixelState pixel_contrast(const Tensor& features, const Tensor& labels, const Maybe& key_features,
+                                 const Maybe& key_labels, const Maybe& eligible, const Maybe& key_eligible,
+                                 const Maybe& scores, const Maybe& seed, const Maybe& key_seed,
+                                 int64_t seed_number, int64_t key_seed_number, int64_t key_stream,
+                                 int64_t per_class, int64_t num_classes, int64_t ignore_index,
+                                 int64_t strategy, bool normalize, double scale, int64_t flags,
+                                 int64_t reduction) {
+  const PixelOptions options{per_class, num_classes, ignore_index, strategy,
+                             normalize, scale,       flags,        reduction};
+  const PixelSide anchors{features, labels, eligible, scores, seed, seed_number, 0};
+  if (!key_features || !key_labels) return cpu::pixel_contrast(anchors, nullptr, options);
+  const Maybe no_scores;
+  const PixelSide keys{*key_features, *key_labels, key_eligible, no_scores, key_seed, key_seed_number,
+                       key_stream};
+  return cpu::pixel_contrast(anchors, &keys, options);
 }
 
 // Registers a device's operations, cpu::Operations or cuda::Operations.

@@ -45,6 +45,9 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
   secl::implement_operations<secl::cpu::Operations>(m);
+  m.impl("info_nce", TORCH_BOX(&secl::info_nce));
+  m.impl("pixel_contrast", TORCH_BOX(&secl::pixel_contrast));
+  m.impl("small_backward", TORCH_BOX(&secl::cpu::small_backward));
   m.impl("probe", TORCH_BOX(&probe));
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from secl_ops import spec
+from secl_ops import small, spec
 from secl_ops.autograd import Contrast, Places, apply, graphless
 from secl_ops.inputs import ContrastInput
 from secl_ops.shards import ContrastParts, contrast_shards
@@ -90,6 +90,9 @@ def info_nce(
         anchors, keys, anchor_labels, key_labels, weights,
         positives, positive_labels, positive_groups, anchor_groups, key_groups, exclude,
     )  # fmt: skip
+    small_loss = small.info_nce(given, options)
+    if small_loss is not None:
+        return small_loss
     given.check(options)
     shards = given.arrange()
     if len(shards) > 1:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from secl_ops import spec
+from secl_ops import small, spec
 from secl_ops.autograd import Gather, Places, apply
 from secl_ops.functional import contrast_sources
 from secl_ops.inputs import Shard
@@ -164,6 +164,9 @@ def contrast_maps(
     parts: Parts,
 ) -> Tensor:
     """`pixel_contrast` with its options packed."""
+    few = _few(given, sampling, seeds, options) if parts == (None, None, None) else None
+    if few is not None:
+        return few
     parts.check(sampling.num_classes)
     given.check(parts, options)
     features, key_features = given.features, given.key_features
@@ -177,9 +180,7 @@ def contrast_maps(
     anchor = _draw("features", features, "labels", given.labels, given.eligible, given.scores, sampling, seed)
     key = anchor
     if key_features is not None:
-        key_labels, eligible = given.key_labels, given.key_eligible
-        if key_labels is None:
-            key_labels, eligible = given.labels, given.eligible if eligible is None else eligible
+        key_labels, eligible = _of_keys(given)
         uniform = replace(sampling, strategy="uniform") if sampling.strategy == "hard" else sampling
         again = (seed, KEY_DRAW) if key_seed is None else (seed_tensor("key_seed", key_seed, given.labels), 0)
         key = _draw("key_features", key_features, "key_labels", key_labels, eligible, None, uniform, *again)
@@ -191,6 +192,28 @@ def contrast_maps(
     if parts.queue is None:
         return contrast_sources(anchors, keys, pairs, options, ordered=True)
     return _with_queue(anchors, Shard(keys, pairs), parts.queue, options)
+
+
+def _few(
+    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: ContrastSpec
+) -> Tensor | None:
+    """The loss where few pixels are drawn on a CPU; None where the call goes the long way, which checks it."""
+    seed, key_seed = seeds
+    anchors = small.Pixels(given.features, given.labels, given.eligible, given.scores, seed)
+    if given.key_features is None:
+        alone = given.key_labels is None and given.key_eligible is None and key_seed is None
+        return small.pixel_contrast(anchors, None, sampling, options) if alone else None
+    labels, eligible = _of_keys(given)
+    again = (seed, KEY_DRAW) if key_seed is None else (key_seed, 0)
+    keys = small.Pixels(given.key_features, labels, eligible, None, *again)
+    return small.pixel_contrast(anchors, keys, sampling, options)
+
+
+def _of_keys(given: Maps) -> tuple[Tensor, Tensor | None]:
+    """Labels and eligibility of the key map: its own, or those of the features."""
+    if given.key_labels is not None:
+        return given.key_labels, given.key_eligible
+    return given.labels, given.eligible if given.key_eligible is None else given.key_eligible
 
 
 def _project(given: Maps, index: Tensor, key_index: Tensor, backend: str, parts: Parts) -> tuple[Tensor, Tensor | None]:

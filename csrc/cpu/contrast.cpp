@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../contrast_math.h"
 #include "../operations.h"
 #include "blocks.h"
 #include "self_sweep.h"
@@ -257,8 +258,7 @@ class Forward {
     const double difference = log2 * M_LN2 - p_.scale * similarity * share;
     const double magnitude = std::max(std::abs(log2), p_.bounded ? 2 * M_LN2 * p_.maximum : 0.0);
     const double excess = given_ ? std::abs(difference) : difference;
-    const bool is_noise = excess < std::numeric_limits<float>::epsilon() * magnitude;
-    return is_noise ? 0.0f : static_cast<float>(difference);
+    return above_noise(excess, magnitude) == 0 ? 0.0f : static_cast<float>(difference);
   }
 
   // Without a bound on the similarity the gradient waits until the log-sum-exp is known.

@@ -7,41 +7,11 @@
 #include "../checks.h"
 #include "../operations.h"
 #include "parallel.h"
+#include "pixel_map.h"
 #include "rows.h"
 
 namespace secl::cpu {
 namespace {
-
-// Where the channels of a pixel lie in a map [B, D, *spatial] of any strides.
-class PixelMap {
- public:
-  explicit PixelMap(const Tensor& map) {
-    const auto sizes = map.sizes(), strides = map.strides();
-    channels_ = sizes[1];
-    channel_stride_ = strides[1];
-    for (size_t axis = 0; axis < sizes.size(); ++axis) {
-      if (axis == 1) continue;
-      sizes_.push_back(sizes[axis]);
-      strides_.push_back(strides[axis]);
-      pixels_ *= sizes[axis];
-    }
-  }
-  int64_t channels() const { return channels_; }
-  int64_t channel_stride() const { return channel_stride_; }
-  int64_t pixels() const { return pixels_; }
-  // Of one pixel: where its channels are not neighbours, each is a cache line of its own.
-  int64_t work() const { return channel_stride_ == 1 ? channels_ : 8 * channels_; }
-  int64_t offset(int64_t pixel) const {
-    int64_t offset = 0;
-    for (size_t axis = sizes_.size(); axis-- > 0; pixel /= sizes_[axis])
-      offset += pixel % sizes_[axis] * strides_[axis];
-    return offset;
-  }
-
- private:
-  std::vector<int64_t> sizes_, strides_;
-  int64_t channels_, channel_stride_, pixels_ = 1;
-};
 
 void check_map(const char* name, const Tensor& map, const Tensor& index) {
   STD_TORCH_CHECK(is_row_type(map.scalar_type()), name,
@@ -56,14 +26,6 @@ void check_range(const int64_t* index, int64_t count, int64_t pixels) {
     STD_TORCH_CHECK(index[i] >= -1 && index[i] < pixels, "index must lie in -1..", pixels - 1, "; got ",
                     index[i]);
   }
-}
-
-// Widened rows of the map; index -1 gives zeros.
-template <class T>
-void read_pixel(const PixelMap& map, const T* features, int64_t index, float* row /* [D] */) {
-  if (index < 0) return std::fill(row, row + map.channels(), 0.0f);
-  const T* pixel = features + map.offset(index);
-  for (int64_t d = 0; d < map.channels(); ++d) row[d] = static_cast<float>(pixel[d * map.channel_stride()]);
 }
 
 template <class T>

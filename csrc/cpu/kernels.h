@@ -6,6 +6,7 @@
 #include <string>
 
 #include "job.h"
+#include "small.h"
 
 namespace secl {
 
@@ -28,6 +29,7 @@ struct Kernels {
   // whatever stands in the row.
   void (*through_norm)(float* grad /* [depth] */, const float* unit /* [depth] */, float inverse,
                        int64_t depth);
+  double (*square)(const float* row /* [depth] */, int64_t depth);  // of its norm
   void (*weighted_sum)(const float* a /* [depth] */, double a_weight, const float* b /* [depth] */,
                        double b_weight, int64_t depth, float* to /* [depth] */);
   void (*log_sum_exp)(const Sweep&);
@@ -36,6 +38,13 @@ struct Kernels {
   void (*self_log_sum_exp)(const Sweep&);           // bounded similarities only
   void (*self_positives)(const Sweep&);
   void (*self_gradient)(const Sweep&);
+  // Few rows; a vector is `lanes` neighbouring rows, whose gradients are added to [lanes, width].
+  void (*small_pack)(const float* rows /* [tile, width] */, int64_t width, int64_t depth,
+                     float* to /* [depth, tile] */);
+  void (*small_tile)(const Small&, int64_t tile);
+  void (*small_mirror)(const Small&, int64_t vector);
+  void (*small_anchors)(const Small&, int64_t vector, float* output);
+  void (*small_keys)(const Small&, int64_t vector, float* output);
   void (*probe)(const char* function, const float* x, float* y, int64_t count);  // [count] -> [count]
 };
 

@@ -5,6 +5,8 @@
 
 #include "packing.h"
 #include "row_math.h"
+#include "small_products.h"
+#include "small_tile.h"
 #include "sweep.h"
 
 namespace secl::SECL_ISA {
@@ -118,12 +120,6 @@ struct RunningSum {
     for (Running<Float>& each : running) each = {splat(-kLargest), Float{}};
   }
 };
-
-// Softplus and sigmoid of lse - s of one anchor, base 2 in, where the pair is positive.
-SECL_INLINE Attraction<Float> positive_terms(Int positive, Float gap) {
-  const Attraction<Float> found = attraction(gap * kLn2, exp2_any(minus_magnitude(gap)));
-  return {positive ? found.softplus : Float{}, positive ? found.sigmoid : Float{}};
-}
 
 // Sums of softplus and sigmoid of lse - s over the positives; minus sigmoid multiplies the values.
 template <bool kSelf>
@@ -267,6 +263,7 @@ constexpr Kernels make_kernels(const char* name) {
           transpose,
           to_unit,
           through_norm,
+          square,
           weighted_sum,
           log_sum_exp,
           run<PositiveSum<false>>,
@@ -274,6 +271,11 @@ constexpr Kernels make_kernels(const char* name) {
           run<BoundedSum<true>>,
           run<PositiveSum<true>>,
           self_gradient,
+          small_pack,
+          small_tile,
+          small_mirror,
+          small_anchors,
+          small_keys,
           probe};
 }
 

@@ -45,6 +45,8 @@ SECL_INLINE double dot_product(const float* a, const float* b, int64_t depth) {
   return sum;
 }
 
+inline double square(const float* row, int64_t depth) { return dot_product(row, row, depth); }
+
 inline float to_unit(float* row, int64_t depth) {
   const double square = dot_product(row, row, depth);
   const double factor = square == 0 ? 0.0 : 1.0 / __builtin_sqrt(square);

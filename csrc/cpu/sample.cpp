@@ -6,59 +6,11 @@
 
 #include "../checks.h"
 #include "../operations.h"
-#include "../random.h"
+#include "draw.h"
 #include "parallel.h"
 
 namespace secl::cpu {
 namespace {
-
-struct Draw {
-  int64_t images, pixels, per_class, num_classes, ignore_index;
-  std::vector<int64_t> spatial;
-  const int64_t* labels;  // [B, pixels]
-  const bool* eligible;   // [B, pixels] or null
-  const double* scores;   // [B, pixels] or null
-  uint64_t seed;
-  int64_t* index;  // [num_classes, B, per_class]: positives of a class lie in one run
-  int32_t* label;  // the same
-
-  uint64_t random(int64_t image, int64_t pixel) const {
-    return chance(mix(seed), static_cast<uint64_t>(image * pixels + pixel));
-  }
-
-  int64_t priority(int64_t image, int64_t pixel) const {
-    return static_cast<int64_t>(random(image, pixel) << kIndexBits) | pixel;
-  }
-
-  // Number of the grid cell of a pixel, for draws that spread evenly over the image.
-  int64_t cell(int64_t pixel) const {
-    int64_t found = 0, factor = 1;
-    for (size_t axis = spatial.size(); axis-- > 0; pixel /= spatial[axis], factor *= kCellsPerAxis) {
-      found += pixel % spatial[axis] * kCellsPerAxis / spatial[axis] * factor;
-    }
-    return found;
-  }
-
-  // The usable pixels of each class of one image, ascending.
-  std::vector<std::vector<int64_t>> members(int64_t image) const {
-    std::vector<std::vector<int64_t>> found(num_classes);
-    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      const int64_t value = labels[image * pixels + pixel];
-      if (value == ignore_index || value < 0 || value >= num_classes) continue;
-      if (eligible == nullptr || eligible[image * pixels + pixel]) found[value].push_back(pixel);
-    }
-    return found;
-  }
-
-  void write(int64_t image, int64_t of_class, const std::vector<int64_t>& drawn) const {
-    const int64_t first = (of_class * images + image) * per_class;
-    for (int64_t k = 0; k < per_class; ++k) {
-      const bool exists = k < static_cast<int64_t>(drawn.size());
-      index[first + k] = exists ? image * pixels + drawn[k] : -1;
-      label[first + k] = exists ? static_cast<int32_t>(of_class) : -1;
-    }
-  }
-};
 
 // The `count` pixels of the lowest priority.
 std::vector<int64_t> uniform(const Draw& draw, int64_t image, const std::vector<int64_t>& members,
@@ -138,6 +90,13 @@ void draw_image(const Draw& draw, int64_t image, int64_t strategy) {
 
 }  // namespace
 
+void draw_pixels(const Draw& draw, int64_t strategy) {
+  const int64_t pixels = draw.images * draw.pixels;
+  parallel_for(0, draw.images, pixels < kWork ? draw.images : 1, [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) draw_image(draw, image, strategy);
+  });
+}
+
 std::tuple<Tensor, Tensor> Operations::sample(const Tensor& labels, const Maybe& eligible,
                                               const Maybe& scores, const Tensor& seed, int64_t per_class,
                                               int64_t num_classes, int64_t ignore_index, int64_t strategy,
@@ -162,9 +121,7 @@ std::tuple<Tensor, Tensor> Operations::sample(const Tensor& labels, const Maybe&
                   static_cast<uint64_t>(*seed.const_data_ptr<int64_t>() ^ stream),
                   index.mutable_data_ptr<int64_t>(),
                   label.mutable_data_ptr<int32_t>()};
-  parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; ++image) draw_image(draw, image, strategy);
-  });
+  draw_pixels(draw, strategy);
   return {index, label};
 }
 

@@ -7,9 +7,6 @@
 namespace secl::SECL_ISA {
 namespace {
 
-// Kept out of line: inlined into a large caller, its sums no longer stay in registers.
-#define SECL_OWN_REGISTERS __attribute__((noinline))
-
 // Similarity tile of kTile rows, along the vectors, and kColumns columns.
 SECL_OWN_REGISTERS void dot(const float* rows,   // [depth, kTile]
                             const Slab columns,  // [chunks, .., kLanes]

@@ -8,6 +8,9 @@
 namespace secl::SECL_ISA {
 namespace {
 
+// Kept out of line: inlined into a large caller, its sums no longer stay in registers.
+#define SECL_OWN_REGISTERS __attribute__((noinline))
+
 constexpr int kLanes = SECL_LANES;
 constexpr int kColumns = SECL_COLUMNS;
 constexpr int kVectors = 2;  // of a register tile's height: as many as leave registers for all sums
@@ -81,6 +84,12 @@ SECL_INLINE Float shuffle(Float a, Float b, Int index) {
 }
 
 SECL_INLINE Float minus_magnitude(Float x) { return x < 0.0f ? x : -x; }
+
+// Softplus and sigmoid of lse - s of one anchor, base 2 in, where the pair is positive.
+SECL_INLINE Attraction<Float> positive_terms(Int positive, Float gap) {
+  const Attraction<Float> found = attraction(gap * kLn2, exp2_any(minus_magnitude(gap)));
+  return {positive ? found.softplus : Float{}, positive ? found.sigmoid : Float{}};
+}
 
 // The sum of all lanes, in double precision and always in the same order.
 SECL_INLINE double lane_sum(Float value) {
