@@ -123,7 +123,9 @@ class PixelContrastLoss(nn.Module):
     ) -> Tensor:
         """The loss of one batch; see `pixel_contrast`."""
         given = Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
-        options = replace(self.contrast, temperature=self.temperature)
+        options, temperature = self.contrast, self.temperature
+        if temperature is not options.temperature:
+            options = replace(options, temperature=temperature)
         parts = Parts(self.head, self.key_head, self.queue)
         (seed,), first, _ = recall(self, self.draws)
         loss = contrast_maps(given, self.sampling, (seed, None), options, parts)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from secl_ops import library
 from secl_ops.autograd import once
+from secl_ops.engines import native
 from secl_ops.inputs import ContrastInput
 from secl_ops.spec import REDUCTIONS, STRATEGIES, ContrastSpec, Flag, SampleSpec
 
@@ -24,15 +24,17 @@ Found = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]
 """Value, gradient rows of the anchors and their pixels (None: they are all rows), the same of the keys."""
 
 
-def serves(options: ContrastSpec) -> bool:
-    """Whether calls with these options may be few rows on a CPU."""
+def serves(options: ContrastSpec, rows: Tensor | None) -> bool:
+    """Whether a call with these options, on rows or a map of this dtype, may be one of few rows on a CPU."""
     return (
-        options.backend in ("auto", "native")
+        not torch.compiler.is_compiling()
+        and options.backend in ("auto", "native")
         and options.reduction != "none"
         and not options.validate
         and not isinstance(options.temperature, Tensor)
-        and library.ABSENCE is None
-        and not torch.compiler.is_compiling()
+        and rows is not None
+        and is_plain(rows)
+        and not native.objections("cpu", rows.dtype, "info_nce")
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
     )
@@ -49,17 +51,23 @@ def is_plain(value: object) -> bool:
         return True
     return (
         type(value) in (Tensor, nn.Parameter)
+        and not native.serves_cuda(value)  # type: ignore[arg-type]
         and value.device.type == "cpu"  # type: ignore[attr-defined]
         and value.layout == torch.strided  # type: ignore[attr-defined]
         and not value.is_nested  # type: ignore[attr-defined]
     )
 
 
+def dense(value: Tensor | None) -> Tensor | None:
+    """The same numbers in order."""
+    return None if value is None else value.contiguous()
+
+
 def info_nce(given: ContrastInput, options: ContrastSpec) -> Tensor | None:
     """The loss of few rows; None where it goes the long way."""
     if given.positives is not None or given.positive_labels is not None or given.positive_groups is not None:
         return None
-    if not serves(options) or not all(map(is_plain, given)):
+    if not serves(options, given.anchors) or not all(map(is_plain, given[1:])):
         return None
     anchors, keys = given.anchors, given.keys
     if anchors.ndim != 2 or not (keys is None or isinstance(keys, Tensor) and keys.ndim == 2):
@@ -74,8 +82,11 @@ def info_nce(given: ContrastInput, options: ContrastSpec) -> Tensor | None:
 
     def find(flags: int) -> Found | None:
         value, of_anchors, of_keys, served = torch.ops.secl_native.info_nce.default(
-            anchors, keys, given.anchor_labels, given.key_labels, given.anchor_groups, given.key_groups,
-            given.exclude, given.weights, options.normalize, scale, denominator | flags, reduction,
+            *map(dense, (
+                anchors, keys, given.anchor_labels, given.key_labels, given.anchor_groups, given.key_groups,
+                given.exclude, given.weights,
+            )),
+            options.normalize, scale, denominator | flags, reduction,
         )  # fmt: skip
         return (value, of_anchors, None, of_keys, None) if served else None
 
@@ -97,9 +108,9 @@ def pixel_contrast(
     anchors: Pixels, keys: Pixels | None, sampling: SampleSpec, options: ContrastSpec
 ) -> Tensor | None:
     """The whole pixel step of few draws; None where it goes the long way."""
-    if not serves(options) or (sampling.strategy == "hard") != (anchors.scores is not None):
+    if not serves(options, anchors.features) or (sampling.strategy == "hard") != (anchors.scores is not None):
         return None
-    if not all(map(is_plain, (*anchors[:4], *(keys or ())[:2]))) or not _fit(anchors, keys or anchors, sampling):
+    if not all(map(is_plain, (*anchors[1:4], *(keys or ())[:3]))) or not _fit(anchors, keys or anchors, sampling):
         return None
     if not all(_is_seed(side.seed) for side in (anchors, keys) if side is not None):
         return None
@@ -110,8 +121,8 @@ def pixel_contrast(
 
     def find(flags: int) -> Found | None:
         *found, served = torch.ops.secl_native.pixel_contrast.default(
-            anchors.features, anchors.labels, of_keys[0], of_keys[1], anchors.eligible, of_keys[2], anchors.scores,
-            seed, key_seed, seed_number, key_seed_number, of_keys[3], sampling.per_class, sampling.num_classes,
+            anchors.features, dense(anchors.labels), of_keys[0], dense(of_keys[1]), dense(anchors.eligible),
+            dense(of_keys[2]), dense(anchors.scores), seed, key_seed, seed_number, key_seed_number, of_keys[3], sampling.per_class, sampling.num_classes,
             sampling.ignore_index, STRATEGIES.index(sampling.strategy), options.normalize, options.scale,
             denominator | flags, REDUCTIONS.index(options.reduction),
         )  # fmt: skip
@@ -193,11 +204,13 @@ def _to_source(
     rows: Tensor, pixels: Tensor | None, upstream: Tensor, size: torch.Size, stride: tuple[int, ...] | None,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """Gradient of rows, or of the map whose pixels they are."""
-    make: Callable[..., Tensor] = torch.empty if pixels is None else torch.zeros
-    if stride is None:
-        found = make(size, dtype=dtype)
+    """Gradient of rows, or of the map whose pixels they are, in its layout."""
+    if pixels is None:
+        found = torch.empty(size, dtype=dtype)
+    elif stride is None:
+        found = torch.zeros(size, dtype=dtype)
     else:
         found = torch.empty_like(torch.empty_strided(size, stride, dtype=dtype)).zero_()
     torch.ops.secl_native.small_backward.default(rows, pixels, upstream.detach(), found)
-    return found
+    columnwise = pixels is None and stride is not None and 0 < stride[0] < stride[1]
+    return found.t().contiguous().t() if columnwise else found

@@ -102,10 +102,21 @@ def backend(request: pytest.FixtureRequest) -> str:
     if request.param in lanes.PATHS:
         lanes.enter(request.param, request)
         return "native"
-    reasons = secl_ops.backends()[request.param]
+    name = "native" if request.param == lanes.MANY else str(request.param)
+    reasons = secl_ops.backends()[name]
     if reasons:
-        skip_or_fail(request.param, f"backend {request.param} cannot run: {'; '.join(reasons)}")
-    return str(request.param)
+        skip_or_fail(name, f"backend {name} cannot run: {'; '.join(reasons)}")
+    if request.param == lanes.MANY:
+        request.getfixturevalue("many_rows")
+    return name
+
+
+@pytest.fixture
+def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operations for many rows, which a traced graph holds, whatever the number of rows."""
+    from secl_ops import small
+
+    monkeypatch.setattr(small, "serves", lambda *_: False)
 
 
 def _lane(request: pytest.FixtureRequest) -> str:

@@ -171,7 +171,7 @@ def native_stand_ins(on_gpu: Callable[[], bool] = lambda: True) -> list[tuple[An
     return [
         (library, "cuda_objections", lambda operations: []),
         (native, "_operations", lambda: torch.ops.secl_emulated if on_gpu() else operations()),
-        (native, "_serves_cuda", lambda tensor: on_gpu()),
+        (native, "serves_cuda", lambda tensor: on_gpu()),
         (native, "objections", lambda device, *rest: true("cuda" if device == "cpu" and on_gpu() else device, *rest)),
     ]
 

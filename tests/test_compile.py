@@ -165,6 +165,7 @@ def test_frozen_rows_compile_to_one_graph(name: str) -> None:
     assert torch.equal(graph(*given), make()(*given))
 
 
+@pytest.mark.usefixtures("many_rows")
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_twenty_sizes_are_traced_twice_at_most(backend: str) -> None:
     from torch._dynamo.testing import CompileCounter

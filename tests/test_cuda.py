@@ -29,7 +29,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Serves the native backend by the emulated CUDA kernels."""
     monkeypatch.setattr(native, "_operations", lambda: emulated)
-    monkeypatch.setattr(native, "_serves_cuda", lambda tensor: True)
+    monkeypatch.setattr(native, "serves_cuda", lambda tensor: True)
     return emulated
 
 

@@ -56,7 +56,7 @@ FAULTS = {
 def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Serves the native backend by the kernels on an emulated Hopper."""
     monkeypatch.setattr(native, "_operations", lambda: emulated)
-    monkeypatch.setattr(native, "_serves_cuda", lambda tensor: True)
+    monkeypatch.setattr(native, "serves_cuda", lambda tensor: True)
     monkeypatch.delenv("SECL_CUDA_PATH", raising=False)
     emulated.set_capability(90)
     emulated.set_multiprocessors(1)

@@ -90,6 +90,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
 
 
+@pytest.mark.usefixtures("many_rows")
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 def test_info_nce_compiles_to_one_graph_for_any_size(denominator: str) -> None:
     for kind in ([separate(n, n + 5, 8) for n in (12, 23)], [alone(n, 8) for n in (12, 23)]):

@@ -252,7 +252,7 @@ def events(backend: str, device: str, images: int, classes: int) -> int:
     """Operations that one whole step runs, those inside other operations too."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, classes, (images, 8, 8), generator=generator).to(device)
-    features = torch.rand(images, 4, 8, 8, generator=generator).to(device).requires_grad_()
+    features = torch.rand(images, 16, 8, 8, generator=generator).to(device).requires_grad_()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         options: dict[str, Any] = {
             "per_class": 2,

@@ -174,6 +174,8 @@ def _raw(namespace: str) -> list[Target]:
     norm, index = {"unit": rows, "inverse": torch.ones(4)}, {"index": labels.long()}
     layout = {"size": [2, 3, 4, 4], "stride": [48, 16, 4, 1], "dtype": torch.float32} if outer else {"result": features}
     gathered = {"normalize": True, "dtype": torch.float32} if outer else {"rows": rows, "inverse": torch.ones(4)}
+    unnumbered = {name: value for name, value in apart.items() if name not in ("positive_start", "negative_stop")}
+    spread = {"normalize": True, "scale": 10.0, "flags": both, "reduction": 0}
     known: dict[str, list[dict[str, Any]]] = {
         "unit_rows": [{"rows": rows, "labels": labels}],
         "row_inverse": [{"rows": rows, "labels": labels}],
@@ -192,6 +194,20 @@ def _raw(namespace: str) -> list[Target]:
             "labels": classes, "eligible": classes == 0, "scores": classes.double(), "seed": torch.zeros(1).long(),
             "per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": "hard" if outer else 2, "stream": 5,
         }],
+        "info_nce": [
+            {**unnumbered, "weights": torch.ones(4), **spread},
+            {**unnumbered, **dict.fromkeys(("keys", "key_labels", "key_groups", "exclude", "weights")), **spread},
+        ],
+        "pixel_contrast": [{
+            "features": features, "labels": classes, "key_features": features, "key_labels": classes,
+            "eligible": classes == 0, "key_eligible": classes == 0, "scores": classes.double(),
+            "seed": torch.zeros(1).long(), "key_seed": None, "seed_number": 0, "key_seed_number": 3, "key_stream": 5,
+            "per_class": 2, "num_classes": 2, "ignore_index": -1, "strategy": 2, **spread,
+        }],
+        "small_backward": [
+            {"rows": rows, "pixels": None, "upstream": torch.ones(()), "result": torch.ones(4, 3)},
+            {"rows": rows, "pixels": labels.long(), "upstream": torch.ones(()), "result": features},
+        ],
         "probe": [{"x": torch.ones(4), "function": "exp2"}],
         "set_isa": [{"name": "auto"}],
         "cuda_archs": [{}],

@@ -46,7 +46,7 @@ def _operations() -> Any:
     return torch.ops.secl_native
 
 
-def _serves_cuda(tensor: Tensor) -> bool:
+def serves_cuda(tensor: Tensor) -> bool:
     """Whether the CUDA kernels serve this tensor."""
     return tensor.is_cuda
 
@@ -74,7 +74,7 @@ def contrast_forward(
     key_inverse: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference for the other arguments."""
-    order = ordering.by_class(pairs, flags) if _serves_cuda(anchors) and ordering.pays(anchors, keys, flags) else None
+    order = ordering.by_class(pairs, flags) if serves_cuda(anchors) and ordering.pays(anchors, keys, flags) else None
     if order is not None:
         anchors, keys, pairs = anchors[order.anchors], keys[order.keys], order.pairs(pairs)
         known_lse, key_inverse = ordering.taken(known_lse, order.anchors), ordering.taken(key_inverse, order.keys)
@@ -100,7 +100,7 @@ def contrast_backward(
 
     The factors are grad_loss, push and draw, [N] each; an anchor whose push and draw are 0 does not count.
     """
-    if _serves_cuda(anchors):
+    if serves_cuda(anchors):
         return _cuda_backward(factors, anchors, keys, pairs, lse, scale, flags)
     counted = (factors[1] != 0) | (factors[2] != 0)
     if Flag.SELF not in flags:  # a row that the kernels do not read can carry no NaN into the keys
@@ -204,7 +204,7 @@ def sample(
     stream: int,
 ) -> tuple[Tensor, Tensor]:
     """Index and label [num_classes * B * per_class] of pixels drawn from labels [B, *spatial]; padding is -1."""
-    on_cuda = _serves_cuda(labels)
+    on_cuda = serves_cuda(labels)
     wide = labels if on_cuda and labels.dtype in _CUDA_LABELS else labels.long()
     ranked = None if scores is None else scores.to(torch.float32 if on_cuda else torch.float64).contiguous()
     found: tuple[Tensor, Tensor] = _operations().sample(
