@@ -44,7 +44,8 @@ void define_operations(Library& m) {
       "sample(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, int per_class, int num_classes, "
       "int ignore_index, int strategy, int stream) -> (Tensor index, Tensor label)");
   m.def(
-      "info_nce(Tensor anchors, Tensor? keys, Tensor anchor_labels, Tensor? key_labels, Tensor? anchor_groups, "
+      "info_nce(Tensor anchors, Tensor? keys, Tensor anchor_labels, Tensor? key_labels, Tensor? "
+      "anchor_groups, "
       "Tensor? key_groups, Tensor? exclude, Tensor? weights, bool normalize, float scale, int flags, int "
       "reduction) -> (Tensor value, Tensor grad_anchors, Tensor grad_keys, bool served)");
   m.def(
@@ -229,8 +230,8 @@ inline PixelState pixel_contrast(const Tensor& features, const Tensor& labels, c
   const PixelSide anchors{features, labels, eligible, scores, seed, seed_number, 0};
   if (!key_features || !key_labels) return cpu::pixel_contrast(anchors, nullptr, options);
   const Maybe no_scores;
-  const PixelSide keys{*key_features, *key_labels, key_eligible, no_scores, key_seed, key_seed_number,
-                       key_stream};
+  const PixelSide keys{*key_features, *key_labels,     key_eligible, no_scores,
+                       key_seed,      key_seed_number, key_stream};
   return cpu::pixel_contrast(anchors, &keys, options);
 }
 

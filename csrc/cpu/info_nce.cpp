@@ -40,16 +40,15 @@ class Numbers {
   const int32_t* data_ = nullptr;
 };
 
-Numbers numbers(const Maybe& values, int64_t length) {
-  return values ? Numbers(*values, length) : Numbers();
-}
+Numbers numbers(const Maybe& values, int64_t length) { return values ? Numbers(*values, length) : Numbers(); }
 
 bool is_rows(const Tensor& rows) {
   return rows.dim() == 2 && is_row_type(rows.scalar_type()) && rows.is_contiguous() && rows.is_cpu() &&
          rows.size(0) > 0 && rows.size(1) > 0;
 }
 
-SmallSource source(const RowReader& reader, const Tensor& rows, const Numbers& labels, const Numbers& groups) {
+SmallSource source(const RowReader& reader, const Tensor& rows, const Numbers& labels,
+                   const Numbers& groups) {
   const bool is_float = rows.scalar_type() == ScalarType::Float;
   return {rows.size(0), labels.get(), groups.get(),
           [&reader](int64_t row, float* to) { reader.read(row, to); },
@@ -81,7 +80,7 @@ bool is_served(const SmallCall& call) {
   const bool alone = !call.keys, grouped = call.anchor_groups.has_value();
   if (alone ? call.key_groups || call.exclude : grouped != call.key_groups.has_value()) return false;
   return is_vector(call.exclude, n, ScalarType::Long) && is_vector(call.weights, n, ScalarType::Float) &&
-         call.reduction != kNone && m > 0;
+         (call.reduction == kMean || call.reduction == kSum) && m > 0;
 }
 
 }  // namespace
@@ -90,14 +89,16 @@ SmallState info_nce(const SmallCall& call) {
   if (!is_rows(call.anchors) || !is_served(call)) return unserved();
   const int64_t n = call.anchors.size(0), m = call.keys ? call.keys->size(0) : n;
   const Numbers anchor_labels(call.anchor_labels, n), key_labels = numbers(call.key_labels, m),
-                anchor_groups = numbers(call.anchor_groups, n), key_groups = numbers(call.key_groups, m);
+                                                      anchor_groups = numbers(call.anchor_groups, n),
+                                                      key_groups = numbers(call.key_groups, m);
   if (!anchor_labels || (call.keys && !key_labels) || (call.anchor_groups && !anchor_groups) ||
       (call.key_groups && !key_groups))
     return unserved();
   const bool of_anchors = (call.flags & kAnchorGradient) != 0;
   const bool of_keys = call.keys && (call.flags & kKeyGradient) != 0;
-  const SmallOptions options{call.anchors.size(1), call.scale,  call.normalize,
-                             (call.flags & kNegatives) != 0, of_anchors, of_keys, call.reduction == kMean};
+  const SmallOptions options{call.anchors.size(1),           call.scale, call.normalize,
+                             (call.flags & kNegatives) != 0, of_anchors, of_keys,
+                             call.reduction == kMean};
   const RowReader anchor_reader(call.anchors), key_reader(call.keys ? *call.keys : call.anchors);
   const SmallSource anchors = source(anchor_reader, call.anchors, anchor_labels, anchor_groups);
   SmallSource keys = anchors;
@@ -108,8 +109,7 @@ SmallState info_nce(const SmallCall& call) {
   Tensor value = torch::stable::empty({}, ScalarType::Float);
   *value.mutable_data_ptr<float>() = loss.value();
   return {value,
-          gradient(call.anchors, loss.anchors(), of_anchors,
-                   [&](const auto& to) { loss.write_anchors(to); }),
+          gradient(call.anchors, loss.anchors(), of_anchors, [&](const auto& to) { loss.write_anchors(to); }),
           gradient(call.keys ? *call.keys : call.anchors, loss.keys(), of_keys,
                    [&](const auto& to) { loss.write_keys(to); }),
           true};

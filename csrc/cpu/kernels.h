@@ -41,7 +41,9 @@ struct Kernels {
   // Few rows; a vector is `lanes` neighbouring rows, whose gradients are added to [lanes, width].
   void (*small_pack)(const float* rows /* [tile, width] */, int64_t width, int64_t depth,
                      float* to /* [depth, tile] */);
-  void (*small_tile)(const Small&, int64_t tile);
+  void (*small_tile)(const Small&, int64_t tile, SmallPass pass);
+  // Where the keys are the anchors: each similarity to its other place; each coefficient plus the other one.
+  void (*small_flip)(const Small&, int64_t vector);
   void (*small_mirror)(const Small&, int64_t vector);
   void (*small_anchors)(const Small&, int64_t vector, float* output);
   void (*small_keys)(const Small&, int64_t vector, float* output);

@@ -273,6 +273,7 @@ constexpr Kernels make_kernels(const char* name) {
           self_gradient,
           small_pack,
           small_tile,
+          small_flip,
           small_mirror,
           small_anchors,
           small_keys,

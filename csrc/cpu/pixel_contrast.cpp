@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The whole pixel step of few draws as one operation: labels are brought to the map's size, pixels drawn, read
-// as rows and contrasted, gradients included.
+// The whole pixel step of few draws as one operation: labels are brought to the map's size, pixels drawn,
+// read as rows and contrasted, gradients included.
 #include <algorithm>
 #include <optional>
 #include <vector>
@@ -15,7 +15,8 @@
 namespace secl::cpu {
 namespace {
 
-// Where the value of each pixel of the new grid stands in the old one [B, *spatial]: at the centre of its cell.
+// Where the value of each pixel of the new grid stands in the old one [B, *spatial]: at the centre of its
+// cell.
 std::vector<int64_t> nearest(const Tensor& values, const Tensor& map /* [B, D, *spatial] */) {
   std::vector<int64_t> found{0};
   for (int64_t axis = 0; axis < values.dim(); ++axis) {
@@ -78,6 +79,14 @@ bool is_served(const PixelSide& side) {
          goes_with(side.scores, side.labels, is_real);
 }
 
+bool is_served(const PixelOptions& options, int64_t images) {
+  constexpr int64_t kMostPlaces = (int64_t{1} << 31) - 1;
+  const bool counts = options.per_class >= 1 && options.num_classes >= 1 &&
+                      options.per_class <= kMostPlaces / images / options.num_classes;
+  return counts && options.strategy >= kUniform && options.strategy <= kHard &&
+         (options.reduction == kMean || options.reduction == kSum);
+}
+
 // The pixels drawn from one map: their numbers in the batch and their classes, -1 in free places.
 struct Drawn {
   std::vector<int64_t> index;
@@ -133,8 +142,7 @@ std::tuple<Tensor, Tensor> gradient(const SmallSide& side, const Drawn& drawn, i
 // Numbers of a gradient times the upstream number; a zero stays a zero.
 template <class T>
 void write_scaled(const float* from, float scale, int64_t count, int64_t stride, T* to) {
-  for (int64_t d = 0; d < count; ++d)
-    to[d * stride] = static_cast<T>(from[d] == 0 ? 0.0f : from[d] * scale);
+  for (int64_t d = 0; d < count; ++d) to[d * stride] = static_cast<T>(from[d] == 0 ? 0.0f : from[d] * scale);
 }
 
 }  // namespace
@@ -142,10 +150,11 @@ void write_scaled(const float* from, float scale, int64_t count, int64_t stride,
 PixelState pixel_contrast(const PixelSide& anchors, const PixelSide* keys, const PixelOptions& options) {
   const Tensor none = torch::stable::empty({0}, ScalarType::Float);
   const PixelState unserved{none, none, none, none, none, false};
-  if (!is_served(anchors) || options.per_class < 1 || options.num_classes < 1) return unserved;
+  if (!is_served(anchors) || !is_served(options, anchors.features.size(0))) return unserved;
   const int64_t depth = anchors.features.size(1);
   if (keys && (!is_served(*keys) || keys->features.size(1) != depth ||
-               keys->features.scalar_type() != anchors.features.scalar_type()))
+               keys->features.scalar_type() != anchors.features.scalar_type() ||
+               !is_served(options, keys->features.size(0))))
     return unserved;
   const Drawn anchor_pixels(anchors, options, options.strategy);
   std::optional<Drawn> key_pixels;
@@ -156,8 +165,8 @@ PixelState pixel_contrast(const PixelSide& anchors, const PixelSide* keys, const
   if (keys) key_rows = source(keys->features, key_map, *key_pixels);
   const bool of_anchors = (options.flags & kAnchorGradient) != 0;
   const bool of_keys = keys && (options.flags & kKeyGradient) != 0;
-  SmallLoss loss({depth, options.scale, options.normalize, (options.flags & kNegatives) != 0, of_anchors, of_keys,
-                  options.reduction == kMean},
+  SmallLoss loss({depth, options.scale, options.normalize, (options.flags & kNegatives) != 0, of_anchors,
+                  of_keys, options.reduction == kMean},
                  rows, keys ? &key_rows : nullptr, nullptr, nullptr);
   Tensor value = torch::stable::empty({}, ScalarType::Float);
   *value.mutable_data_ptr<float>() = loss.value();

@@ -13,7 +13,8 @@ namespace {
 
 // In base 2: the inverse of a sum of exp2(s - maximum) times any usual weight is then a float.
 constexpr double kBoundedRange = 60;
-// A row in memory and 1 / its norm, both within this range, have similarities that neither overflow nor vanish.
+// A row in memory and 1 / its norm, both within this range, have similarities that neither overflow nor
+// vanish.
 constexpr float kPlainNorm = 1e10f;
 
 // The rows that count. Anchors come class by class, so that few columns concern a tile's own classes.
@@ -27,7 +28,8 @@ std::vector<int32_t> counted(const SmallSource& from, bool sorted) {
     if (from.group && from.group[a] != from.group[b]) return from.group[a] < from.group[b];
     return from.label[a] != from.label[b] ? from.label[a] < from.label[b] : a < b;
   };
-  if (sorted && !std::is_sorted(index.begin(), index.end(), before)) std::sort(index.begin(), index.end(), before);
+  if (sorted && !std::is_sorted(index.begin(), index.end(), before))
+    std::sort(index.begin(), index.end(), before);
   return index;
 }
 
@@ -41,7 +43,8 @@ std::vector<int32_t> taken(const int32_t* values, const std::vector<int32_t>& in
 bool is_plain(float inverse) { return inverse == 0 || (inverse > 1 / kPlainNorm && inverse < kPlainNorm); }
 
 // Reads the norms of rows that stay where they lie; false where one does not allow it.
-bool keep_in_place(const Kernels& kernel, const SmallOptions& options, const SmallSource& from, SmallSide& side) {
+bool keep_in_place(const Kernels& kernel, const SmallOptions& options, const SmallSource& from,
+                   SmallSide& side) {
   const int64_t depth = options.depth;
   std::atomic<bool> plain{true};
   parallel_for(0, side.count, grain(2 * depth), [&](int64_t begin, int64_t end) {
@@ -75,13 +78,12 @@ void copy_rows(const Kernels& kernel, const SmallOptions& options, const SmallSo
   side.rows = side.copy.get();
 }
 
-SmallSide make_side(const Kernels& kernel, const SmallOptions& options, const SmallSource& from, int64_t width,
-                    bool anchors) {
+SmallSide make_side(const Kernels& kernel, const SmallOptions& options, const SmallSource& from,
+                    int64_t width, bool anchors) {
   SmallSide side;
   side.index = counted(from, anchors);
   side.count = static_cast<int64_t>(side.index.size());
-  const int64_t padded =
-      anchors ? round_up(side.count, kernel.tile) : std::max(side.count, kernel.columns);
+  const int64_t padded = anchors ? round_up(side.count, kernel.tile) : std::max(side.count, kernel.columns);
   side.label = taken(from.label, side.index, padded, -1);
   if (from.group) side.group = taken(from.group, side.index, padded, 0);
   side.factor.assign(side.count, 1.0f);
@@ -123,7 +125,9 @@ SmallLoss::SmallLoss(const SmallOptions& options, const SmallSource& anchors, co
   const double maximum = options.scale * M_LOG2E;
   tiles_ = Buffer(padded * options.depth);
   coefficients_ = Buffer(padded * places);
-  const auto data = [](const std::vector<int32_t>& values) { return values.empty() ? nullptr : values.data(); };
+  const auto data = [](const std::vector<int32_t>& values) {
+    return values.empty() ? nullptr : values.data();
+  };
   small_ = {.anchors = anchors_.count,
             .keys = others.count,
             .depth = options.depth,
@@ -153,19 +157,42 @@ SmallLoss::SmallLoss(const SmallOptions& options, const SmallSource& anchors, co
 }
 
 void SmallLoss::run() {
+  constexpr int64_t kTwice = 3;  // tiles from which on half of the similarities are worth three passes
   const int64_t tiles = static_cast<int64_t>(anchors_.label.size()) / kernel_.tile;
-  const int64_t work = product_work(small_.anchors, small_.keys, small_.depth);
-  for_each(tiles, worker_count(work), [&](int64_t, int64_t tile) {
-    const int64_t first = tile * kernel_.tile;
-    kernel_.small_pack(small_.anchor_rows + first * small_.width, small_.width, small_.depth,
-                       tiles_.get() + first * small_.depth);
-    // The rows of coefficients that no key fills.
-    for (int64_t row = first; row < first + kernel_.tile; row += kernel_.lanes) {
-      float* end = small_.coefficients + row * small_.places + small_.places * kernel_.lanes;
-      std::fill(end - (small_.places - small_.keys) * kernel_.lanes, end, 0.0f);
-    }
-    kernel_.small_tile(small_, tile);
-  });
+  const int64_t workers = worker_count(product_work(small_.anchors, small_.keys, small_.depth));
+  const auto pass = [&](SmallPass each) {
+    for_each(tiles, workers, [&](int64_t, int64_t tile) {
+      if (each != SmallPass::kRest) prepare(tile);
+      kernel_.small_tile(small_, tile, each);
+    });
+  };
+  const auto vectors = [&](auto kernel) {
+    for_each(small_.places / kernel_.lanes, worker_count(small_.anchors * small_.keys),
+             [&](int64_t, int64_t vector) { kernel(small_, vector); });
+  };
+  if (alone_ && tiles >= kTwice) {
+    pass(SmallPass::kSimilarities);
+    vectors(kernel_.small_flip);
+    pass(SmallPass::kRest);
+  } else {
+    pass(SmallPass::kAll);
+  }
+  if (alone_ && small_.gradient) vectors(kernel_.small_mirror);
+  reduce();
+}
+
+// Transposes a tile of anchors, and clears the rows of its coefficients that no key fills.
+void SmallLoss::prepare(int64_t tile) {
+  const int64_t first = tile * kernel_.tile;
+  kernel_.small_pack(small_.anchor_rows + first * small_.width, small_.width, small_.depth,
+                     tiles_.get() + first * small_.depth);
+  for (int64_t row = first; row < first + kernel_.tile; row += kernel_.lanes) {
+    float* end = small_.coefficients + (row + kernel_.lanes) * small_.places;
+    std::fill(end - (small_.places - small_.keys) * kernel_.lanes, end, 0.0f);
+  }
+}
+
+void SmallLoss::reduce() {
   double sum = 0, total = 0;
   for (int64_t p = 0; p < anchors_.count; ++p) {
     if (count_[p] == 0) continue;
@@ -174,12 +201,6 @@ void SmallLoss::run() {
   }
   divisor_ = options_.mean && total > 0 ? total : 1.0;
   value_ = static_cast<float>(sum / divisor_);
-  if (alone_ && small_.gradient) {
-    const int64_t vectors = small_.places / kernel_.lanes;
-    for_each(vectors, worker_count(small_.anchors * small_.keys), [&](int64_t, int64_t vector) {
-      kernel_.small_mirror(small_, vector);
-    });
-  }
 }
 
 void SmallLoss::write_anchors(const std::function<float*(int64_t place)>& to) {

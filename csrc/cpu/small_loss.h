@@ -15,30 +15,31 @@ namespace secl::cpu {
 
 // The rows of one side and what is said of them; reads no row whose label is below 0.
 struct SmallSource {
-  int64_t rows;                                           // before the ignored ones are left out
-  const int32_t* label;                                   // [rows]
-  const int32_t* group;                                   // [rows], or null
-  std::function<void(int64_t row, float* to)> read;       // widens one row
-  const float* in_place;                                  // [rows, D] where the rows are floats already, else null
+  int64_t rows;                                      // before the ignored ones are left out
+  const int32_t* label;                              // [rows]
+  const int32_t* group;                              // [rows], or null
+  std::function<void(int64_t row, float* to)> read;  // widens one row
+  const float* in_place;                             // [rows, D] where the rows are floats already, else null
 };
 
 struct SmallOptions {
   int64_t depth;
   double scale;
-  bool normalize, negatives_only, gradient, key_gradient;  // `gradient`: of the anchors, in both roles if alone
-  bool mean;                                               // else the sum
+  bool normalize, negatives_only, gradient,
+      key_gradient;  // `gradient`: of the anchors, in both roles if alone
+  bool mean;         // else the sum
 };
 
 // The rows of a side that count, normalised where asked for.
 struct SmallSide {
-  int64_t count = 0;             // rows that are not ignored
-  std::vector<int32_t> index;    // [count] original row
-  std::vector<int32_t> label;    // [padded]
-  std::vector<int32_t> group;    // [padded], or empty
-  std::vector<float> inverse;    // [count] 1 / norm
-  std::vector<float> factor;     // [count] what the row in memory is multiplied with
-  Buffer copy;                   // [padded, width] unless they are read in place
-  const float* rows = nullptr;   // [padded, width]
+  int64_t count = 0;            // rows that are not ignored
+  std::vector<int32_t> index;   // [count] original row
+  std::vector<int32_t> label;   // [padded]
+  std::vector<int32_t> group;   // [padded], or empty
+  std::vector<float> inverse;   // [count] 1 / norm
+  std::vector<float> factor;    // [count] what the row in memory is multiplied with
+  Buffer copy;                  // [padded, width] unless they are read in place
+  const float* rows = nullptr;  // [padded, width]
   bool finite = true;
 };
 
@@ -57,6 +58,8 @@ class SmallLoss {
 
  private:
   void run();
+  void prepare(int64_t tile);
+  void reduce();
   void write(const SmallSide& side, int64_t work, const std::function<float*(int64_t place)>& to,
              const std::function<void(int64_t vector, float* output)>& product);
 

@@ -114,26 +114,41 @@ SECL_INLINE void load_square(const float* from, Float (&square)[kLanes]) {
   for (int r = 0; r < kLanes; ++r) square[r] = load(from + r * kLanes);
 }
 
-SECL_INLINE void store_sum(float* to, const Float (&a)[kLanes], const Float (&b)[kLanes]) {
+// Writes a square, plus what stands there where `add`.
+SECL_INLINE void store_square(bool add, const Float (&square)[kLanes], float* to) {
 #pragma GCC unroll 16
-  for (int r = 0; r < kLanes; ++r) store(to + r * kLanes, a[r] + b[r]);
+  for (int r = 0; r < kLanes; ++r)
+    store(to + r * kLanes, add ? square[r] + load(to + r * kLanes) : square[r]);
 }
 
-// Where the keys are the anchors: coefficients + their transpose, for one vector against itself and all later
-// ones. A row then has its gradient in both roles from one product.
+// Where vector `row` of the anchors meets the keys of another one.
+SECL_INLINE float* small_square(const Small& s, int64_t row, int64_t column) {
+  return s.coefficients + (row * s.places + column * kLanes) * kLanes;
+}
+
+// Writes the similarities with all later vectors to their other places.
+void small_flip(const Small& s, int64_t vector) {
+  for (int64_t other = vector + 1; other * kLanes < s.places; ++other) {
+    Float square[kLanes];
+    load_square(small_square(s, vector, other), square);
+    transpose_square(square);
+    store_square(false, square, small_square(s, other, vector));
+  }
+}
+
+// Coefficients + their transpose, for one vector against itself and all later ones: a row then has its
+// gradient in both roles from one product.
 void small_mirror(const Small& s, int64_t vector) {
   for (int64_t other = vector; other * kLanes < s.places; ++other) {
-    float* upper = s.coefficients + (vector * s.places + other * kLanes) * kLanes;
-    float* lower = s.coefficients + (other * s.places + vector * kLanes) * kLanes;
-    Float a[kLanes], b[kLanes], flipped[kLanes];
-    load_square(upper, a);
-    load_square(lower, b);
-    load_square(lower, flipped);
-    transpose_square(flipped);
-    store_sum(upper, a, flipped);
+    float *upper = small_square(s, vector, other), *lower = small_square(s, other, vector);
+    Float down[kLanes], up[kLanes];
+    load_square(upper, down);
+    load_square(lower, up);
+    transpose_square(up);
+    store_square(true, up, upper);
     if (other == vector) continue;
-    transpose_square(a);
-    store_sum(lower, b, a);
+    transpose_square(down);
+    store_square(true, down, lower);
   }
 }
 

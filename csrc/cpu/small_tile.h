@@ -50,6 +50,7 @@ struct LongSum {
 };
 
 // One tile of anchors on its way through the passes.
+template <bool kBounded, bool kNegatives>
 class SmallTile {
  public:
   SmallTile(const Small& s, int64_t tile)
@@ -58,7 +59,7 @@ class SmallTile {
       label_[v] = load(s.anchor_label + first_ + v * kLanes);
       if (s.anchor_group) group_[v] = load(s.anchor_group + first_ + v * kLanes);
       if (s.skip) skip_[v] = load(s.skip + first_ + v * kLanes);
-      peak_[v] = splat(s.bounded ? s.maximum : -kLargest);
+      peak_[v] = splat(kBounded ? s.maximum : -kLargest);
     }
     for (int64_t i = first_; i < first_ + kTile && i < s.anchors; ++i) {
       low_ = s.anchor_label[i] < low_ ? s.anchor_label[i] : low_;
@@ -69,14 +70,26 @@ class SmallTile {
     }
   }
 
-  void run() {
-    similarities();
-    if (!s_.bounded) exponentials();
+  void run(SmallPass pass) {
+    if (pass == SmallPass::kSimilarities)
+      return similarities(first_, [&](bool, int64_t j, int v, Float x) { store(at(j, v), x); });
+    if (pass == SmallPass::kAll) {
+      similarities(0, [&](bool open, int64_t j, int v, Float x) {
+        if (kBounded) return exponential(open, j, v, x);
+        see(open, j, v, x);
+        store(at(j, v), x);
+      });
+    } else if (!kBounded) {
+      for_pairs([&](bool open, int64_t j, int v, Float x) { see(open, j, v, x); });
+    }
+    if (pass != SmallPass::kAll || !kBounded)
+      for_pairs([&](bool open, int64_t j, int v, Float x) { exponential(open, j, v, x); });
     for (int lane = 0; lane < kTile; ++lane) {
       const double total = total_.total[lane];
-      lse_[lane] = total == 0 ? -__builtin_inf() : peak_[lane / kLanes][lane % kLanes] + __builtin_log2(total);
+      lse_[lane] =
+          total == 0 ? -__builtin_inf() : peak_[lane / kLanes][lane % kLanes] + __builtin_log2(total);
     }
-    if (s_.negatives_only) attract();
+    if (kNegatives) attract();
     finish();
     if (s_.gradient) coefficients();
   }
@@ -97,63 +110,64 @@ class SmallTile {
 
   SECL_INLINE float* at(int64_t j, int v) const { return place_ + (v * s_.places + j) * kLanes; }
 
-  // Writes the similarities in base 2, or where they are bounded what `exponential` makes of them.
-  void similarities() {
+  // Calls body(open, j, v, similarity in base 2) for the columns from `begin` on.
+  template <class Body>
+  SECL_INLINE void similarities(int64_t begin, const Body& body) {
     float tile[kColumns * kTile];
-    for (int64_t begin = 0, panel = kSmallPanel; begin < s_.keys; begin += kColumns) {
+    for (int64_t panel = begin + kSmallPanel; begin < s_.keys; begin += kColumns) {
       // The last columns again where fewer are left than a register tile has.
       const int64_t last = s_.keys - kColumns, from = begin < last || last < 0 ? begin : last;
-      dot_columns(s_.anchor_tiles + first_ * s_.depth, s_.key_rows + from * s_.width, s_.width, s_.depth, tile);
+      dot_columns(s_.anchor_tiles + first_ * s_.depth, s_.key_rows + from * s_.width, s_.width, s_.depth,
+                  tile);
       for (int64_t j = begin; j < begin + kColumns && j < s_.keys; ++j) {
         const float factor = s_.key_factor[j] * s_.to_log2;
         const bool open = this->open(j);
-        for (int v = 0; v < kVectors; ++v) {
-          const Float x = load(tile + (j - from) * kTile + v * kLanes) * factor;
-          s_.bounded ? exponential(open, j, v, x) : similarity(open, j, v, x);
-        }
+        for (int v = 0; v < kVectors; ++v)
+          body(open, j, v, load(tile + (j - from) * kTile + v * kLanes) * factor);
       }
       if (begin + kColumns >= panel || begin + kColumns >= s_.keys) flush(), panel += kSmallPanel;
     }
   }
 
-  SECL_INLINE void similarity(bool open, int64_t j, int v, Float x) {
-    Float seen = x;
-    if (!open) {
-      const Int in = denominator(mask(j, v), s_.negatives_only);
-      seen = in ? x : splat(-kLargest);
-    }
-    seen = seen > kLargest ? splat(kLargest) : seen;  // a finite peak leaves an infinite sum, not a NaN
-    peak_[v] = seen > peak_[v] ? seen : peak_[v];
-    store(at(j, v), x);
-  }
-
-  // The term of the denominator; in place of a positive key that is none of its keys, the similarity.
-  SECL_INLINE void exponential(bool open, int64_t j, int v, Float x) {
-    Float e = s_.bounded ? exp2_bounded(x - peak_[v]) : exp2_any(x - peak_[v]);
-    if (!open) {
-      const PairMask<Int> pair = mask(j, v);
-      e = denominator(pair, s_.negatives_only) ? e : Float{};
-      count_[v] -= pair.positive;
-      if (!s_.negatives_only) near_.part[v] += pair.positive ? x : Float{};
-      store(at(j, v), s_.negatives_only ? (pair.positive ? x : e) : e);
-    } else {
-      store(at(j, v), e);
-    }
-    total_.part[v] += e;
-  }
-
-  void exponentials() {
+  // The same for all similarities that were written before.
+  template <class Body>
+  SECL_INLINE void for_pairs(const Body& body) {
     for (int64_t j = 0; j < s_.keys; ++j) {
       const bool open = this->open(j);
-      for (int v = 0; v < kVectors; ++v) exponential(open, j, v, load(at(j, v)));
+      for (int v = 0; v < kVectors; ++v) body(open, j, v, load(at(j, v)));
       if (j % kSmallPanel == kSmallPanel - 1 || j == s_.keys - 1) flush();
     }
+  }
+
+  // Looks for the peak.
+  SECL_INLINE void see(bool open, int64_t j, int v, Float x) {
+    if (!open) x = denominator(mask(j, v), kNegatives) ? x : splat(-kLargest);
+    x = x > kLargest ? splat(kLargest) : x;  // a finite peak leaves an infinite sum, not a NaN
+    peak_[v] = x > peak_[v] ? x : peak_[v];
+  }
+
+  // Writes the term of the denominator; in place of a positive key that is none of its keys, the similarity.
+  SECL_INLINE void exponential(bool open, int64_t j, int v, Float x) {
+    Float e = kBounded ? exp2_bounded(x - peak_[v]) : exp2_any(x - peak_[v]), kept = e;
+    if (!open) {
+      const PairMask<Int> pair = mask(j, v);
+      kept = e = denominator(pair, kNegatives) ? e : Float{};
+      count_[v] -= pair.positive;
+      if (kNegatives) {
+        kept = pair.positive ? x : e;
+      } else {
+        near_.part[v] += pair.positive ? x : Float{};
+      }
+    }
+    total_.part[v] += e;
+    store(at(j, v), kept);
   }
 
   // Softplus and sigmoid of lse - s over the positives, where the sigmoid takes the place of the similarity.
   void attract() {
     Float lse[kVectors];
-    for (int lane = 0; lane < kTile; ++lane) lse[lane / kLanes][lane % kLanes] = static_cast<float>(lse_[lane]);
+    for (int lane = 0; lane < kTile; ++lane)
+      lse[lane / kLanes][lane % kLanes] = static_cast<float>(lse_[lane]);
     for (int64_t j = 0; j < s_.keys; ++j) {
       if (s_.key_label[j] >= low_ && s_.key_label[j] <= high_) {
         for (int v = 0; v < kVectors; ++v) {
@@ -182,9 +196,9 @@ class SmallTile {
       const int32_t count = count_[lane / kLanes][lane % kLanes];
       const double share = count > 0 ? 1.0 / count : 0.0, mean = near_.total[lane] * share;
       s_.count[i] = i < s_.anchors ? count : 0;
-      s_.loss[i] = s_.negatives_only ? mean : mean_loss(lse_[lane], mean);
+      s_.loss[i] = kNegatives ? mean : mean_loss(lse_[lane], mean);
       const double weight = static_cast<double>(s_.weight[i]) * s_.scale * (count > 0 ? 1 : 0);
-      const double pull = s_.negatives_only ? pull_.total[lane] * share : 1, total = total_.total[lane];
+      const double pull = kNegatives ? pull_.total[lane] * share : 1, total = total_.total[lane];
       push_[lane / kLanes][lane % kLanes] = total == 0 ? 0.0f : static_cast<float>(weight * pull / total);
       draw_[lane / kLanes][lane % kLanes] = static_cast<float>(weight * share);
     }
@@ -192,7 +206,7 @@ class SmallTile {
 
   // Exactly 0 for a lone pair, as in the sweeps.
   double mean_loss(double lse, double mean) const {
-    const double magnitude = s_.bounded ? 2.0 * kLn2 * s_.maximum : 0.0, own = lse < 0 ? -lse : lse;
+    const double magnitude = kBounded ? 2.0 * kLn2 * s_.maximum : 0.0, own = lse < 0 ? -lse : lse;
     return above_noise((lse - mean) * 0.6931471805599453, own > magnitude ? own : magnitude);
   }
 
@@ -204,7 +218,7 @@ class SmallTile {
         Float found = x * push_[v];
         if (!open) {
           const Int positive = mask(j, v).positive;
-          const Float pulled = s_.negatives_only ? x * -draw_[v] : found - draw_[v];
+          const Float pulled = kNegatives ? x * -draw_[v] : found - draw_[v];
           found = positive ? pulled : found;
         }
         const Int live = draw_[v] != 0.0f;  // what does not count leaves nothing, be it a NaN
@@ -224,7 +238,15 @@ class SmallTile {
   double lse_[kTile];
 };
 
-void small_tile(const Small& s, int64_t tile) { SmallTile(s, tile).run(); }
+template <bool kBounded>
+void small_tile_of(const Small& s, int64_t tile, SmallPass pass) {
+  s.negatives_only ? SmallTile<kBounded, true>(s, tile).run(pass)
+                   : SmallTile<kBounded, false>(s, tile).run(pass);
+}
+
+void small_tile(const Small& s, int64_t tile, SmallPass pass) {
+  s.bounded ? small_tile_of<true>(s, tile, pass) : small_tile_of<false>(s, tile, pass);
+}
 
 }  // namespace
 }  // namespace secl::SECL_ISA
