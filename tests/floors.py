@@ -41,6 +41,7 @@ FLOORS: dict[str, int] = {
     "secl_ops.engines.select": 9,
     "secl_ops.ops": 10,
     "secl_ops.autograd": 11,
+    "secl_ops.small": 12,
     "secl_ops.shards": 12,
     "secl_ops.functional": 13,
     "secl_ops.pixels": 13,
