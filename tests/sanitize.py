@@ -16,9 +16,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TESTS = ("sanitizers", "native", "backends", "sample", "properties", "wrong_arguments", "native_bounds", "traps")
+TESTS = (
+    "sanitizers",
+    "native",
+    "backends",
+    "sample",
+    "properties",
+    "wrong_arguments",
+    "native_bounds",
+    "traps",
+    "small",
+)
 # The other backends are not checked, and a checked build is slow.
-NOT_HERE = "not reference and not triton and not faster and not more_pairs"
+NOT_HERE = "not reference and not triton and not faster and not more_pairs and not costs_little"
 
 
 class Lane(NamedTuple):
