@@ -23,6 +23,9 @@ std::string cuda_absence() { return SECL_CUDA_ABSENCE; }
 // What this build takes the operations to be; secl_ops/library.py knows what they are.
 std::string interface() { return SECL_INTERFACE; }
 
+// What multiplies many rows of bf16.
+std::string half_isa() { return secl::half_kernels().name; }
+
 // One function of the kernels at each number.
 secl::Tensor probe(const secl::Tensor& x /* [n] float32 */, std::string function) {
   secl::check_dense("x", x, 1);
@@ -38,6 +41,7 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
   secl::define_operations(m);
   m.def("probe(Tensor x, str function) -> Tensor");
   m.def("set_isa(str name) -> str");
+  m.def("half_isa() -> str");
   m.def("cuda_archs() -> str");
   m.def("cuda_absence() -> str");
   m.def("interface() -> str");
@@ -53,6 +57,7 @@ STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CompositeExplicitAutograd, m) {
   m.impl("set_isa", TORCH_BOX(&secl::set_isa));
+  m.impl("half_isa", TORCH_BOX(&half_isa));
   m.impl("cuda_archs", TORCH_BOX(&cuda_archs));
   m.impl("cuda_absence", TORCH_BOX(&cuda_absence));
   m.impl("interface", TORCH_BOX(&interface));

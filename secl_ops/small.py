@@ -19,6 +19,8 @@ from secl_ops.spec import REDUCTIONS, STRATEGIES, ContrastSpec, Flag, SampleSpec
 
 MOST = 2
 """Similarities that are kept, for each number in the rows of both sides."""
+MOST_HALVES = 1 << 25
+"""Products of bf16 rows from which on a matrix unit repays that its way finds them twice."""
 
 _NEGATIVES, _ANCHORS, _KEYS = (int(flag) for flag in (Flag.NEGATIVES, Flag.ANCHOR_GRADIENT, Flag.KEY_GRADIENT))
 
@@ -79,7 +81,7 @@ def info_nce(given: ContrastInput, options: ContrastSpec) -> Tensor | None:
     if not all(value is None or _is_plain(value) for value in beside):
         return None
     learns = isinstance(given.weights, Tensor) and given.weights.requires_grad
-    if learns or not _fits(anchors.shape[0], others.shape[0], anchors.shape[1]):
+    if learns or not _fits(anchors.shape[0], others.shape[0], anchors.shape[1], anchors.dtype):
         return None
     flags, reduction = _flags(options), REDUCTIONS.index(options.reduction)
 
@@ -118,9 +120,12 @@ def _flags(options: ContrastSpec) -> int:
     return _NEGATIVES if options.denominator == "negatives" else 0
 
 
-def _fits(rows: int, keys: int, width: int) -> bool:
-    """Whether the similarities are no more than the numbers in the rows, times `MOST`."""
-    return rows * keys <= MOST * (rows + keys) * width
+def _fits(rows: int, keys: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether the similarities are no more than the numbers in the rows, times `MOST`, and worth keeping."""
+    if rows * keys > MOST * (rows + keys) * width:
+        return False
+    many = dtype == torch.bfloat16 and rows * keys * width > MOST_HALVES
+    return not many or torch.ops.secl_native.half_isa.default() != "amx"
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:
@@ -152,7 +157,7 @@ def _draws_few(anchors: Pixels, keys: Pixels, sampling: SampleSpec) -> bool:
         min(sampling.per_class * sampling.num_classes * side.features.shape[0], side.features.numel() // width)
         for side in (anchors, keys)
     )
-    return _fits(rows, others, width)
+    return _fits(rows, others, width, anchors.features.dtype)
 
 
 def _seeds(*seeds: int | Tensor) -> list[Tensor | int | None]:

@@ -2,6 +2,7 @@
 // Sorts one call's rows, and streams one side past the other.
 #include "blocks.h"
 
+#include "../checks.h"
 #include "../contrast_math.h"
 
 namespace secl::cpu {
@@ -83,13 +84,26 @@ struct Task {
   }
 };
 
+// A register tile of pairs, padded to whole chunks, is no larger than one of floats from this width on.
+constexpr int64_t kLeastHalves = 16;
+
+const Kernels& choose(const ContrastCall& call) {
+  const bool halves = call.anchors.scalar_type() == ScalarType::BFloat16 &&
+                      call.keys.scalar_type() == ScalarType::BFloat16 && call.anchors.size(1) >= kLeastHalves;
+  return halves ? half_kernels() : kernels();
+}
+
 }  // namespace
 
 Problem make_problem(const ContrastCall& call, const RowReader& anchors, const RowReader& keys,
                      const std::vector<bool>& skipped) {
   const PairRule rule{call.exclude, call.positive_start, call.negative_stop, call.keys.size(0),
                       call.has(kSelf)};
-  Problem p{.rule = rule, .scale = call.scale, .flags = call.flags, .depth = anchors.depth()};
+  Problem p{.kernel = choose(call),
+            .rule = rule,
+            .scale = call.scale,
+            .flags = call.flags,
+            .depth = anchors.depth()};
   p.anchors = sort_side(call.anchor_labels, call.grouped() ? call.anchor_groups : Maybe(), skipped);
   if (!rule.self) p.separate_keys = sort_side(call.key_labels, call.grouped() ? call.key_groups : Maybe());
   relate(p.anchors, p.keys(), rule);

@@ -15,7 +15,7 @@ namespace secl::cpu {
 
 // Everything that the blocks of one call share.
 struct Problem {
-  const Kernels& kernel = kernels();
+  const Kernels& kernel;
   PairRule rule;
   double scale;
   int64_t flags, depth;
@@ -28,7 +28,7 @@ struct Problem {
     return rule.self && !rule.exclude && rule.positive_start == 0 && rule.negative_stop >= rule.key_rows;
   }
   SortedSide& keys() { return rule.self ? anchors : separate_keys; }
-  int64_t chunks() const { return round_up(depth, kernel.lanes) / kernel.lanes; }
+  int64_t chunks() const { return round_up(depth, kernel.chunk) / kernel.lanes; }
   // Numbers in a slab of this many rows.
   int64_t slab(int64_t rows) const { return chunks() * rows * kernel.lanes; }
 };

@@ -6,12 +6,34 @@
 
 #include "../checks.h"
 
+#if defined(SECL_X86_KERNELS) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace secl {
 namespace {
+
+#if defined(SECL_X86_KERNELS)
+// Whether the processor has the matrix unit and the system lends this process its registers.
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kAmxBf16) || !(d & kAmxTile)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // [0] is the portable one; a null entry cannot run here.
 struct Available {
   const Kernels* entry[3] = {&kPortableKernels, nullptr, nullptr};
+  const Kernels* halves = nullptr;  // of bf16 rows
   Available() {
 #if defined(SECL_X86_KERNELS)
     __builtin_cpu_init();
@@ -20,6 +42,7 @@ struct Available {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
       entry[2] = &kAvx512Kernels;
     }
+    if (entry[2] && __builtin_cpu_supports("avx512bf16") && may_use_amx()) halves = &kAmxKernels;
 #endif
   }
 };
@@ -42,6 +65,11 @@ std::atomic<const Kernels*> chosen{nullptr};
 const Kernels& kernels() {
   const Kernels* found = chosen.load(std::memory_order_relaxed);
   return found ? *found : *widest();
+}
+
+const Kernels& half_kernels() {
+  const bool any = chosen.load(std::memory_order_relaxed) == nullptr;
+  return any && available().halves ? *available().halves : kernels();
 }
 
 std::string set_isa(std::string name) {

@@ -19,8 +19,11 @@ struct Kernels {
   int64_t lanes;    // of a vector
   int64_t tile;     // rows of a register tile, along its vectors
   int64_t columns;  // columns of a register tile
+  int64_t chunk;    // numbers of a row that lie together, to which its width is padded
   // Writes a row times a factor to where the slab begins; numbers past the width are zeros.
   void (*spread)(const float* row /* [depth] */, float factor, int64_t depth, Slab to);
+  // Of bf16 rows: writes the pairs of rows behind a slab's rows, of which there is a multiple of `chunk`.
+  void (*pair)(Slab slab, int64_t rows, int64_t chunks);
   // Turns `tile` rows of a slab into a register tile's rows: element r of each number lies beside the next.
   void (*transpose)(Slab from, int64_t depth, float* to /* [depth, tile] */);
   // Divides a row by its norm and returns 1 / norm; a zero row stays, with 0.
@@ -55,10 +58,14 @@ extern const Kernels kPortableKernels;
 #define SECL_X86_KERNELS 1
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAmxKernels;  // of bf16 rows
 #endif
 
 // The kernels in use: the widest that this machine runs, unless set_isa chose others.
 const Kernels& kernels();
+
+// The same for many rows of bf16: the matrix unit where there is one, unless set_isa chose kernels.
+const Kernels& half_kernels();
 
 // Chooses "auto", "portable", "avx2" or "avx512" for this process; returns the name now in use.
 std::string set_isa(std::string name);

@@ -3,10 +3,16 @@
 // Written once over vectors; a translation unit per instruction set defines SECL_ISA, SECL_LANES and
 // SECL_COLUMNS under its target and includes this file last, so that no code of one set leaks into another.
 
+#include "box.h"
 #include "packing.h"
 #include "row_math.h"
+#ifdef SECL_AMX
+#include "amx.h"
+#else
+#include "products.h"
 #include "small_products.h"
 #include "small_tile.h"
+#endif
 #include "sweep.h"
 
 namespace secl::SECL_ISA {
@@ -259,7 +265,15 @@ constexpr Kernels make_kernels(const char* name) {
           kLanes,
           kTile,
           kColumns,
+#ifdef SECL_AMX
+          kHalves,
+          spread_halves,
+          pair_rows,
+#else
+          kLanes,
           spread,
+          nullptr,
+#endif
           transpose,
           to_unit,
           through_norm,
@@ -271,12 +285,21 @@ constexpr Kernels make_kernels(const char* name) {
           run<BoundedSum<true>>,
           run<PositiveSum<true>>,
           self_gradient,
+#ifdef SECL_AMX
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,  // few rows are widened
+#else
           small_pack,
           small_tile,
           small_flip,
           small_mirror,
           small_anchors,
           small_keys,
+#endif
           probe};
 }
 

@@ -171,6 +171,8 @@ void RowReader::read(int64_t row, float* to) const {
 void pack_slab(const Kernels& kernel, const RowReader& reader, const SortedSide& side, int64_t first,
                int64_t rows, Slab to, float* scratch) {
   constexpr int64_t kAhead = 8;  // rows between the request and the reading
+  const Slab whole = to;
+  if (kernel.pair) rows = round_up(rows, kernel.chunk);
   const int64_t depth = reader.depth(), last = std::min(first + rows, side.count);
   for (int64_t p = first; p < first + rows; ++p, to.data += kernel.lanes) {
     if (p + kAhead < last) reader.prefetch(side.index[p + kAhead]);
@@ -180,11 +182,14 @@ void pack_slab(const Kernels& kernel, const RowReader& reader, const SortedSide&
       clear_row(to, depth, kernel.lanes);
     }
   }
+  if (kernel.pair) kernel.pair(whole, rows, round_up(depth, kernel.chunk) / kernel.chunk);
 }
 
 void pack_tiles(const Kernels& kernel, Slab from, int64_t depth, int64_t tiles, float* to) {
+  const int64_t numbers =
+      kernel.pair ? round_up(depth, kernel.chunk) / 2 : depth;  // pairs of halves, or floats
   for (int64_t t = 0; t < tiles; ++t, from.data += kernel.tile * kernel.lanes, to += depth * kernel.tile)
-    kernel.transpose(from, depth, to);
+    kernel.transpose(from, numbers, to);
 }
 
 double largest_norm(const RowReader& reader, const SortedSide& side) {

@@ -1,87 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The register-blocked products, the pairs of a tile, and the sweep of columns past a block of rows.
+// The pairs of a tile, and the sweep of columns past a block of rows.
 
 #include "kernels.h"
 #include "vectors.h"
 
 namespace secl::SECL_ISA {
 namespace {
-
-// Similarity tile of kTile rows, along the vectors, and kColumns columns.
-SECL_OWN_REGISTERS void dot(const float* rows,   // [depth, kTile]
-                            const Slab columns,  // [chunks, .., kLanes]
-                            int64_t depth, float* tile /* [kColumns, kBlock] */) {
-  Float sum[kColumns][kVectors] = {};
-  const float* chunk = columns.data;
-  for (int64_t left = depth; left > 0; left -= kLanes, chunk += columns.step) {
-    const int64_t size = left < kLanes ? left : kLanes;
-    for (int64_t k = 0; k < size; ++k, rows += kTile) {
-      Float row[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) row[v] = load(rows + v * kLanes);
-#pragma GCC unroll 16
-      for (int c = 0; c < kColumns; ++c) {
-        const Float column = splat(chunk[c * kLanes + k]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[c][v] += row[v] * column;
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int c = 0; c < kColumns; ++c) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(tile + c * kBlock + v * kLanes, sum[c][v]);
-  }
-}
-
-// output += coefficients @ values, kColumns outputs of V vectors. The outputs are rows of the block, or
-// with kAcross columns of the panel.
-template <int V, bool kAcross>
-SECL_OWN_REGISTERS void accumulate(const float* coefficients,  // [panel, kBlock]
-                                   const Slab values, int64_t count, const Slab output) {
-  constexpr int64_t kNextOutput = kAcross ? kBlock : 1, kNextValue = kAcross ? 1 : kBlock;
-  Float sum[kColumns][V] =
-      {};  // of this run alone: one long sum would round each term to the size of the whole
-  const float* value = values.data;
-  for (int64_t j = 0; j < count; ++j, value += kLanes, coefficients += kNextValue) {
-    Float column[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) column[v] = load(value + v * values.step);
-#pragma GCC unroll 16
-    for (int r = 0; r < kColumns; ++r) {
-      const Float row = splat(coefficients[r * kNextOutput]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] += row * column[v];
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kColumns; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      float* place = output.data + r * kLanes + v * output.step;
-      store(place, load(place) + sum[r][v]);
-    }
-  }
-}
-
-SECL_INLINE Slab offset(Slab slab, int64_t rows, int64_t vectors = 0) {
-  return {slab.data + rows * kLanes + vectors * slab.step, slab.step};
-}
-
-// All vectors of `outputs` rows, a multiple of kColumns.
-template <bool kAcross>
-inline void product(const float* coefficients, Slab values, int64_t count, Slab output, int64_t outputs,
-                    int64_t chunks) {
-  constexpr int64_t kNextOutput = kAcross ? kBlock : 1;
-  for (int64_t r = 0; r < outputs; r += kColumns) {
-    const float* first = coefficients + r * kNextOutput;
-    int64_t v = 0;
-    for (; v + kVectors <= chunks; v += kVectors) {
-      accumulate<kVectors, kAcross>(first, offset(values, 0, v), count, offset(output, r, v));
-    }
-    if (v < chunks) accumulate<1, kAcross>(first, offset(values, 0, v), count, offset(output, r, v));
-  }
-}
 
 // Pairs of the anchors in the rows from i on with the key in column j.
 SECL_INLINE PairMask<Int> anchor_mask(const Sweep& s, int64_t i, int64_t j) {
@@ -128,37 +52,9 @@ struct Meeting {
   }
 };
 
-// The smallest rectangle around the visited tiles of a panel.
-struct Box {
-  int64_t row_begin = kBlock, row_end = 0, column_begin = kPanel, column_end = 0;
-  void add(int64_t row, int64_t column) {
-    row_begin = row < row_begin ? row : row_begin;
-    row_end = row + kTile > row_end ? row + kTile : row_end;
-    column_begin = column < column_begin ? column : column_begin;
-    column_end = column + kColumns > column_end ? column + kColumns : column_end;
-  }
-  bool empty() const { return row_end == 0; }
-};
-
 SECL_INLINE void clear(float* tile /* [kColumns, kBlock] */) {
   for (int c = 0; c < kColumns; ++c) {
     for (int v = 0; v < kVectors; ++v) store(tile + c * kBlock + v * kLanes, Float{});
-  }
-}
-
-// The value products of one panel: of its columns for the rows, and of the rows for its columns.
-inline void multiply(const Sweep& s, const Box& box, int64_t column) {
-  const int64_t row = box.row_begin / kColumns * kColumns;  // whole outputs; what is outside the box is zero
-  const int64_t outputs = (box.row_end - row + kColumns - 1) / kColumns * kColumns;
-  const int64_t columns = box.column_end - box.column_begin;
-  const float* first = s.coefficients + box.column_begin * kBlock;
-  if (s.output.data) {
-    product<false>(first + row, offset(s.values, column + box.column_begin), columns, offset(s.output, row),
-                   outputs, s.chunks);
-  }
-  if (s.column_output.data) {
-    product<true>(first + box.row_begin, offset(s.row_values, box.row_begin), box.row_end - box.row_begin,
-                  offset(s.column_output, column + box.column_begin), columns, s.chunks);
   }
 }
 
@@ -166,6 +62,7 @@ inline void multiply(const Sweep& s, const Box& box, int64_t column) {
 // values.
 template <class Tile>
 inline void sweep(const Sweep& s, Tile& tile) {
+  [[maybe_unused]] const Registers registers;
   const bool multiplied = s.output.data || s.column_output.data;
   for (int64_t begin = 0; begin < s.column_tiles; begin += kPanel / kColumns) {
     const int64_t limit = begin + kPanel / kColumns;
