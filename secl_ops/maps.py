@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secl_ops import small, spec
 from secl_ops.autograd import Gather, Places, apply
 from secl_ops.functional import contrast_sources
-from secl_ops.inputs import Shard
+from secl_ops.inputs import ContrastInput, Shard
 from secl_ops.pixels import PixelSample, draw_pixels, seed_tensor
 from secl_ops.queue import ClassQueue
 from secl_ops.replay import recall
@@ -190,7 +190,9 @@ def contrast_maps(
         return contrast_sources(features, key_features, pairs, options, places=places, ordered=True)
     anchors, keys = _project(given, anchor.index, key.index, options.backend, parts)
     if parts.queue is None:
-        return contrast_sources(anchors, keys, pairs, options, ordered=True)
+        rows = ContrastInput(anchors, keys, anchor.label, None if keys is None else key.label)
+        few = small.info_nce(rows, options)
+        return contrast_sources(anchors, keys, pairs, options, ordered=True) if few is None else few
     return _with_queue(anchors, Shard(keys, pairs), parts.queue, options)
 
 

@@ -57,6 +57,18 @@ def test_a_pixel_step_is_two_operations() -> None:
         assert native_operations(step) == ["secl_native::pixel_contrast", "secl_native::small_backward"]
 
 
+def test_a_step_with_a_head_is_five_operations() -> None:
+    features, head = FEATURES.clone().requires_grad_(), torch.nn.Linear(16, 12)
+
+    def step() -> None:
+        secl_ops.pixel_contrast(features, LABELS, **MAP, head=head).backward()
+
+    step()
+    assert [name for name in native_operations(step) if name.startswith("secl_native::")] == [
+        f"secl_native::{name}" for name in ("sample", "gather", "info_nce", "small_backward", "gather_backward")
+    ]
+
+
 def test_the_loss_of_rows_is_two_operations() -> None:
     call = learning(alone(20, 16))
 

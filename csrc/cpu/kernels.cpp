@@ -6,7 +6,7 @@
 
 #include "../checks.h"
 
-#if defined(SECL_X86_KERNELS) && defined(__linux__)
+#if defined(SECL_AMX_KERNELS)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,25 +15,9 @@
 namespace secl {
 namespace {
 
-#if defined(SECL_X86_KERNELS)
-// Whether the processor has the matrix unit and the system lends this process its registers.
-bool may_use_amx() {
-#if defined(__linux__)
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kAmxBf16) || !(d & kAmxTile)) return false;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-#endif
-
 // [0] is the portable one; a null entry cannot run here.
 struct Available {
   const Kernels* entry[3] = {&kPortableKernels, nullptr, nullptr};
-  const Kernels* halves = nullptr;  // of bf16 rows
   Available() {
 #if defined(SECL_X86_KERNELS)
     __builtin_cpu_init();
@@ -42,7 +26,6 @@ struct Available {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
       entry[2] = &kAvx512Kernels;
     }
-    if (entry[2] && __builtin_cpu_supports("avx512bf16") && may_use_amx()) halves = &kAmxKernels;
 #endif
   }
 };
@@ -60,6 +43,19 @@ const Kernels* widest() {
 
 std::atomic<const Kernels*> chosen{nullptr};
 
+// The kernels of the matrix unit, if the processor has one and the system lends this process its registers.
+const Kernels* matrix_unit() {
+#if defined(SECL_AMX_KERNELS)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool exists = available().entry[2] && __builtin_cpu_supports("avx512bf16") &&
+                      __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) && (d & kAmxTile);
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  if (exists && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) return &kAmxKernels;
+#endif
+  return nullptr;
+}
+
 }  // namespace
 
 const Kernels& kernels() {
@@ -68,8 +64,9 @@ const Kernels& kernels() {
 }
 
 const Kernels& half_kernels() {
-  const bool any = chosen.load(std::memory_order_relaxed) == nullptr;
-  return any && available().halves ? *available().halves : kernels();
+  if (chosen.load(std::memory_order_relaxed)) return kernels();
+  static const Kernels* const found = matrix_unit();
+  return found ? *found : kernels();
 }
 
 std::string set_isa(std::string name) {

@@ -58,6 +58,9 @@ extern const Kernels kPortableKernels;
 #define SECL_X86_KERNELS 1
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#endif
+#if defined(SECL_X86_KERNELS) && defined(__linux__) && __GNUC__ >= 11
+#define SECL_AMX_KERNELS 1
 extern const Kernels kAmxKernels;  // of bf16 rows
 #endif
 

@@ -2,7 +2,7 @@
 // The kernels for bf16 rows on x86 with AMX beside AVX-512: 32 x 16 similarities from two tile registers.
 #include "kernels.h"
 
-#if defined(SECL_X86_KERNELS)
+#if defined(SECL_AMX_KERNELS)
 #pragma GCC target("avx2,fma,avx512f,avx512dq,avx512vl,avx512bw,avx512bf16,amx-tile,amx-bf16")
 #define SECL_ISA amx
 #define SECL_AMX
