@@ -38,7 +38,7 @@ SPILLS = {
     ("3.8", "sample_hard-bf16-128-sm100-all"): ["spills 8 bytes"],
 }
 FORWARD = ("scan", "mean", "running", "positive", "class_mean")
-BACKWARD = ("keys", "self", "keys_running", "self_running")
+BACKWARD = ("keys", "anchors", "self", "keys_running", "self_running")
 
 
 def closest() -> list[Build]:
