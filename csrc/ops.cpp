@@ -23,8 +23,8 @@ std::string cuda_absence() { return SECL_CUDA_ABSENCE; }
 // What this build takes the operations to be; secl_ops/library.py knows what they are.
 std::string interface() { return SECL_INTERFACE; }
 
-// What multiplies many rows of bf16.
-std::string half_isa() { return secl::half_kernels().name; }
+// Whether many rows of bf16 are multiplied on a matrix unit; no string, which torch's stable ABI leaks.
+bool matrix_unit() { return secl::half_kernels().pair != nullptr; }
 
 // One function of the kernels at each number.
 secl::Tensor probe(const secl::Tensor& x /* [n] float32 */, std::string function) {
@@ -41,7 +41,7 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
   secl::define_operations(m);
   m.def("probe(Tensor x, str function) -> Tensor");
   m.def("set_isa(str name) -> str");
-  m.def("half_isa() -> str");
+  m.def("matrix_unit() -> bool");
   m.def("cuda_archs() -> str");
   m.def("cuda_absence() -> str");
   m.def("interface() -> str");
@@ -57,7 +57,7 @@ STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CompositeExplicitAutograd, m) {
   m.impl("set_isa", TORCH_BOX(&secl::set_isa));
-  m.impl("half_isa", TORCH_BOX(&half_isa));
+  m.impl("matrix_unit", TORCH_BOX(&matrix_unit));
   m.impl("cuda_archs", TORCH_BOX(&cuda_archs));
   m.impl("cuda_absence", TORCH_BOX(&cuda_absence));
   m.impl("interface", TORCH_BOX(&interface));

@@ -6,6 +6,7 @@ What these do not serve, and every call that breaks a rule, goes the long way, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeGuard
 
@@ -19,6 +20,10 @@ from secl_ops.spec import REDUCTIONS, STRATEGIES, ContrastSpec, Flag, SampleSpec
 
 MOST = 2
 """Similarities that are kept, for each number in the rows of both sides."""
+NEVER_MANY = 1 << 14
+"""So many are kept however narrow the rows: 64 KiB."""
+TILE, VECTOR = 32, 16
+"""What the anchors, and the numbers of a row, are padded to."""
 MOST_HALVES = 1 << 25
 """Products of bf16 rows from which on a matrix unit repays that its way finds them twice."""
 
@@ -122,10 +127,11 @@ def _flags(options: ContrastSpec) -> int:
 
 def _fits(rows: int, keys: int, width: int, dtype: torch.dtype) -> bool:
     """Whether the similarities are no more than the numbers in the rows, times `MOST`, and worth keeping."""
-    if rows * keys > MOST * (rows + keys) * width:
+    kept = -(-rows // TILE) * TILE * keys + keys * (-width % VECTOR)
+    if kept > max(MOST * (rows + keys) * width, NEVER_MANY):
         return False
     many = dtype == torch.bfloat16 and rows * keys * width > MOST_HALVES
-    return not many or torch.ops.secl_native.half_isa.default() != "amx"
+    return not (many and torch.ops.secl_native.matrix_unit.default())
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:
@@ -187,10 +193,9 @@ class SmallContrast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         anchor_rows, anchor_pixels, key_rows, key_pixels = ctx.saved_tensors
-        upstream = grad_value.detach()
         return (
-            None if ctx.of_anchors is None else once(ctx.of_anchors.gradient(anchor_rows, anchor_pixels, upstream)),
-            None if ctx.of_keys is None else once(ctx.of_keys.gradient(key_rows, key_pixels, upstream)),
+            None if ctx.of_anchors is None else once(ctx.of_anchors.gradient(anchor_rows, anchor_pixels, grad_value)),
+            None if ctx.of_keys is None else once(ctx.of_keys.gradient(key_rows, key_pixels, grad_value)),
             None,
         )
 
@@ -208,10 +213,21 @@ class _Origin(NamedTuple):
 
     def gradient(self, rows: Tensor, pixels: Tensor | None, upstream: Tensor) -> Tensor:
         """The rows times the upstream number, as rows or in a map of zeros at their pixels."""
+        if _is_batch(upstream):
+            return self._batched(rows, pixels, upstream)
         found = self._empty() if pixels is None else self._map()
-        torch.ops.secl_native.small_backward.default(rows, pixels, upstream, found)
+        torch.ops.secl_native.small_backward.default(rows, pixels, upstream.detach(), found)
         columnwise = pixels is None and self.stride is not None and 0 < self.stride[0] < self.stride[1]
         return found.t().contiguous().t() if columnwise else found
+
+    def _batched(self, rows: Tensor, pixels: Tensor | None, upstream: Tensor) -> Tensor:
+        scaled = torch.where(rows == 0, 0.0, rows * upstream).to(self.dtype)
+        if pixels is None:
+            return scaled
+        images, width, *spatial = self.size
+        place = (pixels // math.prod(spatial), pixels % math.prod(spatial))
+        found = torch.zeros(images, math.prod(spatial), width, dtype=self.dtype).index_put(place, scaled)
+        return found.transpose(1, 2).reshape(self.size)
 
     def _empty(self) -> Tensor:
         return torch.empty(self.size, dtype=self.dtype)
@@ -219,7 +235,14 @@ class _Origin(NamedTuple):
     def _map(self) -> Tensor:
         if self.stride is None:
             return torch.zeros(self.size, dtype=self.dtype)
-        return torch.empty_like(torch.empty_strided(self.size, self.stride, dtype=self.dtype)).zero_()
+        like = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+        return torch.empty_like(like, device="cpu").zero_()
+
+
+def _is_batch(upstream: Tensor) -> bool:
+    """Whether it stands for many numbers, as under `is_grads_batched`, which no operation of the extension knows."""
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(upstream)
+    return batched or torch._C._are_functorch_transforms_active()
 
 
 def _differentiable(anchors: Tensor, keys: Tensor | None, find: Find) -> Tensor | None:

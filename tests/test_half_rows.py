@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("built", "many_rows")
 @pytest.fixture
 def matrix_unit(built: None) -> None:
     """Skip where the processor has no matrix unit for bf16."""
-    if torch.ops.secl_native.half_isa() != "amx":
-        skip_or_fail("amx", f"bf16 rows are multiplied by {torch.ops.secl_native.half_isa()}")
+    if not torch.ops.secl_native.matrix_unit():
+        skip_or_fail("amx", "this processor has no matrix unit for bf16")
 
 
 def gradients(call: Call) -> list[Tensor]:
@@ -76,7 +76,7 @@ def test_a_chosen_instruction_set_serves_half_rows_too(matrix_unit: None) -> Non
     try:
         for name in ("portable", "avx2", "avx512"):
             torch.ops.secl_native.set_isa(name)
-            assert torch.ops.secl_native.half_isa() == name
+            assert not torch.ops.secl_native.matrix_unit()
             assert not torch.equal(found[1], gradients(call)[1])  # the matrix unit rounds the coefficients
     finally:
         torch.ops.secl_native.set_isa("auto")
@@ -102,3 +102,24 @@ def test_half_rows_are_faster(kind: str, denominator: str, matrix_unit: None, th
             torch.autograd.grad(loss, leaves)
             fastest[dtype] = min(fastest[dtype], time.perf_counter() - start)
     assert fastest[torch.bfloat16] <= MOST * fastest[torch.float32], fastest
+
+
+def test_frozen_keys_that_lie_on_their_anchors_leave_no_loss_below_its_floor(matrix_unit: None) -> None:
+    """What the denominator reads and what the positives read are the same rounded rows."""
+    classes = torch.arange(32).repeat(24)
+    centres = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
+    rows = ((centres[classes] + torch.randn(768, 32) / 400) * 3.7).bfloat16()
+    keys = (rows.float() * 1.37).bfloat16()
+    call = Call(rows, classes, keys, classes, denominator="all", temperature=0.07, reduction="none")
+    found = secl_ops.info_nce(**call.arguments())
+    true = secl_ops.info_nce(**call.to(torch.float64).arguments())
+    assert (found - true).abs().max() < 2e-3
+    torch.ops.secl_native.set_isa("avx512")
+    try:
+        wide = secl_ops.info_nce(**call.arguments())
+    finally:
+        torch.ops.secl_native.set_isa("auto")
+    assert (found - wide).abs().max() < 2e-3
+    one = replace(call, anchors=rows[:32], anchor_labels=classes[:32], keys=keys[:32], key_labels=classes[:32])
+    lone = replace(one, anchors=rows[:1], anchor_labels=classes[:1], keys=keys[:1], key_labels=classes[:1])
+    assert secl_ops.info_nce(**lone.arguments()).item() == 0

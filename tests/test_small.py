@@ -108,7 +108,7 @@ def test_keys_where_they_lie_and_copied_ones_are_the_same_rows(isa: str) -> None
         assert_within_budget(name, here, there.double(), there, amplification=40)
 
 
-@pytest.mark.parametrize("factor", [1e-25, 1e-12, 1e12, 1e25])
+@pytest.mark.parametrize("factor", [1e-37, 1e-12, 1e12, 4e37])
 def test_keys_of_extreme_norm_are_rows(factor: float, isa: str) -> None:
     call = separate(20, 40, 32, ignored=0.0)
     far = replace(call, keys=call.keys * factor)
@@ -143,6 +143,54 @@ def test_a_row_of_another_group_leaves_nothing_of_a_nan(value: float) -> None:
         leaf = given["anchors"] = each.clone().requires_grad_()
         gradients.append(torch.autograd.grad(secl_ops.info_nce(**given), leaf)[0])
     assert torch.equal(gradients[0][groups == 0], gradients[1][groups == 0])
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_the_weight_of_an_anchor_that_does_not_count_leaves_nothing(value: float) -> None:
+    call = alone(40, 16, ignored=0.0)
+    classes = torch.where(torch.arange(40) == 3, 77, call.anchor_labels)
+    gradients = []
+    for weight in (0.0, value):
+        weights = torch.where(torch.arange(40) == 3, weight, 1.0)
+        moved, leaves = replace(call, anchor_labels=classes).leaves()
+        loss = info_nce(replace(moved, weights=weights))
+        assert is_small(loss)
+        gradients.append(torch.autograd.grad(loss, leaves)[0])
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weight", [1e-42, 1e-30, 1e30])
+def test_weights_of_any_size_are_weights(weight: float, reduction: str) -> None:
+    call, found = replace(alone(40, 16), reduction=reduction), []
+    for each in (1.0, weight):
+        moved, leaves = call.leaves()
+        loss = info_nce(replace(moved, weights=torch.full((40,), each)))
+        assert is_small(loss)
+        share = float(torch.tensor(each)) if reduction == "sum" else 1.0
+        found.append(torch.autograd.grad(loss, leaves)[0].double() / share)
+    if not (reduction == "sum" and weight < 1e-38):  # there the gradient itself is no normal number
+        assert_within_budget("gradient", found[1], found[0], found[0].float(), amplification=40)
+
+
+def test_a_batch_of_upstream_numbers_finds_the_gradient_of_each() -> None:
+    moved, (anchors, _) = separate(12, 9, 8).leaves()
+    loss, upstream = info_nce(moved), torch.tensor([1.0, -2.0, 0.0])
+    (found,) = torch.autograd.grad(loss, anchors, upstream, is_grads_batched=True, retain_graph=True)
+    for one, number in zip(found, upstream, strict=True):
+        assert torch.equal(one, torch.autograd.grad(loss, anchors, number, retain_graph=True)[0])
+    features = FEATURES.clone().requires_grad_()
+    loss = secl_ops.pixel_contrast(features, LABELS, **MAP)
+    (found,) = torch.autograd.grad(loss, features, upstream, is_grads_batched=True, retain_graph=True)
+    for one, number in zip(found, upstream, strict=True):
+        assert torch.equal(one, torch.autograd.grad(loss, features, number, retain_graph=True)[0])
+
+
+def test_few_anchors_are_padded_and_count_so() -> None:
+    narrow = torch.randn(100_000, 1)
+    classes = torch.arange(100_000) % 2
+    loss = secl_ops.info_nce(narrow[:1].clone().requires_grad_(), narrow, anchor_labels=classes[:1], key_labels=classes)
+    assert not is_small(loss)
 
 
 def test_a_zero_stays_a_zero_under_any_upstream() -> None:
@@ -223,7 +271,7 @@ def test_other_calls_that_go_the_long_way(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_many_rows_go_the_long_way() -> None:
-    width = 4
+    width = 64
     most = small.MOST * 2 * width  # rows against as many
     assert is_small(info_nce(learning(separate(most, most, width))))
     assert not is_small(info_nce(learning(separate(most + 1, most, width))))

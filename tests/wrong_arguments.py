@@ -210,7 +210,7 @@ def _raw(namespace: str) -> list[Target]:
         ],
         "probe": [{"x": torch.ones(4), "function": "exp2"}],
         "set_isa": [{"name": "auto"}],
-        "half_isa": [{}],
+        "matrix_unit": [{}],
         "cuda_archs": [{}],
         "cuda_absence": [{}],
         "interface": [{}],

@@ -87,19 +87,19 @@ struct Task {
 // A register tile of pairs, padded to whole chunks, is no larger than one of floats from this width on.
 constexpr int64_t kLeastHalves = 16;
 
-const Kernels& choose(const ContrastCall& call) {
+}  // namespace
+
+const Kernels& kernels_for(const ContrastCall& call) {
   const bool halves = call.anchors.scalar_type() == ScalarType::BFloat16 &&
                       call.keys.scalar_type() == ScalarType::BFloat16 && call.anchors.size(1) >= kLeastHalves;
   return halves ? half_kernels() : kernels();
 }
 
-}  // namespace
-
 Problem make_problem(const ContrastCall& call, const RowReader& anchors, const RowReader& keys,
                      const std::vector<bool>& skipped) {
   const PairRule rule{call.exclude, call.positive_start, call.negative_stop, call.keys.size(0),
                       call.has(kSelf)};
-  Problem p{.kernel = choose(call),
+  Problem p{.kernel = kernels_for(call),
             .rule = rule,
             .scale = call.scale,
             .flags = call.flags,

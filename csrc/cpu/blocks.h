@@ -33,6 +33,9 @@ struct Problem {
   int64_t slab(int64_t rows) const { return chunks() * rows * kernel.lanes; }
 };
 
+// Of this dtype and width.
+const Kernels& kernels_for(const ContrastCall& call);
+
 // Of a checked call; an anchor that `skipped` marks is read in no role.
 Problem make_problem(const ContrastCall& call, const RowReader& anchors, const RowReader& keys,
                      const std::vector<bool>& skipped = {});  // [N], or empty

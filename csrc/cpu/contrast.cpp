@@ -321,7 +321,8 @@ ContrastState Operations::contrast_forward(const ContrastCall& call, const Maybe
   STD_TORCH_CHECK(!(known_lse.has_value() && call.has(kScan)),
                   "a scan finds the log-sum-exp that known_lse gives");
   const RowReader anchors(call.anchors);
-  const RowReader keys(call.keys, key_inverse.has_value() ? key_inverse->const_data_ptr<float>() : nullptr);
+  const RowReader keys(call.keys, key_inverse.has_value() ? key_inverse->const_data_ptr<float>() : nullptr,
+                       kernels_for(call).pair != nullptr);
   Problem p = make_problem(call, anchors, keys);
   reserve_factors(p.anchors);
   const bool wanted = call.has(kAnchorGradient);

@@ -92,7 +92,7 @@ struct Drawn {
   std::vector<int64_t> index;
   std::vector<int32_t> label;
 
-  Drawn(const PixelSide& side, const PixelOptions& options, int64_t strategy) {
+  Drawn(const PixelSide& side, const PixelOptions& options) {
     const std::vector<int64_t> places = nearest(side.labels, side.features);
     const std::vector<int64_t> labels = taken_labels(side.labels, places);
     std::vector<uint8_t> eligible;
@@ -112,7 +112,7 @@ struct Drawn {
                  side.eligible ? reinterpret_cast<const bool*>(eligible.data()) : nullptr,
                  side.scores ? scores.data() : nullptr, static_cast<uint64_t>(seed ^ side.stream),
                  index.data(), label.data()},
-                strategy);
+                options.strategy);  // "hard" without scores is uniform
   }
 };
 
@@ -156,9 +156,9 @@ PixelState pixel_contrast(const PixelSide& anchors, const PixelSide* keys, const
                keys->features.scalar_type() != anchors.features.scalar_type() ||
                !is_served(options, keys->features.size(0))))
     return unserved;
-  const Drawn anchor_pixels(anchors, options, options.strategy);
+  const Drawn anchor_pixels(anchors, options);
   std::optional<Drawn> key_pixels;
-  if (keys) key_pixels.emplace(*keys, options, options.strategy == kHard ? kUniform : options.strategy);
+  if (keys) key_pixels.emplace(*keys, options);
   const PixelMap anchor_map(anchors.features), key_map(keys ? keys->features : anchors.features);
   const SmallSource rows = source(anchors.features, anchor_map, anchor_pixels);
   SmallSource key_rows = rows;

@@ -131,9 +131,10 @@ std::vector<Span> make_spans(const SortedSide& side, int64_t size) {
   return spans;
 }
 
-RowReader::RowReader(const Tensor& rows, const float* factors)
+RowReader::RowReader(const Tensor& rows, const float* factors, bool halves)
     : data_(rows.const_data_ptr()),
       factors_(factors),
+      halves_(halves),
       depth_(rows.size(1)),
       bytes_(depth_ * rows.element_size()) {
   switch (rows.scalar_type()) {
@@ -164,7 +165,10 @@ void RowReader::read(int64_t row, float* to) const {
   if (factors_ == nullptr) {
     if (from != to) std::memcpy(to, from, static_cast<size_t>(depth_) * sizeof(float));
   } else {
-    for (int64_t d = 0; d < depth_; ++d) to[d] = from[d] * factors_[row];
+    for (int64_t d = 0; d < depth_; ++d) {
+      const float product = from[d] * factors_[row];
+      to[d] = halves_ ? static_cast<float>(torch::headeronly::BFloat16(product)) : product;
+    }
   }
 }
 

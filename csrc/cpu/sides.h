@@ -82,7 +82,8 @@ std::vector<Span> make_spans(const SortedSide& side, int64_t size);
 class RowReader {
  public:
   explicit RowReader(const torch::stable::Tensor& rows,  // [n, D]
-                     const float* factors = nullptr);    // [n]
+                     const float* factors = nullptr,     // [n]
+                     bool halves = false);  // a product is rounded to bf16, as kernels of halves do
   int64_t depth() const { return depth_; }
   void read(int64_t row, float* to /* [D] */) const;
   // The row without its factor: where it lies if that is float32 already, else in `scratch`.
@@ -99,6 +100,7 @@ class RowReader {
   const float* wide_as(int64_t row, float* scratch) const;
   const void* data_;
   const float* factors_;
+  bool halves_;
   int64_t depth_, bytes_;
   const float* (RowReader::*wide_)(int64_t, float*) const;
 };

@@ -107,6 +107,11 @@ SmallLoss::SmallLoss(const SmallOptions& options, const SmallSource& anchors, co
   const int64_t padded = static_cast<int64_t>(anchors_.label.size());
   weight_.assign(padded, 0.0f);
   for (int64_t p = 0; p < anchors_.count; ++p) weight_[p] = weights ? weights[anchors_.index[p]] : 1.0f;
+  for (const float weight : weight_) {
+    if (std::isfinite(weight)) largest_ = std::max<double>(largest_, std::abs(weight));
+  }
+  if (largest_ == 0) largest_ = 1;
+  for (float& weight : weight_) weight = static_cast<float>(weight / largest_);  // no product overflows then
   if (alone_) {
     skip_.assign(padded, -1);
     std::iota(skip_.begin(), skip_.begin() + anchors_.count, 0);
@@ -181,15 +186,11 @@ void SmallLoss::run() {
   reduce();
 }
 
-// Transposes a tile of anchors, and clears the rows of its coefficients that no key fills.
+// Transposes a tile of anchors.
 void SmallLoss::prepare(int64_t tile) {
   const int64_t first = tile * kernel_.tile;
   kernel_.small_pack(small_.anchor_rows + first * small_.width, small_.width, small_.depth,
                      tiles_.get() + first * small_.depth);
-  for (int64_t row = first; row < first + kernel_.tile; row += kernel_.lanes) {
-    float* end = small_.coefficients + (row + kernel_.lanes) * small_.places;
-    std::fill(end - (small_.places - small_.keys) * kernel_.lanes, end, 0.0f);
-  }
 }
 
 void SmallLoss::reduce() {
@@ -199,8 +200,8 @@ void SmallLoss::reduce() {
     sum += loss_[p] * weight_[p];
     total += weight_[p];
   }
-  divisor_ = options_.mean && total > 0 ? total : 1.0;
-  value_ = static_cast<float>(sum / divisor_);
+  factor_ = !options_.mean ? largest_ : total > 0 ? 1 / total : largest_;
+  value_ = static_cast<float>(sum * factor_);
 }
 
 void SmallLoss::write_anchors(const std::function<float*(int64_t place)>& to) {
@@ -216,7 +217,7 @@ void SmallLoss::write_keys(const std::function<float*(int64_t place)>& to) {
 void SmallLoss::write(const SmallSide& side, int64_t work, const std::function<float*(int64_t place)>& to,
                       const std::function<void(int64_t vector, float* output)>& product) {
   const int64_t lanes = kernel_.lanes, width = small_.width, depth = small_.depth;
-  const float factor = static_cast<float>(1 / divisor_);
+  const float factor = static_cast<float>(factor_);
   const int64_t vectors = round_up(side.count, lanes) / lanes;
   for_each(vectors, worker_count(work), [&](int64_t, int64_t vector) {
     Buffer output(lanes * width), unit(width);

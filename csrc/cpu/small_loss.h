@@ -25,18 +25,21 @@ struct SmallSource {
 struct SmallOptions {
   int64_t depth;
   double scale;
-  bool normalize, negatives_only, gradient,
-      key_gradient;  // `gradient`: of the anchors, in both roles if alone
-  bool mean;         // else the sum
+  bool normalize;
+  bool negatives_only;
+  bool gradient;  // of the anchors; in both roles where they are alone
+  bool key_gradient;
+  bool mean;  // else the sum
 };
 
 // The rows of a side that count, normalised where asked for.
 struct SmallSide {
-  int64_t count = 0;            // rows that are not ignored
-  std::vector<int32_t> index;   // [count] original row
-  std::vector<int32_t> label;   // [padded]
-  std::vector<int32_t> group;   // [padded], or empty
-  std::vector<float> inverse;   // [count] 1 / norm
+  int64_t count = 0;           // rows that are not ignored
+  std::vector<int32_t> index;  // [count] original row
+  std::vector<int32_t> label;  // [padded]
+  std::vector<int32_t> group;  // [padded], or empty
+  std::vector<float>
+      inverse;  // [count] 1 / norm of a copied row; 1 of one in place, whose factor is in the coefficients
   std::vector<float> factor;    // [count] what the row in memory is multiplied with
   Buffer copy;                  // [padded, width] unless they are read in place
   const float* rows = nullptr;  // [padded, width]
@@ -73,7 +76,8 @@ class SmallLoss {
   std::vector<int32_t> count_;
   Buffer tiles_, coefficients_;
   Small small_;
-  double divisor_ = 1;
+  double largest_ = 0;  // weight; all are kept as shares of it
+  double factor_ = 1;   // of the sums, by the reduction
   float value_ = 0;
 };
 

@@ -197,7 +197,7 @@ class SmallTile {
       const double share = count > 0 ? 1.0 / count : 0.0, mean = near_.total[lane] * share;
       s_.count[i] = i < s_.anchors ? count : 0;
       s_.loss[i] = kNegatives ? mean : mean_loss(lse_[lane], mean);
-      const double weight = static_cast<double>(s_.weight[i]) * s_.scale * (count > 0 ? 1 : 0);
+      const double weight = count > 0 ? static_cast<double>(s_.weight[i]) * s_.scale : 0.0;
       const double pull = kNegatives ? pull_.total[lane] * share : 1, total = total_.total[lane];
       push_[lane / kLanes][lane % kLanes] = total == 0 ? 0.0f : static_cast<float>(weight * pull / total);
       draw_[lane / kLanes][lane % kLanes] = static_cast<float>(weight * share);
