@@ -9,9 +9,10 @@ of its autograd function, and so it is in the checkpoints of other libraries.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
-from types import FrameType, GeneratorType
+from types import CodeType, FrameType, GeneratorType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -95,10 +96,19 @@ def _compiled_inside() -> bool:
 _compiled_inside._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+_CHECKPOINT = vars(checkpoint)
+
+
+@functools.lru_cache(4096)  # each call of a module asks every function on the stack
+def _takes_context(code: CodeType) -> bool:
+    """Whether a function's first argument is the context of an autograd function, by its name."""
+    return code.co_varnames[:1] == ("ctx",)
+
+
 def _passes(frame: FrameType | None) -> Iterator[_Pass]:
     """Checkpoints around a call, from the innermost to a recomputation: what called that is none of the function."""
     while frame is not None:
-        if frame.f_globals is vars(checkpoint) or frame.f_code.co_varnames[:1] == ("ctx",):
+        if frame.f_globals is _CHECKPOINT or _takes_context(frame.f_code):
             for found in _passes_of(frame.f_code.co_name, frame.f_locals):
                 yield found
                 if found.run is not None:

@@ -99,44 +99,54 @@ SmallSide make_side(const Kernels& kernel, const SmallOptions& options, const Sm
 
 SmallLoss::SmallLoss(const SmallOptions& options, const SmallSource& anchors, const SmallSource* keys,
                      const int64_t* exclude, const float* weights)
-    : options_(options), alone_(keys == nullptr) {
-  const int64_t width = round_up(options.depth, kernel_.lanes);
-  anchors_ = make_side(kernel_, options, anchors, width, true);
-  if (!alone_) keys_ = make_side(kernel_, options, *keys, width, false);
-  const SmallSide& others = alone_ ? anchors_ : keys_;
-  const int64_t padded = static_cast<int64_t>(anchors_.label.size());
-  weight_.assign(padded, 0.0f);
+    : options_(options), alone_(keys == nullptr), width_(round_up(options.depth, kernel_.lanes)) {
+  anchors_ = make_side(kernel_, options, anchors, width_, true);
+  if (!alone_) keys_ = make_side(kernel_, options, *keys, width_, false);
+  take_weights(weights);
+  take_skips(keys, exclude);
+  describe();
+  run();
+}
+
+void SmallLoss::take_weights(const float* weights) {
+  weighted_ = weights != nullptr;
+  weight_.assign(anchors_.label.size(), 0.0f);
   for (int64_t p = 0; p < anchors_.count; ++p) weight_[p] = weights ? weights[anchors_.index[p]] : 1.0f;
   for (const float weight : weight_) {
     if (std::isfinite(weight)) largest_ = std::max<double>(largest_, std::abs(weight));
   }
   if (largest_ == 0) largest_ = 1;
   for (float& weight : weight_) weight = static_cast<float>(weight / largest_);  // no product overflows then
-  if (alone_) {
-    skip_.assign(padded, -1);
-    std::iota(skip_.begin(), skip_.begin() + anchors_.count, 0);
-  } else if (exclude) {
-    std::vector<int32_t> position(keys->rows, -1);
-    for (int64_t p = 0; p < keys_.count; ++p) position[keys_.index[p]] = static_cast<int32_t>(p);
-    skip_.assign(padded, -1);
-    for (int64_t p = 0; p < anchors_.count; ++p) {
-      const int64_t key = exclude[anchors_.index[p]];
-      if (key >= 0 && key < keys->rows) skip_[p] = position[key];
-    }
+}
+
+void SmallLoss::take_skips(const SmallSource* keys, const int64_t* exclude) {
+  if (!alone_ && !exclude) return;
+  skip_.assign(anchors_.label.size(), -1);
+  if (alone_) return std::iota(skip_.begin(), skip_.begin() + anchors_.count, 0);
+  std::vector<int32_t> position(keys->rows, -1);
+  for (int64_t p = 0; p < keys_.count; ++p) position[keys_.index[p]] = static_cast<int32_t>(p);
+  for (int64_t p = 0; p < anchors_.count; ++p) {
+    const int64_t key = exclude[anchors_.index[p]];
+    if (key >= 0 && key < keys->rows) skip_[p] = position[key];
   }
+}
+
+void SmallLoss::describe() {
+  const SmallSide& others = alone_ ? anchors_ : keys_;
+  const int64_t padded = static_cast<int64_t>(anchors_.label.size());
+  const int64_t places = round_up(others.count, kernel_.lanes);
+  const double maximum = options_.scale * M_LOG2E;
   loss_.resize(padded);
   count_.resize(padded);
-  const int64_t places = round_up(others.count, kernel_.lanes);
-  const double maximum = options.scale * M_LOG2E;
-  tiles_ = Buffer(padded * options.depth);
+  tiles_ = Buffer(padded * options_.depth);
   coefficients_ = Buffer(padded * places);
   const auto data = [](const std::vector<int32_t>& values) {
     return values.empty() ? nullptr : values.data();
   };
   small_ = {.anchors = anchors_.count,
             .keys = others.count,
-            .depth = options.depth,
-            .width = width,
+            .depth = options_.depth,
+            .width = width_,
             .places = places,
             .anchor_rows = anchors_.rows,
             .anchor_tiles = tiles_.get(),
@@ -148,17 +158,16 @@ SmallLoss::SmallLoss(const SmallOptions& options, const SmallSource& anchors, co
             .key_group = data(others.group),
             .skip = data(skip_),
             .weight = weight_.data(),
-            .scale = static_cast<float>(options.scale),
+            .scale = static_cast<float>(options_.scale),
             .to_log2 = static_cast<float>(maximum),
             .maximum = static_cast<float>(maximum),
-            .bounded = options.normalize && 2 * maximum < kBoundedRange && weights == nullptr,
-            .negatives_only = options.negatives_only,
-            .gradient = options.gradient || options.key_gradient,
+            .bounded = options_.normalize && 2 * maximum < kBoundedRange && !weighted_,
+            .negatives_only = options_.negatives_only,
+            .gradient = options_.gradient || options_.key_gradient,
             .finite = anchors_.finite && others.finite,
             .coefficients = coefficients_.get(),
             .loss = loss_.data(),
             .count = count_.data()};
-  run();
 }
 
 void SmallLoss::run() {
@@ -216,7 +225,7 @@ void SmallLoss::write_keys(const std::function<float*(int64_t place)>& to) {
 
 void SmallLoss::write(const SmallSide& side, int64_t work, const std::function<float*(int64_t place)>& to,
                       const std::function<void(int64_t vector, float* output)>& product) {
-  const int64_t lanes = kernel_.lanes, width = small_.width, depth = small_.depth;
+  const int64_t lanes = kernel_.lanes, width = width_, depth = options_.depth;
   const float factor = static_cast<float>(factor_);
   const int64_t vectors = round_up(side.count, lanes) / lanes;
   for_each(vectors, worker_count(work), [&](int64_t, int64_t vector) {

@@ -38,8 +38,8 @@ struct SmallSide {
   std::vector<int32_t> index;  // [count] original row
   std::vector<int32_t> label;  // [padded]
   std::vector<int32_t> group;  // [padded], or empty
-  std::vector<float>
-      inverse;  // [count] 1 / norm of a copied row; 1 of one in place, whose factor is in the coefficients
+  // [count] 1 / norm of a copied row; 1 of one in place, whose factor is in the coefficients already
+  std::vector<float> inverse;
   std::vector<float> factor;    // [count] what the row in memory is multiplied with
   Buffer copy;                  // [padded, width] unless they are read in place
   const float* rows = nullptr;  // [padded, width]
@@ -60,6 +60,10 @@ class SmallLoss {
   void write_keys(const std::function<float*(int64_t place)>& to);
 
  private:
+  void take_weights(const float* weights);
+  // Which key each anchor must not see: its own place, or the one that it excludes.
+  void take_skips(const SmallSource* keys, const int64_t* exclude);
+  void describe();
   void run();
   void prepare(int64_t tile);
   void reduce();
@@ -69,6 +73,8 @@ class SmallLoss {
   const Kernels& kernel_ = kernels();
   const SmallOptions options_;
   const bool alone_;
+  bool weighted_ = false;
+  const int64_t width_;  // of a row in memory
   SmallSide anchors_, keys_;
   std::vector<int32_t> skip_;
   std::vector<float> weight_;
