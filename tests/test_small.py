@@ -40,7 +40,7 @@ def learning(call: Call) -> Call:
 
 
 def native_operations(step: Callable[[], object]) -> list[str]:
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
         step()
     return [event.name for event in found.events() if event.name.startswith(("secl::", "secl_native::"))]
 
