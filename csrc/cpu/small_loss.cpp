@@ -71,7 +71,8 @@ void copy_rows(const Kernels& kernel, const SmallOptions& options, const SmallSo
       if (p >= side.count) continue;
       from.read(side.index[p], row);
       if (options.normalize) side.inverse[p] = kernel.to_unit(row, depth);
-      if (!std::isfinite(kernel.square(row, depth))) finite = false;
+      const bool has_norm = options.normalize && side.inverse[p] > 0;  // else it may hold anything
+      if (!has_norm && !std::isfinite(kernel.square(row, depth))) finite = false;
     }
   });
   side.finite = finite;
