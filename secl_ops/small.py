@@ -142,6 +142,7 @@ def _is_plain(value: object) -> TypeGuard[Tensor]:
         and value.device.type == "cpu"
         and value.layout == torch.strided
         and not value.is_nested
+        and not value.is_quantized
         and not native.serves_cuda(value)
     )
 

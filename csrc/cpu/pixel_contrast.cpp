@@ -182,6 +182,8 @@ void small_backward(const Tensor& rows, const Maybe& pixels, const Tensor& upstr
   check_type("rows", rows, ScalarType::Float);
   STD_TORCH_CHECK(upstream.numel() == 1, "upstream must be one number");
   check_type("upstream", upstream, ScalarType::Float);
+  STD_TORCH_CHECK(is_row_type(result.scalar_type()), "result must be float32, float16 or bfloat16");
+  check_device("result", result, rows);
   const int64_t depth = rows.size(1);
   const float scale = *upstream.const_data_ptr<float>();
   const float* from = rows.const_data_ptr<float>();
@@ -193,6 +195,7 @@ void small_backward(const Tensor& rows, const Maybe& pixels, const Tensor& upstr
     });
   }
   check_vector("pixels", *pixels, rows.size(0), ScalarType::Long);
+  STD_TORCH_CHECK(result.dim() >= 3, "result must have shape [B, D, *spatial]");
   const PixelMap map(result);
   STD_TORCH_CHECK(map.channels() == depth, "result must have the channels of the rows");
   const int64_t* pixel = pixels->const_data_ptr<int64_t>();
