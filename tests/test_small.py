@@ -327,10 +327,15 @@ def test_both_ways_draw_the_same_pixels(name: str, denominator: str, monkeypatch
         assert_within_budget(str(number), here, there.double(), there, amplification=40 * step, magnitude=10)
 
 
-def microseconds(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """The fastest of many short runs of each, in turn: what another program takes of the machine is in few of them."""
+def microseconds(steps: dict[str, Callable[[], object]], most: dict[str, float]) -> dict[str, float]:
+    """The fastest of short runs of each, in turn, until none takes more than so many times the bare one.
+
+    What another program takes of the machine is in some of the runs, and in few of many.
+    """
     best = dict.fromkeys(steps, float("inf"))
-    for _ in range(60):
+    for number in range(400):
+        if number > 40 and all(best[name] <= factor * best["bare"] for name, factor in most.items()):
+            break
         for name, step in steps.items():
             start = time.perf_counter()
             for _ in range(20):
@@ -357,6 +362,6 @@ def test_a_small_step_costs_little_more_than_a_bare_loss(threads: Callable[[int]
         few.grad = None
         secl_ops.info_nce(few, anchor_labels=few_labels).backward()
 
-    found = microseconds({"bare": bare, "pixels": pixels, "rows": of_rows})
-    assert found["pixels"] <= 2.5 * found["bare"], found
-    assert found["rows"] <= 2.0 * found["bare"], found
+    most = {"pixels": 2.5, "rows": 2.0}
+    found = microseconds({"bare": bare, "pixels": pixels, "rows": of_rows}, most)
+    assert all(found[name] <= factor * found["bare"] for name, factor in most.items()), found
