@@ -20,9 +20,11 @@ from secl_models.data.volumes import Volume
 from secl_models.method.augment import Views, augment
 from secl_models.method.mixing import Mixture, draw_mixture
 from secl_models.method.networks import ContrastModel, build_network
-from secl_models.method.objective import Objective, StepContext, stream_seed, supervised_loss
+from secl_models.method.objective import Objective
 from secl_models.method.processes import Processes
 from secl_models.method.profiler import STEP, TEACHER, Watch, unwatched
+from secl_models.method.step import StepContext, stream_seed
+from secl_models.method.supervised import supervised_loss
 from secl_models.method.teacher import Teacher
 from secl_models.options.methods import BASELINE, METHODS
 from secl_models.options.schedules import poly_lr, sigmoid_ramp, warm_start_steps

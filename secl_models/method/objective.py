@@ -4,113 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import secl_ops
 from secl_models.data.batch import IGNORED, partition
+from secl_models.method.joined import JoinedBatch
 from secl_models.method.label_maps import draw_counts, pseudo_labels, region_labels, resize_labels
 from secl_models.method.largest_part import largest_parts
-from secl_models.method.mixing import Mixture
-from secl_models.method.networks import ContrastModel, Output
+from secl_models.method.networks import ContrastModel
 from secl_models.method.processes import Processes
+from secl_models.method.step import StepContext, TermValue, stream_seed
+from secl_models.method.supervised import ALONE, supervised_loss
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import ContrastConfig, RunConfig
-
-STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network", "mixture")
-ALONE = Processes()
-
-
-class TermValue(NamedTuple):
-    """One term of the objective and what it tells about itself."""
-
-    value: Tensor  # scalar with a graph
-    statistics: dict[str, Tensor]  # scalars without one
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What the terms of one step see of this process's images; the labelled come first in every tensor."""
-
-    student: Output  # of the strong views, L + U images, or of L mixtures of them
-    teacher: Output  # of the weak views, T + U images
-    weak: Tensor  # [T + U, C, *patch]
-    label: Tensor  # [L, *patch] class index, -1 ignored
-    position: Tensor  # [L + U] in [0, 1), relative position along the slice axis
-    taught: int  # T, labelled images that the teacher sees: all or none
-    step: int
-    mixture: Mixture | None = None  # how the student's images were made, where they are not the views themselves
-
-    @property
-    def labeled(self) -> int:
-        """L, labelled images."""
-        return self.label.shape[0]
-
-
-def stream_seed(seed: int, step: int, stream: str) -> int:
-    """A 63-bit seed that follows from (seed, step, stream) alone, so that a resumed run draws the same.
-
-    Args:
-        seed: Of the run.
-        step: Optimiser steps done before.
-        stream: One of `STREAMS`.
-
-    Returns:
-        The seed.
-
-    Example:
-        >>> stream_seed(0, 7, "student pixels") == stream_seed(0, 7, "student pixels")
-        True
-        >>> stream_seed(0, 7, "student pixels") == stream_seed(0, 7, "teacher pixels")
-        False
-    """
-    words = np.random.SeedSequence([seed, step, STREAMS.index(stream)]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
-
-
-def supervised_loss(logits: Tensor, label: Tensor, processes: Processes = ALONE) -> Tensor:
-    """0.5 (cross-entropy + 1 - mean soft Dice over the structures), pixels of label -1 left out of both.
-
-    The soft Dice of a structure is taken over the whole batch, so that slices without it do no harm.
-
-    Args:
-        logits: [B, K + 1, *spatial].
-        label: [B, *spatial] class index, -1 ignored.
-        processes: Those that hold the other parts of a joined batch.
-
-    Returns:
-        A scalar; 0 with a graph where every pixel is ignored.
-
-    Example:
-        >>> label = torch.tensor([[0, 1]])
-        >>> round(supervised_loss(20.0 * functional.one_hot(label).movedim(-1, 1), label).item(), 3)
-        0.0
-    """
-    logits = logits.float()
-    known = label != IGNORED
-    target = label.clamp_min(0)
-    entropy = functional.cross_entropy(logits, target, reduction="none")
-    mask = known.unsqueeze(1)
-    axes = [0, *range(2, logits.ndim)]
-    probability = logits.softmax(1) * mask  # [B, K + 1, *spatial]
-    truth = (label.unsqueeze(1) == _classes(logits)) * mask  # one_hot would wait on some devices
-    overlap, volume = (probability * truth).sum(axes)[1:], (probability + truth).sum(axes)[1:]  # [K]
-    parts = [torch.stack([(entropy * known).sum(), known.sum().float()]), overlap, volume]
-    sums = processes.total(torch.cat(parts))  # [2 + 2 K]
-    structures = logits.shape[1] - 1
-    dice = (2.0 * sums[2 : 2 + structures] + 1.0) / (sums[2 + structures :] + 1.0)
-    loss: Tensor = 0.5 * (sums[0] / sums[1].clamp_min(1) + (1.0 - dice.mean()) * (sums[1] > 0))
-    return loss
-
-
-def _classes(logits: Tensor) -> Tensor:
-    """Every class index [K + 1, 1, ...], to be compared with a label map."""
-    return torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.ndim - 2))
 
 
 class Objective(nn.Module):
@@ -199,15 +109,16 @@ class Objective(nn.Module):
     def _region(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
         """Same cell, in the other view or at the same relative position: positive; other cells: negative."""
         grid = self.contrast.grid
+        batch = self._taught(context)
         group = partition(context.position, self.contrast.partitions)
         label = region_labels(context.weak, grid)  # [B, R]
         groups = group.unsqueeze(1).expand_as(label)
-        marks = self._gather(torch.stack([label, groups], 2).flatten(0, 1), context)  # [B R of all, 2]
+        marks = batch.gather(torch.stack([label, groups], 2).flatten(0, 1))  # [B R of all, 2]
         losses = []
         for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
             anchors = student.heads[tap](secl_ops.pool_regions(ours, grid).flatten(0, 1))
             with torch.no_grad():
-                keys = self._gather(teacher.heads[tap](secl_ops.pool_regions(theirs, grid).flatten(0, 1)), context)
+                keys = batch.gather(teacher.heads[tap](secl_ops.pool_regions(theirs, grid).flatten(0, 1)))
             losses.append(
                 self._info_nce(
                     anchors, [keys], label.flatten(), [marks[:, 0]],
@@ -263,12 +174,13 @@ class Objective(nn.Module):
                 backend=options.backend,
             )  # fmt: skip
             return loss
-        rows, row_labels = self._sample(ours, labels[0], context.labeled, seed, scores)
+        seen, taught = JoinedBatch(self._processes, context.labeled, ours.shape[0]), self._taught(context)
+        rows, row_labels = self._draw(seen, ours, labels[0], seed, scores)
         anchors = head(rows)
         with torch.no_grad():
-            rows, fresh_labels = self._sample(theirs, labels[1], context.taught, key_seed)
-            fresh = self._gather(key_head(rows).float(), context, self.classes)
-            fresh_labels = self._gather(fresh_labels, context, self.classes)
+            rows, fresh_labels = self._draw(taught, theirs, labels[1], key_seed)
+            fresh = taught.gather(key_head(rows).float(), self.classes)
+            fresh_labels = taught.gather(fresh_labels, self.classes)
         # Under autocast the anchors are narrow; a queue is read where it lies where they are not.
         past = [] if queue is None else [queue.keys.to(anchors.dtype)]
         past_labels = [] if queue is None else [queue.key_labels]
@@ -285,50 +197,17 @@ class Objective(nn.Module):
         small = functional.interpolate(probability, tuple(label.shape[1:]), mode="nearest-exact")
         return small.gather(1, label.clamp_min(0).unsqueeze(1)).squeeze(1)
 
-    def _gather(self, rows: Tensor, context: StepContext, classes: int = 1) -> Tensor:
-        """The teacher's rows [classes B k, ...] of every process, in the order of the joined batch."""
-        return self._processes.gather(rows, context.taught, context.weak.shape[0], classes)
+    def _taught(self, context: StepContext) -> JoinedBatch:
+        """The images that the teacher sees."""
+        return JoinedBatch(self._processes, context.taught, context.weak.shape[0])
 
-    def _sample(
-        self, features: Tensor, label: Tensor, labeled: int, seed: int, scores: Tensor | None = None
+    def _draw(
+        self, batch: JoinedBatch, features: Tensor, label: Tensor, seed: int, scores: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rows and labels of the pixels that a draw from the joined batch gives to the images of this process."""
-        sample = secl_ops.sample_pixels(
-            self._joined(label, labeled, IGNORED),
-            self.contrast.per_class,
-            num_classes=self.classes,
-            ignore_index=IGNORED,
-            strategy="uniform" if self.contrast.strategy == "hard" and scores is None else self.contrast.strategy,
-            scores=None if scores is None else self._joined(scores, labeled, 0.0),
-            seed=seed,
-        )
-        index, labels = self._own_pixels(sample.index, sample.label, label, labeled)
-        return secl_ops.gather_pixels(features, index, unique=True), labels
-
-    def _places(self, images: int, labeled: int) -> tuple[slice, slice]:
-        """Where the labelled and the other images of this process stand in the joined batch."""
-        share, others = self._processes.share, images - labeled
-        first = labeled * share.count + share.rank * others
-        return share.of(labeled * share.count), slice(first, first + others)
-
-    def _joined(self, maps: Tensor, labeled: int, empty: float) -> Tensor:
-        """The maps [B, *spatial] at their places in the joined batch, those of other processes left `empty`."""
-        joined = maps.new_full((maps.shape[0] * self._processes.share.count, *maps.shape[1:]), empty)
-        first, second = self._places(maps.shape[0], labeled)
-        joined[first], joined[second] = maps[:labeled], maps[labeled:]
-        return joined
-
-    def _own_pixels(self, index: Tensor, labels: Tensor, maps: Tensor, labeled: int) -> tuple[Tensor, Tensor]:
-        """What was drawn from this process's images, numbered within its own maps [B, *spatial]."""
-        images = maps.shape[0] * self._processes.share.count
-        places = self._places(maps.shape[0], labeled)
-        moved = (places[0].start, places[1].start - labeled)
-        found = []
-        for place, images_before in zip(places, moved, strict=True):
-            own = index.view(self.classes, images, -1)[:, place]
-            found.append(torch.where(own < 0, own, own - images_before * maps[0].numel()))
-        own_labels = [labels.view(self.classes, images, -1)[:, place] for place in places]
-        return torch.cat(found, 1).flatten(), torch.cat(own_labels, 1).flatten()
+        strategy = "uniform" if self.contrast.strategy == "hard" and scores is None else self.contrast.strategy
+        sample = batch.sample(label, self.contrast.per_class, self.classes, seed, strategy=strategy, scores=scores)
+        return secl_ops.gather_pixels(features, sample.index, unique=True), sample.label
 
     def _info_nce(
         self,

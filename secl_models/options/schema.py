@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from secl_models.options import spacing as spacing_rule
+from secl_models.options.checks import refuse, require_axes, require_choice, require_positive, require_range
 from secl_models.options.errors import InputError
 from secl_models.options.methods import DEFAULT, METHODS
 from secl_models.options.plain import dotted_names, from_plain, refuse_unknown, to_plain
@@ -48,34 +49,34 @@ class DataConfig:
     orientation: tuple[float, ...] | None = ()
 
     def __post_init__(self) -> None:
-        _require_choice("data.dims", self.dims, (2, 3))
-        _require_choice(spacing_rule.KEY, self.spacing_from, spacing_rule.CHOICES)
-        _require_choice("data.normalize", self.normalize, NORMALIZE)
-        _require_axes("data.patch", self.patch, self.dims, may_be_empty=True)
+        require_choice("data.dims", self.dims, (2, 3))
+        require_choice(spacing_rule.KEY, self.spacing_from, spacing_rule.CHOICES)
+        require_choice("data.normalize", self.normalize, NORMALIZE)
+        require_axes("data.patch", self.patch, self.dims, may_be_empty=True)
         if self.size is not None:
-            _require_axes("data.size", self.size, self.dims)
+            require_axes("data.size", self.size, self.dims)
         if self.spacing is not None:
-            _require_axes("data.spacing", self.spacing, self.dims, may_be_empty=True)
+            require_axes("data.spacing", self.spacing, self.dims, may_be_empty=True)
         if self.size is not None and self.spacing is not None:
-            _refuse(
+            refuse(
                 "data.size",
                 "a fixed size and a spacing exclude each other",
                 (self.size, self.spacing),
                 "set one to null",
             )
         if self.window is not None and not self.window[0] < self.window[1]:
-            _refuse(
+            refuse(
                 "data.window",
                 "two intensities, the lower first",
                 self.window,
                 "write [-160, 240] for soft tissue in CT",
             )
         if self.normalize == "window" and self.window is None:
-            _refuse("data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]")
-        _require_range("data.foreground", self.foreground, 0, 1)
+            refuse("data.normalize", '"window" needs data.window', "null", "set data.window, such as [-160, 240]")
+        require_range("data.foreground", self.foreground, 0, 1)
         if self.orientation is not None and len(self.orientation) not in (0, 9):
             rule = "null (as stored), [] (as most labelled volumes), or nine numbers: the directions of three axes"
-            _refuse("data.orientation", rule, self.orientation, "write [1,0,0, 0,1,0, 0,0,1] for RAS, for example")
+            refuse("data.orientation", rule, self.orientation, "write [1,0,0, 0,1,0, 0,0,1] for RAS, for example")
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,12 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if len(set(self.flip)) != len(self.flip):
-            _refuse("augment.flip", "each axis at most once", self.flip, "remove the repeated axis")
-        _require_range("augment.rotate", self.rotate, 0, 180)
-        _require_range("augment.scale", self.scale, 0, 0.9)
-        _require_range("augment.contrast", self.contrast, 0, 1)
+            refuse("augment.flip", "each axis at most once", self.flip, "remove the repeated axis")
+        require_range("augment.rotate", self.rotate, 0, 180)
+        require_range("augment.scale", self.scale, 0, 0.9)
+        require_range("augment.contrast", self.contrast, 0, 1)
         for name in ("shift", "brightness", "noise", "gamma"):
-            _require_range(f"augment.{name}", getattr(self, name), 0, math.inf)
+            require_range(f"augment.{name}", getattr(self, name), 0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,12 @@ class NetworkConfig:
         least = 1 if ":" in self.name else 3  # what MONAI's DynUNet takes
         if len(self.channels) < least or min(self.channels) < 1:
             rule = f"positive widths, at least {least} for {self.name}"
-            _refuse("network.channels", rule, self.channels, "write [16, 32, 64, 128]")
+            refuse("network.channels", rule, self.channels, "write [16, 32, 64, 128]")
         levels = range(len(self.channels))
         if not self.taps or any(tap not in levels for tap in self.taps):
             rule = f"levels of network.channels, between 0 and {len(self.channels) - 1}"
-            _refuse("network.taps", rule, self.taps, "write [1] for the level of stride 2")
-        _require_range("network.projection", self.projection, 1, math.inf)
+            refuse("network.taps", rule, self.taps, "write [1] for the level of stride 2")
+        require_range("network.projection", self.projection, 1, math.inf)
 
     @property
     def stride(self) -> int:
@@ -143,17 +144,16 @@ class ContrastConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _require_range("contrast.weight", self.weight, 0, math.inf)
-        if not 0 < self.temperature < math.inf:
-            _refuse("contrast.temperature", "above 0", self.temperature, "write 0.1")
-        _require_choice("contrast.denominator", self.denominator, DENOMINATORS)
-        _require_range("contrast.per_class", self.per_class, 1, math.inf)
-        _require_choice("contrast.strategy", self.strategy, STRATEGIES)
-        _require_range("contrast.confidence", self.confidence, 0, 1)
-        _require_range("contrast.queue", self.queue, 0, math.inf)
-        _require_axes("contrast.grid", self.grid, len(self.grid))
-        _require_range("contrast.partitions", self.partitions, 1, math.inf)
-        _require_choice("contrast.backend", self.backend, BACKENDS)
+        require_range("contrast.weight", self.weight, 0, math.inf)
+        require_positive("contrast.temperature", self.temperature, 0.1)
+        require_choice("contrast.denominator", self.denominator, DENOMINATORS)
+        require_range("contrast.per_class", self.per_class, 1, math.inf)
+        require_choice("contrast.strategy", self.strategy, STRATEGIES)
+        require_range("contrast.confidence", self.confidence, 0, 1)
+        require_range("contrast.queue", self.queue, 0, math.inf)
+        require_axes("contrast.grid", self.grid, len(self.grid))
+        require_range("contrast.partitions", self.partitions, 1, math.inf)
+        require_choice("contrast.backend", self.backend, BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,11 @@ class MixConfig:
     largest: bool = False  # keep only the largest part of each structure of a pseudo-labelled image
 
     def __post_init__(self) -> None:
-        _require_range("mix.weight", self.weight, 0, math.inf)
+        require_range("mix.weight", self.weight, 0, math.inf)
         if not 0 < self.side < 1:
-            _refuse("mix.side", "above 0 and below 1", self.side, "write 0.667")
-        _require_range("mix.confidence", self.confidence, 0, 1)
-        _require_range("mix.whole", self.whole, 0, 1)
+            refuse("mix.side", "above 0 and below 1", self.side, "write 0.667")
+        require_range("mix.confidence", self.confidence, 0, 1)
+        require_range("mix.whole", self.whole, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -196,18 +196,17 @@ class TrainConfig:
     threads: int = 0  # 0: torch decides
 
     def __post_init__(self) -> None:
-        _require_choice("train.method", self.method, METHODS)
+        require_choice("train.method", self.method, METHODS)
         if METHODS[self.method].mixes:
-            _require_range(f"train.unlabeled_batch of {self.method}", self.unlabeled_batch, 1, math.inf)
+            require_range(f"train.unlabeled_batch of {self.method}", self.unlabeled_batch, 1, math.inf)
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
-            _require_range(f"train.{name}", getattr(self, name), 1, math.inf)
+            require_range(f"train.{name}", getattr(self, name), 1, math.inf)
         for name in ("unlabeled_batch", "weight_decay", "consistency", "threads"):
-            _require_range(f"train.{name}", getattr(self, name), 0, math.inf)
-        if not 0 < self.lr < math.inf:
-            _refuse("train.lr", "above 0", self.lr, "write 0.005")
+            require_range(f"train.{name}", getattr(self, name), 0, math.inf)
+        require_positive("train.lr", self.lr, 0.005)
         for name in ("decay", "warm_start", "ramp"):
-            _require_range(f"train.{name}", getattr(self, name), 0, 1)
-        _require_choice("train.precision", self.precision, PRECISIONS)
+            require_range(f"train.{name}", getattr(self, name), 0, 1)
+        require_choice("train.precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -225,55 +224,28 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _require_range("labeled", self.labeled, 1, math.inf)
-        _require_range("seed", self.seed, 0, math.inf)
+        require_range("labeled", self.labeled, 1, math.inf)
+        require_range("seed", self.seed, 0, math.inf)
         dims, stride, patch = self.data.dims, self.network.stride, self.data.patch
         if any(length % stride for length in patch) or (patch and max(patch) == stride):
             levels = len(self.network.channels)
             rule = f"multiples of {stride}, the stride of {levels} levels, and not {stride} on every axis"
             nearest = [stride * max(2, round(length / stride)) for length in patch]
-            _refuse("data.patch", rule, patch, f"write {nearest} or fewer network.channels")
+            refuse("data.patch", rule, patch, f"write {nearest} or fewer network.channels")
         if any(axis not in range(dims) for axis in self.augment.flip):
-            _refuse(
+            refuse(
                 "augment.flip",
                 f"axes between 0 and {dims - 1}",
                 self.augment.flip,
                 "name spatial axes, without the channel",
             )
         if len(self.contrast.grid) != dims:
-            _refuse(
+            refuse(
                 "contrast.grid",
                 f"{dims} counts, one for each spatial axis",
                 self.contrast.grid,
                 f"write {[4] * dims}",
             )
-
-
-def _refuse(key: str, rule: str, got: object, cure: str) -> NoReturn:
-    raise InputError(key, rule=rule, got=got, cure=cure)
-
-
-def _require_choice(key: str, value: object, choices: Collection[object]) -> None:
-    if value not in choices:
-        _refuse(key, "one of " + ", ".join(map(str, choices)), value, "choose one of these")
-
-
-def _require_range(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        rule = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        _refuse(key, rule, value, "choose a value inside")
-
-
-def _require_axes(key: str, values: tuple[float, ...], dims: int, *, may_be_empty: bool = False) -> None:
-    if may_be_empty and not values:
-        return
-    if not values or len(values) != dims or min(values) <= 0:
-        _refuse(
-            key,
-            f"{dims} positive numbers, one for each of data.dims axes",
-            values,
-            "give one number for each axis",
-        )
 
 
 def preset_names() -> list[str]:
@@ -301,7 +273,7 @@ def load_preset(name_or_path: str | Path, *, extending: tuple[str, ...] = ()) ->
     if path.suffix not in (".yaml", ".yml"):
         path = PRESETS / f"{name_or_path}.yaml"
     if not _is_file(path):
-        _refuse(
+        refuse(
             f"preset {name_or_path}",
             f"one of {', '.join(preset_names())}, or the path of a yaml file",
             "no such preset",
@@ -313,7 +285,7 @@ def load_preset(name_or_path: str | Path, *, extending: tuple[str, ...] = ()) ->
         reason = " ".join(str(error).split())
         raise InputError(path, rule="readable yaml", got=reason, cure="correct the file there") from error
     if not isinstance(values, Mapping):
-        _refuse(str(path), "a yaml mapping of options", type(values).__name__, "write lines such as `seed: 0`")
+        refuse(str(path), "a yaml mapping of options", type(values).__name__, "write lines such as `seed: 0`")
     return from_dict(_extended({"preset": path.stem, **values}, (*extending, str(path))))
 
 
@@ -331,7 +303,7 @@ def _extended(values: Mapping[str, Any], chain: tuple[str, ...]) -> dict[str, An
         return own
     base = values["extends"]
     if not isinstance(base, str) or len(chain) > len(set(chain)):
-        _refuse(f"{chain[-1]}: extends", "the name of another preset", base, "name one that does not extend this one")
+        refuse(f"{chain[-1]}: extends", "the name of another preset", base, "name one that does not extend this one")
     under = to_dict(load_preset(base, extending=chain))
     for key, value in own.items():
         section = under.get(key)
@@ -355,7 +327,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
         key, equals, text = assignment.partition("=")
         key = key.strip()
         if not equals:
-            _refuse(assignment, "key=value", "no =", "write train.steps=200, for example")
+            refuse(assignment, "key=value", "no =", "write train.steps=200, for example")
         if key not in known:
             refuse_unknown(key, known)
         try:

@@ -28,8 +28,8 @@ from secl_models.method import augment
 from secl_models.method import profiler as stages
 from secl_models.method.learner import Learner, make_learner
 from secl_models.method.networks import TappedModule
-from secl_models.method.objective import StepContext
 from secl_models.method.processes import Processes, start_fabric
+from secl_models.method.step import StepContext
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import NetworkConfig, RunConfig
 from secl_ops import maps

@@ -15,14 +15,10 @@ from secl_models.method.label_maps import draw_counts, pseudo_labels, region_lab
 from secl_models.method.largest_part import largest_parts
 from secl_models.method.mixing import draw_mixture
 from secl_models.method.networks import ContrastModel, Output, build_network
-from secl_models.method.objective import (
-    STREAMS,
-    Objective,
-    StepContext,
-    stream_seed,
-    supervised_loss,
-)
+from secl_models.method.objective import Objective
 from secl_models.method.processes import Processes
+from secl_models.method.step import STREAMS, StepContext, stream_seed
+from secl_models.method.supervised import supervised_loss
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import ContrastConfig, NetworkConfig, RunConfig, TrainConfig
 

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the terms of one step see, what each gives back, and the seeds of what they draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from secl_models.method.mixing import Mixture
+from secl_models.method.networks import Output
+
+STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network", "mixture")
+
+
+class TermValue(NamedTuple):
+    """One term of the objective and what it tells about itself."""
+
+    value: Tensor  # scalar with a graph
+    statistics: dict[str, Tensor]  # scalars without one
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the terms of one step see of this process's images; the labelled come first in every tensor."""
+
+    student: Output  # of the strong views, L + U images, or of L mixtures of them
+    teacher: Output  # of the weak views, T + U images
+    weak: Tensor  # [T + U, C, *patch]
+    label: Tensor  # [L, *patch] class index, -1 ignored
+    position: Tensor  # [L + U] in [0, 1), relative position along the slice axis
+    taught: int  # T, labelled images that the teacher sees: all or none
+    step: int
+    mixture: Mixture | None = None  # how the student's images were made, where they are not the views themselves
+
+    @property
+    def labeled(self) -> int:
+        """L, labelled images."""
+        return self.label.shape[0]
+
+
+def stream_seed(seed: int, step: int, stream: str) -> int:
+    """A 63-bit seed that follows from (seed, step, stream) alone, so that a resumed run draws the same.
+
+    Args:
+        seed: Of the run.
+        step: Optimiser steps done before.
+        stream: One of `STREAMS`.
+
+    Returns:
+        The seed.
+
+    Example:
+        >>> stream_seed(0, 7, "student pixels") == stream_seed(0, 7, "student pixels")
+        True
+        >>> stream_seed(0, 7, "student pixels") == stream_seed(0, 7, "teacher pixels")
+        False
+    """
+    words = np.random.SeedSequence([seed, step, STREAMS.index(stream)]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
