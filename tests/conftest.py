@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from _pytest.terminal import TerminalReporter
 from tests import draws, interpreting, lanes, sweeps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+ISAS = ("portable", "neon") if platform.machine() == "aarch64" else ("portable", "avx2", "avx512")
 REQUIRED = set(filter(None, os.environ.get("SECL_REQUIRE", "").split(",")))
 # The tests' tensors are small: waiting for a second thread costs more than it gives; ThreadSanitizer needs some.
 torch.set_num_threads(int(os.environ.get("SECL_TEST_THREADS", "1")))
@@ -160,7 +162,7 @@ def emulated() -> Iterator[Any]:
     torch.ops.secl_emulated.set_shared_memory_limit(227 << 10)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, built: None) -> Iterator[str]:
     """Each instruction set that this machine runs, forced for one test."""
     try:

@@ -24,7 +24,8 @@ from tests.test_backends import check
 from tests.test_native import PROBLEMS, keeps_the_budget, problem
 
 pytestmark = pytest.mark.usefixtures("built")
-CPUS = ("cortex-a72", "max")  # the first of the 64-bit ones, and all that the emulator knows
+# One of the first of the 64-bit processors, and one with all that the emulator knows.
+LANES = (("cortex-a72", "portable"), ("cortex-a72", "neon"), ("max", "auto"))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,12 @@ def program() -> None:
     aarch64.program()
 
 
-@pytest.fixture(scope="module", params=CPUS)
+@pytest.fixture(scope="module", params=LANES, ids="-".join)
 def processor(request: pytest.FixtureRequest, program: None) -> Iterator[aarch64.Machine]:
-    """A processor with the program on it."""
-    machine = aarch64.Machine(request.param)
+    """A processor with the program on it, and kernels chosen."""
+    cpu, isa = request.param
+    machine = aarch64.Machine(cpu)
+    assert machine.set_isa(isa) == (isa if isa != "auto" else "neon")
     yield machine
     machine.close()
 

@@ -26,6 +26,8 @@ struct Available {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
       entry[2] = &kAvx512Kernels;
     }
+#elif defined(SECL_NEON_KERNELS)
+    entry[1] = &kNeonKernels;
 #endif
   }
 };

@@ -63,6 +63,10 @@ extern const Kernels kAvx512Kernels;
 #define SECL_AMX_KERNELS 1
 extern const Kernels kAmxKernels;  // of bf16 rows
 #endif
+#if defined(__aarch64__)
+#define SECL_NEON_KERNELS 1
+extern const Kernels kNeonKernels;
+#endif
 
 // The kernels in use: the widest that this machine runs, unless set_isa chose others.
 const Kernels& kernels();
@@ -70,7 +74,7 @@ const Kernels& kernels();
 // The same for many rows of bf16: the matrix unit where there is one, unless set_isa chose kernels.
 const Kernels& half_kernels();
 
-// Chooses "auto", "portable", "avx2" or "avx512" for this process; returns the name now in use.
+// Chooses "auto", "portable", "avx2", "avx512" or "neon" for this process; returns the name now in use.
 std::string set_isa(std::string name);
 
 }  // namespace secl

@@ -2,6 +2,7 @@
 // The register-blocked products of float rows: similarities of a tile, and coefficients with values.
 
 #include "kernels.h"
+#include "lanes.h"
 #include "vectors.h"
 
 namespace secl::SECL_ISA {
@@ -18,6 +19,11 @@ SECL_OWN_REGISTERS void dot(const float* rows,   // [depth, kTile]
   const float* chunk = columns.data;
   for (int64_t left = depth; left > 0; left -= kLanes, chunk += columns.step) {
     const int64_t size = left < kLanes ? left : kLanes;
+    if (kByLane && size == kLanes) {
+      multiply_lanes(rows, kTile, kLanes, chunk, kLanes, sum);
+      rows += kLanes * kTile;
+      continue;
+    }
     for (int64_t k = 0; k < size; ++k, rows += kTile) {
       Float row[kVectors];
 #pragma GCC unroll 4
@@ -46,15 +52,20 @@ SECL_OWN_REGISTERS void accumulate(const float* coefficients,  // [panel, kBlock
   Float sum[kColumns][V] =
       {};  // of this run alone: one long sum would round each term to the size of the whole
   const float* value = values.data;
-  for (int64_t j = 0; j < count; ++j, value += kLanes, coefficients += kNextValue) {
+  int64_t j = 0;
+  if (kByLane && kAcross) {
+    for (; j + kLanes <= count; j += kLanes, value += kLanes * kLanes, coefficients += kLanes)
+      multiply_lanes(value, kLanes, values.step, coefficients, kBlock, sum);
+  }
+  for (; j < count; ++j, value += kLanes, coefficients += kNextValue) {
     Float column[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) column[v] = load(value + v * values.step);
+    const Numbers<kColumns, kNextOutput> row(coefficients);
 #pragma GCC unroll 16
     for (int r = 0; r < kColumns; ++r) {
-      const Float row = splat(coefficients[r * kNextOutput]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] += row * column[v];
+      for (int v = 0; v < V; ++v) sum[r][v] += splat(row[r]) * column[v];
     }
   }
 #pragma GCC unroll 16

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Few rows: the products of kept coefficients with the rows of either side.
 
+#include "lanes.h"
 #include "small.h"
 #include "vectors.h"
 
 namespace secl::SECL_ISA {
 namespace {
 
-constexpr int kShare = kLanes / 2;  // outputs of a product: with two vectors each they leave registers free
+// Outputs of a product: with two vectors each they leave registers free.
+constexpr int kShare = kLanes > 4 ? kLanes / 2 : kLanes;
 
 // Where the coefficients of a product lie: runs of values, `step` from one run to the next.
 struct Runs {
@@ -23,15 +25,20 @@ SECL_OWN_REGISTERS void small_accumulate(const Runs& from, const float* values, 
   Float sum[kShare][V] = {};
   for (int64_t run = 0; run < from.runs; ++run) {
     const float* coefficients = from.first + run * from.step;
-    for (int64_t k = 0; k < from.count; ++k, values += width, coefficients += kNextValue) {
+    int64_t k = 0;
+    if (kByLane && kNextValue == 1) {
+      for (; k + kLanes <= from.count; k += kLanes, values += kLanes * width, coefficients += kLanes)
+        multiply_lanes(values, width, kLanes, coefficients, kNextOutput, sum);
+    }
+    for (; k < from.count; ++k, values += width, coefficients += kNextValue) {
       Float value[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) value[v] = load(values + v * kLanes);
+      const Numbers<kShare, kNextOutput> row(coefficients);
 #pragma GCC unroll 16
       for (int r = 0; r < kShare; ++r) {
-        const Float row = splat(coefficients[r * kNextOutput]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[r][v] += row * value[v];
+        for (int v = 0; v < V; ++v) sum[r][v] += splat(row[r]) * value[v];
       }
     }
   }

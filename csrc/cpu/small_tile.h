@@ -1,34 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 // Few rows: a tile of anchors against all keys, from the similarities to the coefficients of the gradient.
 
+#include "lanes.h"
 #include "small.h"
 #include "vectors.h"
 
 namespace secl::SECL_ISA {
 namespace {
 
-constexpr int kSmallPanel = 96;  // columns between two sums in double precision
-static_assert(kColumns % 3 == 0, "a pointer reaches three columns");
+constexpr int kSmallPanel = 96;                    // columns between two sums in double precision
+constexpr int kReach = kColumns % 3 == 0 ? 3 : 4;  // columns that a pointer reaches
+static_assert(kColumns % kReach == 0);
 
 // Similarities of the tile's rows and kColumns columns, which lie as rows of `width` numbers.
 SECL_OWN_REGISTERS void dot_columns(const float* rows /* [depth, kTile] */, const float* columns,
                                     int64_t width, int64_t depth, float* tile /* [kColumns, kTile] */) {
   Float sum[kColumns][kVectors] = {};
-  const float* third[kColumns / 3];
+  int64_t k = 0;
+  if (kByLane) {
+    for (; k + kLanes <= depth; k += kLanes, rows += kLanes * kTile)
+      multiply_lanes(rows, kTile, kLanes, columns + k, width, sum);
+    columns += k;
+  }
+  const float* group[kColumns / kReach];
 #pragma GCC unroll 4
-  for (int c = 0; c < kColumns / 3; ++c) third[c] = columns + 3 * c * width;
-  for (int64_t k = 0; k < depth; ++k, rows += kTile) {
+  for (int c = 0; c < kColumns / kReach; ++c) group[c] = columns + kReach * c * width;
+  for (; k < depth; ++k, rows += kTile) {
     Float row[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) row[v] = load(rows + v * kLanes);
 #pragma GCC unroll 16
     for (int c = 0; c < kColumns; ++c) {
-      const Float column = splat(third[c / 3][c % 3 * width]);
+      const Float column = splat(group[c / kReach][c % kReach * width]);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[c][v] += row[v] * column;
     }
 #pragma GCC unroll 4
-    for (int c = 0; c < kColumns / 3; ++c) ++third[c];
+    for (int c = 0; c < kColumns / kReach; ++c) ++group[c];
   }
 #pragma GCC unroll 16
   for (int c = 0; c < kColumns; ++c) {
