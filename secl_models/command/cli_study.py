@@ -26,6 +26,7 @@ from secl_models.options.methods import METHODS
 from secl_models.options.terminal import print_table
 
 if TYPE_CHECKING:
+    from secl_models.options.schema import RunConfig
     from secl_models.study.rows import Row
 
 STUDIED = ",".join(name for name, method in METHODS.items() if method.studied)
@@ -45,31 +46,42 @@ def study(
     seeds: Annotated[str, typer.Option(help="Numbers between commas.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("study"),
     csv: Annotated[Path | None, typer.Option(help="Results, appended to; default: study.csv in --out.")] = None,
+    warm_start: Annotated[
+        int | None,
+        typer.Option(min=0, help="Labels-only steps, taken once a seed, that all methods go on from; default: preset."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each if several.")] = 1,
     set_: SetOption = None,
-    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the run folders.")] = False,
+    keep_runs: Annotated[
+        bool, typer.Option("--keep-runs", help="Keep run folders (warm starts are kept anyway).")
+    ] = False,
     quiet: QuietOption = False,
     log_format: LogFormatOption = "auto",
 ) -> None:
-    """Compare methods over seeds at equal steps and at equal wall time; finished rows are not repeated."""
+    """Compare methods over seeds at equal steps and at equal wall time.
+
+    May be stopped at any time: called again, it repeats no finished row and goes on with each run from its checkpoint.
+    """
     speak(log_format, quiet)
     if ctx.invoked_subcommand is not None:
         return
     if data is None:
         raise InputError("--data", rule="a data set to study", got="nothing", cure="add --data DIR")
     from secl_models.data.check import require_sound
+    from secl_models.study.jobs import Job
     from secl_models.study.rows import curves_file
-    from secl_models.study.runs import Job, run_study
+    from secl_models.study.runs import run_study
     from secl_models.study.table import as_table
 
     config = configure(preset, data, set_ or [])
+    options = (*(set_ or ()), *_warm_start(warm_start, config))
     config = replace(config, labeled=labeled if labeled is not None else config.labeled)
     data_set, split = data_and_split(data, config)
     whole = [*split.labeled, *split.unlabeled, *split.val, *split.test]
     with progress_bar(f"checking {len(whole)} cases") as progress:
         require_sound(data_set, whole, progress)
     planned = [
-        Job(data, preset or config.preset, config.labeled, method, seed, overrides=tuple(set_ or ()))
+        Job(data, preset or config.preset, config.labeled, method, seed, overrides=options)
         for seed in _numbers(seeds)
         for method in _methods(methods)
     ]
@@ -77,6 +89,16 @@ def study(
     rows = run_study(planned, out, file, workers=jobs, keep_runs=keep_runs, report=typer.echo)
     print_table(as_table(rows, width=Console().width))
     typer.echo(f"Rows: {file}\nCurves: {curves_file(file)}")
+
+
+def _warm_start(steps: int | None, config: RunConfig) -> list[str]:
+    """The option that takes so many labels-only steps, as a share of the run."""
+    if steps is None:
+        return []
+    if steps > config.train.steps:
+        rule = f"at most train.steps, {config.train.steps}"
+        raise InputError("--warm-start", rule=rule, got=steps, cure="write fewer, or raise train.steps")
+    return [f"train.warm_start={steps / config.train.steps}"]
 
 
 def _numbers(text: str) -> list[int]:

@@ -57,6 +57,11 @@ class Learner:
         listens = METHODS[options.method].listens
         return sigmoid_ramp(self.done, warm, round(options.steps * options.ramp)) if listens else 0.0
 
+    @property
+    def parameters(self) -> list[str]:
+        """Names of what is trained, in the order of the optimiser."""
+        return [name for name, _ in self.student.named_parameters()]
+
     def step(self, ramp: float, *, wish: bool = False) -> dict[str, Tensor | float]:
         """Take one step, on labels only while `ramp` is 0.
 

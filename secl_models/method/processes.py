@@ -53,6 +53,25 @@ class Processes:
         """Whether this is the one that prints, validates and writes."""
         return self.share.rank == 0
 
+    def require_divides(self, **images: int) -> None:
+        """Refuse a batch of which the processes cannot take equal parts.
+
+        Args:
+            **images: Of a step, by option of `train`.
+
+        Raises:
+            InputError: Names the option.
+        """
+        count = self.share.count
+        for name, number in images.items():
+            if number % count:
+                raise InputError(
+                    f"train.{name}",
+                    rule=f"a multiple of the {count} processes, which divide the images of a step",
+                    got=number,
+                    cure=f"write {-(-number // count) * count}, or start another number of processes",
+                )
+
     def total(self, part: Tensor) -> Tensor:
         """The sum of all parts; the gradient is that of this process's own part.
 

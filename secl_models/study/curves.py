@@ -34,6 +34,11 @@ def read_curve(run: Path, key: RunKey, commit: str) -> list[Point]:
     ]
 
 
+def peak_memory(run: Path) -> float:
+    """Most MiB that a run held by its history, in all the sittings that it took."""
+    return max(float(row["memory_mib"] or 0) for row in read_history(run / HISTORY))
+
+
 def _percent(text: str) -> float:
     return round(100 * float(text), 3)
 

@@ -1,74 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Methods times seeds on one data set, each run in a process of its own, finished rows kept in a CSV file.
 
-Labels-only runs a second time per seed, with as many steps as fit the seconds of the method compared.
+The labels-only steps that all methods of a seed begin with are taken once. Labels-only runs a second time per seed,
+with as many steps as fit the seconds of the method compared. A study may be stopped at any time: called again, it goes
+on with the runs that are not finished, each from its checkpoint.
 """
 
 from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
+from secl_models.data.cases import DataSet
 from secl_models.data.folders import held, remove_written
 from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import make_split
+from secl_models.inference.evaluate import evaluate
 from secl_models.inference.metrics import MEAN
+from secl_models.method.checkpoint import LAST
 from secl_models.options.errors import InputError
 from secl_models.options.events import choice, listen, tell
 from secl_models.options.methods import BASELINE
-from secl_models.options.schema import load_preset, override
-from secl_models.study.curves import read_curve
-from secl_models.study.rows import (
-    STEPS,
-    TIME,
-    Point,
-    Row,
-    RunKey,
-    add_points,
-    curves_file,
-    read_rows,
-    row_key,
-    write_rows,
-)
+from secl_models.study.curves import peak_memory, read_curve
+from secl_models.study.jobs import Job, job_key, run_folder, start_folder, warm_steps
+from secl_models.study.rows import TIME, Point, Row, add_points, curves_file, read_rows, row_key, write_rows
+from secl_models.train.run import train
 
 SHORTEST = 0.01  # seconds, to which those of a row are rounded
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run with its evaluation.
-
-    Attributes:
-        data: Folder (or CSV file) of the data set.
-        preset: Name or path.
-        labeled: Labelled patients.
-        method: As in `secl train --method`.
-        seed: Of the run and of the draw of labelled patients.
-        budget: `steps` (those of the preset) or `time` (the seconds of another method).
-        overrides: `key=value` options on top of the preset.
-        steps: Optimiser steps; None: the preset's.
-        single: Use one thread, for runs side by side.
-    """
-
-    data: Path
-    preset: str
-    labeled: int
-    method: str
-    seed: int
-    budget: str = STEPS
-    overrides: tuple[str, ...] = ()
-    steps: int | None = None
-    single: bool = False
-
-
-def job_key(job: Job) -> RunKey:
-    """What a finished row must share with a job to stand for it."""
-    options = " ".join((job.preset, *job.overrides))
-    return RunKey(job.data.resolve().name, job.labeled, job.method, job.budget, job.seed, options)
 
 
 @dataclass(frozen=True)
@@ -95,18 +63,19 @@ def run_study(
         out: Folder of the runs.
         file: CSV file, appended to after every run.
         workers: Runs side by side, each with one thread where there are several.
-        keep_runs: Keep the run folders.
+        keep_runs: Keep the run folders; those of the warm starts stay in any case, for methods that come later.
         report: Called with a line after every run.
 
     Returns:
         All rows of the file.
 
     Raises:
-        InputError: A run was refused; rows of finished runs are kept. Or another study writes to the folder or file.
+        InputError: A run was refused, as where its folder holds one of other options; rows of finished runs are kept.
+            Or another study writes to the folder or file.
     """
     if not jobs:
         raise InputError("--methods", rule="at least one method and one seed", got="none", cure="name some")
-    jobs = [replace(job, single=workers > 1) for job in jobs]
+    jobs = [replace(job, single=workers > 1 or job.config.train.threads == 1) for job in jobs]
     with held(out, "secl study"), held(file.parent, "secl study", file=file.name):
         _run_all(jobs, out, file, workers, keep_runs, report)
         _run_all(timed_jobs(jobs, read_rows(file)), out, file, workers, keep_runs, report)
@@ -142,28 +111,87 @@ def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
     return timed
 
 
+@dataclass
+class _Queue:
+    """Runs that wait, and the warm starts that they wait for."""
+
+    out: Path
+    todo: list[Job]
+    running: dict[Future[Finished | None], Job | Path] = field(default_factory=dict)  # a run, or a warm start's folder
+    made: set[Path] = field(default_factory=set)  # warm starts
+
+    def begin(self, pool: ProcessPoolExecutor) -> bool:
+        """Hand over the first run that can begin, or the first warm start that is missing; False: all wait."""
+        for job in self.todo:
+            folder = run_folder(job, self.out)
+            fresh = warm_steps(job) and not (folder / LAST).is_file()
+            start = start_folder(job, self.out) if fresh else None
+            if start is None or start in self.made:
+                self.todo.remove(job)
+                self.running[pool.submit(run_job, job, folder, choice(), start)] = job
+                return True
+            if start not in self.running.values():
+                self.running[pool.submit(run_start, job, start, choice())] = start
+                return True
+        return False
+
+    def ended(self) -> list[tuple[Job | Path, Future[Finished | None]]]:
+        """Wait for some that run."""
+        futures, _ = wait(self.running, return_when=FIRST_COMPLETED)
+        return [(self.running.pop(future), future) for future in [*self.running] if future in futures]
+
+
 def _run_all(
     jobs: Sequence[Job], out: Path, file: Path, workers: int, keep_runs: bool, report: Callable[[str], None]
 ) -> None:
     finished = {row_key(row) for row in read_rows(file)}
-    todo = [job for job in jobs if job_key(job) not in finished]
-    tell("start", f"study: {len(todo)} runs to do, {len(jobs) - len(todo)} finished before", runs=len(todo))
+    queue = _Queue(out, [job for job in jobs if job_key(job) not in finished])
+    count, done, refusal = len(queue.todo), 0, None
+    tell("start", f"study: {count} runs to do, {len(jobs) - count} finished before", runs=count)
     # A fresh process per run: its peak memory is its own, and nothing of one run leaks into the next.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        running: dict[Future[Finished], Job] = {
-            pool.submit(run_job, job, run_folder(job, out), keep_runs, choice()): job for job in todo
-        }
-        try:
-            for number, future in enumerate(as_completed(running), start=1):
-                finished_run = future.result()
-                # The curve first: a kill between the two repeats the run, and its points replace these.
-                add_points(curves_file(file), finished_run.points)
-                write_rows(file, [*read_rows(file), *finished_run.rows])
-                report(_line(number, len(todo), finished_run.rows[0]))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=stop_with_parent, max_tasks_per_child=1) as pool:
+        while queue.todo or queue.running:
+            while len(queue.running) < workers and queue.begin(pool):
+                pass
+            for what, future in queue.ended():
+                try:
+                    result = future.result()
+                except InputError as error:  # the runs beside it may end
+                    refusal = refusal or error
+                    queue.todo.clear()
+                    continue
+                if isinstance(what, Path):
+                    queue.made.add(what)
+                elif result is not None:
+                    done += 1
+                    _keep(result, run_folder(what, out), file, keep_runs)
+                    report(_line(done, count, result.rows[0]))
+    if refusal is not None:
+        raise refusal
+
+
+def _keep(result: Finished, folder: Path, file: Path, keep_run: bool) -> None:
+    """Write what a run came to, and only then remove it: a kill in between repeats no more than the evaluation."""
+    add_points(curves_file(file), result.points)
+    write_rows(file, [*read_rows(file), *result.rows])
+    if not keep_run:
+        remove_written(folder, whole=True)
+
+
+def stop_with_parent() -> None:
+    """Let this process of a study keep its last step and stop when the study is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        while True:  # the first is noted by a run; one that comes when it has stopped ends the process
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.0)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _line(number: int, count: int, row: Row) -> str:
@@ -171,44 +199,41 @@ def _line(number: int, count: int, row: Row) -> str:
     return f"[{number}/{count}] {what}: Dice {row.dice:.1f} % ({row.structures}) in {row.seconds:.0f} s"
 
 
-def run_folder(job: Job, out: Path) -> Path:
-    """Folder of one run inside the folder of the study."""
-    return out / f"{job.data.resolve().name}-{job.labeled}-{job.method}-{job.budget}-seed{job.seed}"
+def run_start(job: Job, out: Path, voice: tuple[str, bool] | None = None) -> None:
+    """Take the labels-only steps that every method of a seed begins with, unless they were taken before.
+
+    Args:
+        job: One of the runs.
+        out: Folder of the steps; an unfinished one goes on.
+        voice: As for `run_job`.
+
+    Raises:
+        InputError: The data or an option is at fault.
+    """
+    job = replace(job, method=BASELINE)
+    data = _prepare(job, voice, f"warm start of seed {job.seed}")
+    split = make_split(data, job.labeled, job.seed)
+    train(job.config, data, split, out, resume=True, max_steps=warm_steps(job), progress=False)
 
 
-def run_job(job: Job, out: Path, keep: bool, voice: tuple[str, bool] | None = None) -> Finished:
+def run_job(job: Job, out: Path, voice: tuple[str, bool] | None = None, start: Path | None = None) -> Finished:
     """Train and evaluate on the test list.
 
     Args:
         job: What to run.
-        out: Run folder; an unfinished one is replaced.
-        keep: Leave the folder in place.
+        out: Run folder; an unfinished run of the same options goes on.
         voice: How to tell how far it is, see `listen`; None: not at all.
+        start: What `run_start` left, for a new run.
 
     Returns:
         Its rows and its curve.
 
     Raises:
-        InputError: The data or an option is at fault.
+        InputError: The data or an option is at fault, or the folder holds a run of other options.
     """
-    import torch  # here, so that the parent process of many workers stays small
-
-    from secl_models.inference.evaluate import evaluate
-    from secl_models.train.run import train
-
-    if voice is not None:
-        log_format, quiet = voice
-        lines = "plain" if log_format == "auto" else log_format
-        listen(lines, quiet=quiet, prefix=f"{job.method} ({job.budget}) seed {job.seed}: ")
-    if job.single:
-        torch.set_num_threads(1)
-    config = override(load_preset(job.preset), job.overrides)
-    data = read_data_set(job.data, config.data.spacing_from)
-    steps = job.steps or config.train.steps
-    options = replace(config.train, method=job.method, steps=steps, threads=1 if job.single else config.train.threads)
-    config = replace(config, labeled=job.labeled, seed=job.seed, train=options)
+    data = _prepare(job, voice, f"{job.method} ({job.budget}) seed {job.seed}")
     split = make_split(data, job.labeled, job.seed)
-    summary = train(config, data, split, out, overwrite=True, progress=False)
+    summary = train(job.config, data, split, out, resume=True, start=start, progress=False)
     results = evaluate(out, data, progress=False)
     rows = []
     for result in results:
@@ -224,17 +249,25 @@ def run_job(job: Job, out: Path, keep: bool, voice: tuple[str, bool] | None = No
                 dice=_round(100 * total.dice[0]),
                 hd95=_round(total.hd95[0]),
                 assd=_round(total.assd[0]),
-                peak_mib=round(summary.peak_memory_mib),
+                peak_mib=round(max(summary.peak_memory_mib, peak_memory(out))),
                 machine=summary.machine,
                 commit=summary.commit or "",
                 structures=";".join(f"{name}={_round(100 * row.dice[0])}" for name, row in means.items()),
                 options=job_key(job).options,
             )
         )
-    points = read_curve(out, job_key(job), summary.commit or "")
-    if not keep:
-        remove_written(out, whole=True)
-    return Finished(rows, points)
+    return Finished(rows, read_curve(out, job_key(job), summary.commit or ""))
+
+
+def _prepare(job: Job, voice: tuple[str, bool] | None, what: str) -> DataSet:
+    """Voice and threads of this process, and the data set."""
+    if voice is not None:
+        log_format, quiet = voice
+        lines = "plain" if log_format == "auto" else log_format
+        listen(lines, quiet=quiet, prefix=f"{what}: ")
+    if job.single:
+        torch.set_num_threads(1)
+    return read_data_set(job.data, job.config.data.spacing_from)
 
 
 def _round(value: float) -> float:

@@ -18,9 +18,11 @@ from rich.table import Column
 from secl_models.data.cases import DataSet
 from secl_models.data.splits import PARTS, Split
 from secl_models.method.device import machine
-from secl_models.options.events import Pace, bars, tell
+from secl_models.method.profiler import Stages, Watch
+from secl_models.options.events import Pace, bars, for_programs, tell
 from secl_models.options.methods import short_name
-from secl_models.options.schema import RunConfig
+from secl_models.options.schema import RunConfig, TrainConfig
+from secl_models.options.terminal import print_table
 
 _WORDS = ("labelled", "unlabelled", "validation", "test")  # for a person, in the order of PARTS
 
@@ -152,3 +154,20 @@ def tell_start(
         data=str(data_set.root), layout=data_set.layout, cases=counts, method=options.method, seed=config.seed,
         device=str(device), machine=machine(device), step=done, steps=options.steps, out=str(out),
     )  # fmt: skip
+
+
+def show_profile(stages: Watch, options: TrainConfig, peak_memory_mib: float) -> None:
+    """Print where the time of a step went, if it was measured.
+
+    Args:
+        stages: Those of the learner.
+        options: Say how many images a step had.
+        peak_memory_mib: Of the run.
+    """
+    if not isinstance(stages, Stages) or not stages.seconds():
+        return
+    spent = {name: 1e3 * seconds / max(1, calls) for name, (seconds, calls) in stages.seconds().items()}
+    tell("profile", "milliseconds of each stage of a step", level=logging.DEBUG, milliseconds=spent)
+    if not for_programs():
+        table = stages.table(options.batch, options.unlabeled_batch, peak_memory_mib)
+        print_table(table, Console(stderr=True))

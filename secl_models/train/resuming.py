@@ -3,16 +3,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig, from_dict, to_dict
 
+# Where a run may move to, such as the device.
+_MOVABLE = frozenset({"train.device", "train.threads", "train.checkpoint_every", "train.compile"})
+_OF_THE_TEACHER = frozenset({"train.method", "train.unlabeled_batch", "train.ramp", "train.consistency"})
+_OF_ALL = frozenset({"preset", "labeled", "seed", "data", "augment", "network", "train"})  # other sections are of terms
+
+
+def movable(name: str) -> bool:
+    """Whether an option may change while a run goes on."""
+    return name in _MOVABLE
+
+
+def unheard_before_the_teacher(name: str) -> bool:
+    """Whether labels-only steps, and the scores of their validations, are the same whatever an option says."""
+    if movable(name) or name in _OF_THE_TEACHER:
+        return True
+    # Validation counts the voxels of this confidence.
+    return name.partition(".")[0] not in _OF_ALL and name != "contrast.confidence"
+
 
 def refuse_another_run(
-    state: Mapping[str, Any], path: Path, config: RunConfig, classes: Mapping[int, str], cases: Mapping[str, list[str]]
+    state: Mapping[str, Any],
+    path: Path,
+    config: RunConfig,
+    classes: Mapping[int, str],
+    cases: Mapping[str, list[str]],
+    free: Callable[[str], bool] = movable,
 ) -> None:
     """Refuse a checkpoint of other options or data.
 
@@ -22,12 +45,13 @@ def refuse_another_run(
         config: Options of the run.
         classes: Label value to structure.
         cases: Names in each part of the split.
+        free: Says by its dotted name whether an option may differ.
 
     Raises:
         InputError: Names the options that differ, or says that the data do.
     """
     # An option that is younger than the checkpoint has its default there.
-    differing = _differences(to_dict(from_dict(state["config"])), to_dict(config))
+    differing = _differences(to_dict(from_dict(state["config"])), to_dict(config), free)
     if differing:
         raise InputError(
             path,
@@ -52,9 +76,9 @@ def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Names of the options that differ; where a run may move to, such as the device, is free."""
-    free = {"train.device", "train.threads", "train.checkpoint_every", "train.compile"}
+def _differences(stored: dict[str, Any], asked: dict[str, Any], free: Callable[[str], bool]) -> str:
+    """Names of the options that differ and may not."""
     one, other = flat(stored), flat(asked)
-    names = sorted((one.keys() | other.keys()) - free)
-    return ", ".join(name for name in names if one.get(name) != other.get(name))
+    return ", ".join(
+        name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name) and not free(name)
+    )

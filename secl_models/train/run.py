@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from secl_models.data.cases import Case, DataSet
@@ -32,12 +31,12 @@ from secl_models.method.origin import commit, versions
 from secl_models.method.processes import Processes, launched, leave, start_fabric
 from secl_models.method.profiler import Stages
 from secl_models.options.errors import InputError, writing
-from secl_models.options.events import NOTE, for_programs, tell
+from secl_models.options.events import NOTE, tell
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import RunConfig, to_dict, to_yaml
-from secl_models.options.terminal import print_table
 from secl_models.train import run_folder as records
-from secl_models.train.progress import TrainingProgress, tell_start
+from secl_models.train.branching import as_own, best_as_own, read_start
+from secl_models.train.progress import TrainingProgress, show_profile, tell_start
 from secl_models.train.resuming import flat, refuse_another_run
 from secl_models.train.run_folder import History, RunSummary
 from secl_models.train.stopping import StopWish, Terminated
@@ -59,6 +58,7 @@ class _Run:
     validation: Sequence[Volume]
     cases: dict[str, list[str]]  # names in each part of the split
     notes: tuple[str, ...]
+    start: Path | None = None  # the labels-only run that it went on from in this call
     seconds: float = 0.0  # spent in steps
     processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
     best: dict[str, float] = field(default_factory=dict)  # dice and step
@@ -81,6 +81,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    start: Path | None = None,
     progress: bool = True,
     max_steps: int | None = None,
     profile: bool = False,
@@ -99,6 +100,7 @@ def train(
             and the folder `tensorboard`.
         resume: Go on from `last.pt` where the folder has one.
         overwrite: Remove an earlier run from the folder first.
+        start: A labels-only run that a new one goes on from, see `read_start`; where `resume` finds one, that goes on.
         progress: Show a progress bar on the terminal.
         max_steps: Stop once so many of `train.steps` are done in all, and leave a run that can be resumed; the
             schedules are those of `train.steps` all the same.
@@ -128,6 +130,8 @@ def train(
         run = _set_up(config, data_set, split, out, device, processes, load)
         if resume and (out / checkpoint.LAST).is_file():
             _restore(run, out / checkpoint.LAST)
+        elif start is not None:
+            _branch(run, start)
         elif resume and processes.first:
             tell("note", f"There is no {checkpoint.LAST} in {out} to resume: the run starts anew.", level=NOTE)
         processes.require_one({"steps done": run.learner.done, **flat(to_dict(run.config)), **flat(run.cases)})
@@ -144,7 +148,7 @@ def train(
             with writing(out / records.SUMMARY, GO_ON):
                 records.write_summary(out / records.SUMMARY, summary)
             _tell_end(run, summary)
-            _show_profile(run)
+            show_profile(run.learner.stages, config.train, peak_memory_mib(device))
     leave()
     return summary
 
@@ -156,17 +160,6 @@ def _tell_end(run: _Run, summary: RunSummary) -> None:
     tell("end", f"trained {summary.steps} steps", level=logging.DEBUG, **values, out=str(run.out))
 
 
-def _show_profile(run: _Run) -> None:
-    stages = run.learner.stages
-    if not isinstance(stages, Stages) or not stages.seconds():
-        return
-    spent = {name: 1e3 * seconds / max(1, calls) for name, (seconds, calls) in stages.seconds().items()}
-    tell("profile", "milliseconds of each stage of a step", level=logging.DEBUG, milliseconds=spent)
-    if not for_programs():
-        images = run.config.train.batch, run.config.train.unlabeled_batch
-        print_table(stages.table(*images, peak_memory_mib(run.learner.device)), Console(stderr=True))
-
-
 def _set_up(
     config: RunConfig,
     data_set: DataSet,
@@ -176,7 +169,7 @@ def _set_up(
     processes: Processes,
     load: Load,
 ) -> _Run:
-    _require_divisible(config, processes.share.count)
+    processes.require_divides(batch=config.train.batch, unlabeled_batch=config.train.unlabeled_batch)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     listens = METHODS[config.train.method].listens
@@ -215,19 +208,12 @@ def _run_to_end(
         history.close()
 
 
-def _require_divisible(config: RunConfig, count: int) -> None:
-    for name, images in (("batch", config.train.batch), ("unlabeled_batch", config.train.unlabeled_batch)):
-        if images % count:
-            raise InputError(
-                f"train.{name}",
-                rule=f"a multiple of the {count} processes, which divide the images of a step",
-                got=images,
-                cure=f"write {-(-images // count) * count}, or start another number of processes",
-            )
-
-
 def _open_folder(run: _Run, data_set: DataSet, split: Split, *, clear: bool) -> History:
     records.make_folder(run.out, clear=clear)
+    if run.start is not None:
+        records.copy_history(run.start, run.out)
+        if best := best_as_own(run.start, run.learner.state(), run.learner.parameters, _identity(run)):
+            checkpoint.save(run.out / checkpoint.BEST, best)
     write_text(run.out / records.CONFIG, to_yaml(run.config))
     save_split(run.out / records.SPLIT, split)
     return History(run.out, [data_set.classes[value] for value in sorted(data_set.classes)], run.learner.done)
@@ -325,7 +311,7 @@ def _save(run: _Run, name: str) -> None:
 
 def _state(run: _Run) -> dict[str, Any]:
     return {
-        "format": checkpoint.FORMAT,
+        **_identity(run),
         **run.learner.state(),
         "processes": run.learner.processes.share.count,
         "seconds": run.seconds,
@@ -333,6 +319,13 @@ def _state(run: _Run) -> dict[str, Any]:
         "best": run.best,
         "last_dice": run.last_dice,
         "found": run.found,
+    }
+
+
+def _identity(run: _Run) -> dict[str, Any]:
+    """What a checkpoint says of its run that no step changes."""
+    return {
+        "format": checkpoint.FORMAT,
         "config": to_dict(run.config),
         "preprocess": run.preprocess.to_dict(),
         "classes": run.classes,
@@ -345,6 +338,17 @@ def _restore(run: _Run, path: Path) -> None:
     """Take back everything a checkpoint holds, after making sure that it is of this very run."""
     state = checkpoint.load(path)
     refuse_another_run(state, path, run.config, run.classes, run.cases)
+    _take_back(run, state, path)
+
+
+def _branch(run: _Run, start: Path) -> None:
+    """Go on from the last checkpoint of a labels-only run."""
+    state = read_start(start, run.config, run.classes, run.cases)
+    run.start = start
+    _take_back(run, as_own(state, run.learner.state(), run.learner.parameters), start / checkpoint.LAST)
+
+
+def _take_back(run: _Run, state: dict[str, Any], path: Path) -> None:
     checkpoint.load_weights(run.learner.student, state["student"], path)
     run.learner.load_state(state)
     run.seconds, run.processor_seconds = float(state["seconds"]), float(state["processor_seconds"])

@@ -144,6 +144,12 @@ def read_history(file: Path, columns: Collection[str] | None = None) -> list[dic
     return rows
 
 
+def copy_history(start: Path, out: Path) -> None:
+    """Let the history of a run begin with that of the one it goes on from, if that has one."""
+    if (start / HISTORY).is_file():
+        write_text(out / HISTORY, (start / HISTORY).read_text(encoding="utf-8"))
+
+
 def _require_numbers(row: Mapping[str, str]) -> None:
     for value in row.values():
         float(value if value != "" else "nan")

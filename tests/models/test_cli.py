@@ -310,6 +310,8 @@ def test_study_runs_in_processes_tells_of_them_and_prints_the_table(
 ) -> None:
     options = [part for option in TINY for part in ("--set", option)]
     base = ("study", "--data", run.data.root, "--preset", "demo", "--labeled", 2, "--out", tmp_path, *options)
+    _refused(_call(*base, "--warm-start", 7), "--warm-start: at most train.steps, 6; got 7")
+    base = (*base, "--warm-start", 0)  # a process less
     status, text, error = _call(*base, "--methods", "supervised", "--seeds", 5, "--log-format", "json")
     assert status == 0
     assert '"study: 1 runs to do, 0 finished before"' in error

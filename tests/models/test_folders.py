@@ -38,7 +38,8 @@ from secl_models.inference.evaluate import evaluate
 from secl_models.inference.predict import predict
 from secl_models.options.errors import InputError
 from secl_models.report.page import write_report
-from secl_models.study.runs import Job, run_study
+from secl_models.study.jobs import Job
+from secl_models.study.runs import run_study
 from secl_models.train.run import train
 from tests.models.runs import TinyRun, tiny_run
 
