@@ -21,6 +21,7 @@ from tests.cases import alone, labels, rows, separate
 from tests.conftest import skip_or_fail
 from tests.oracle import Call
 from tests.test_backends import check
+from tests.test_half_rows import ALONE, SIZES, gradients
 from tests.test_native import PROBLEMS, keeps_the_budget, problem
 
 pytestmark = pytest.mark.usefixtures("built")
@@ -42,6 +43,7 @@ def processor(request: pytest.FixtureRequest, program: None) -> Iterator[aarch64
     cpu, isa = request.param
     machine = aarch64.Machine(cpu)
     assert machine.set_isa(isa) == (isa if isa != "auto" else "neon")
+    assert machine.matrix_unit() == (cpu == "max")
     yield machine
     machine.close()
 
@@ -59,6 +61,23 @@ def test_every_source_compiles_without_a_warning() -> None:
     program = aarch64.program().read_bytes()
     assert program[:4] == b"\x7fELF"
     assert int.from_bytes(program[18:20], "little") == 183  # EM_AARCH64
+
+
+@pytest.mark.parametrize(
+    ("kernels", "function", "product", "most"),
+    [
+        ("neon", "dot", "fmla", 1.6),
+        ("neon", "dot_columns", "fmla", 1.6),
+        ("neon", "accumulate<2, false>", "fmla", 1.6),
+        ("neon", "accumulate<2, true>", "fmla", 1.6),
+        ("bfmmla", "dot", "bfmmla", 2.6),
+        ("bfmmla", "accumulate", "bfmmla", 1.8),
+    ],
+)
+def test_products_take_few_instructions(kernels: str, function: str, product: str, most: float, program: None) -> None:
+    own = [loop for loop in aarch64.loops(f"microkernel_{kernels}.cpp") if f"::{function}(" in loop.function]
+    steps = [len(loop.instructions) / loop.instructions.count(product) for loop in own if product in loop.instructions]
+    assert min(steps) < most, steps
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +134,43 @@ def test_losses_and_gradients_keep_the_budget(
     check(call.to(dtype), "native", "cpu")
     request.getfixturevalue("many_rows")
     check(call.to(dtype), "native", "cpu")
+
+
+@pytest.fixture(scope="module")
+def bf16_processor(program: None) -> Iterator[aarch64.Machine]:
+    """A processor whose instructions multiply matrices of bf16."""
+    machine = aarch64.Machine("max")
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def bf16_machine(
+    bf16_processor: aarch64.Machine, many_rows: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[aarch64.Machine]:
+    """That processor in the place of this machine's own, for many rows."""
+    monkeypatch.setattr(torch.ops, "secl_native", bf16_processor)
+    yield bf16_processor
+    bf16_processor.set_isa("auto")
+
+
+@pytest.mark.parametrize("denominator", ["negatives", "all"])
+@pytest.mark.parametrize("size", [*SIZES, *ALONE], ids=str)
+def test_half_rows_of_every_size_keep_the_budget(
+    size: tuple[int, ...], denominator: str, bf16_machine: aarch64.Machine
+) -> None:
+    call = separate(*size) if len(size) == 3 else alone(*size)
+    check(replace(call, denominator=denominator).to(torch.bfloat16), "native", "cpu")
+
+
+@pytest.mark.parametrize("call", [separate(40, 50, 24), alone(60, 24)], ids=["separate", "alone"])
+def test_half_rows_are_multiplied_as_such_unless_kernels_are_chosen(call: Call, bf16_machine: aarch64.Machine) -> None:
+    half, found = call.to(torch.bfloat16), {}
+    for isa in ("auto", "neon"):
+        bf16_machine.set_isa(isa)
+        assert bf16_machine.matrix_unit() == (isa == "auto")
+        found[isa] = gradients(half)[1]
+    assert not torch.equal(found["auto"], found["neon"])  # the coefficients are rounded
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "stratified", "hard"])

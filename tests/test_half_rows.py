@@ -13,7 +13,7 @@ from torch import Tensor
 
 import secl_ops
 from tests.cases import alone, labels, separate
-from tests.conftest import skip_or_fail
+from tests.conftest import ISAS, skip_or_fail
 from tests.oracle import DIFFERENTIABLE, Call
 from tests.test_backends import check
 
@@ -74,7 +74,7 @@ def test_a_chosen_instruction_set_serves_half_rows_too(matrix_unit: None) -> Non
     call = alone(300, 64).to(torch.bfloat16)
     found = gradients(call)
     try:
-        for name in ("portable", "avx2", "avx512"):
+        for name in ISAS:
             torch.ops.secl_native.set_isa(name)
             assert not torch.ops.secl_native.matrix_unit()
             assert not torch.equal(found[1], gradients(call)[1])  # the matrix unit rounds the coefficients
@@ -116,7 +116,7 @@ def test_frozen_keys_that_lie_on_their_anchors_leave_no_loss_below_its_floor(mat
     found = secl_ops.info_nce(**call.arguments())
     true = secl_ops.info_nce(**call.to(torch.float64).arguments())
     assert (found - true).abs().max() < 2e-3
-    torch.ops.secl_native.set_isa("avx512")
+    torch.ops.secl_native.set_isa(ISAS[-1])
     try:
         wide = secl_ops.info_nce(**call.arguments())
     finally:

@@ -10,6 +10,8 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(SECL_BFMMLA_KERNELS)
+#include <sys/auxv.h>
 #endif
 
 namespace secl {
@@ -45,7 +47,8 @@ const Kernels* widest() {
 
 std::atomic<const Kernels*> chosen{nullptr};
 
-// The kernels of the matrix unit, if the processor has one and the system lends this process its registers.
+// The kernels that multiply matrices of bf16: where the processor has them, and the system lends this process
+// the registers of a unit of its own.
 const Kernels* matrix_unit() {
 #if defined(SECL_AMX_KERNELS)
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
@@ -54,6 +57,9 @@ const Kernels* matrix_unit() {
                       __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) && (d & kAmxTile);
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   if (exists && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) return &kAmxKernels;
+#elif defined(SECL_BFMMLA_KERNELS)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16
+  if (getauxval(AT_HWCAP2) & kBf16) return &kBfmmlaKernels;
 #endif
   return nullptr;
 }

@@ -22,7 +22,8 @@ struct Kernels {
   int64_t chunk;    // numbers of a row that lie together, to which its width is padded
   // Writes a row times a factor to where the slab begins; numbers past the width are zeros.
   void (*spread)(const float* row /* [depth] */, float factor, int64_t depth, Slab to);
-  // Of bf16 rows: writes the pairs of rows behind a slab's rows, of which there is a multiple of `chunk`.
+  // Of bf16 rows: writes them again behind a slab's rows, of which there is a multiple of `chunk`, with the
+  // same number of neighbouring rows side by side.
   void (*pair)(Slab slab, int64_t rows, int64_t chunks);
   // Turns `tile` rows of a slab into a register tile's rows: element r of each number lies beside the next.
   void (*transpose)(Slab from, int64_t depth, float* to /* [depth, tile] */);
@@ -67,11 +68,16 @@ extern const Kernels kAmxKernels;  // of bf16 rows
 #define SECL_NEON_KERNELS 1
 extern const Kernels kNeonKernels;
 #endif
+#if defined(SECL_NEON_KERNELS) && defined(__linux__) && __GNUC__ >= 10 && !defined(__clang__)
+#define SECL_BFMMLA_KERNELS 1
+extern const Kernels kBfmmlaKernels;  // of bf16 rows
+#endif
 
 // The kernels in use: the widest that this machine runs, unless set_isa chose others.
 const Kernels& kernels();
 
-// The same for many rows of bf16: the matrix unit where there is one, unless set_isa chose kernels.
+// The same for many rows of bf16: the matrix unit or instruction where there is one, unless set_isa chose
+// kernels.
 const Kernels& half_kernels();
 
 // Chooses "auto", "portable", "avx2", "avx512" or "neon" for this process; returns the name now in use.

@@ -6,8 +6,12 @@
 #include "box.h"
 #include "packing.h"
 #include "row_math.h"
-#ifdef SECL_AMX
+#if defined(SECL_AMX)
+#define SECL_HALVES
 #include "amx.h"
+#elif defined(SECL_BFMMLA)
+#define SECL_HALVES
+#include "bfmmla.h"
 #else
 #include "products.h"
 #include "small_products.h"
@@ -265,7 +269,7 @@ constexpr Kernels make_kernels(const char* name) {
           kLanes,
           kTile,
           kColumns,
-#ifdef SECL_AMX
+#ifdef SECL_HALVES
           kHalves,
           spread_halves,
           pair_rows,
@@ -285,7 +289,7 @@ constexpr Kernels make_kernels(const char* name) {
           run<BoundedSum<true>>,
           run<PositiveSum<true>>,
           self_gradient,
-#ifdef SECL_AMX
+#ifdef SECL_HALVES
           nullptr,
           nullptr,
           nullptr,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from tests.compiling import REPOSITORY, all_compiled, alone, include_flags, link
 
 FOLDER = Path(__file__).parent
 BUILD = REPOSITORY / "build" / "aarch64"
-COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+COMPILER, EMULATOR, OBJDUMP = "aarch64-linux-gnu-g++", "qemu-aarch64", "aarch64-linux-gnu-objdump"
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)*)", re.MULTILINE)
+INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t([\w.]+)(?:\t(?:[^<\n]*?\b)?([0-9a-f]+) <)?", re.MULTILINE)
 CURE = "on Debian or Ubuntu: apt-get install g++-aarch64-linux-gnu qemu-user"
 NATIVE = torch.ops.secl_native
 DTYPES = {
@@ -163,3 +166,26 @@ def _described(value: Tensor) -> bytes:
     raw = _memory(value).contiguous().view(torch.uint8).numpy().tobytes()
     numbers = [DTYPES[value.dtype], value.ndim, *value.shape, *value.stride(), len(raw)]
     return " ".join(map(str, numbers)).encode() + b"\n" + raw + b"\n"
+
+
+class Loop(NamedTuple):
+    """An innermost loop of the machine code."""
+
+    function: str
+    instructions: tuple[str, ...]
+
+
+def loops(source: str) -> list[Loop]:
+    """The innermost loops of what a source of `csrc/cpu` has been compiled to."""
+    command = [OBJDUMP, "-dC", "--no-show-raw-insn", str(BUILD / f"cpu.{source}.o")]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [loop for name, code in FUNCTION.findall(listing) for loop in _innermost(name, code)]
+
+
+def _innermost(function: str, code: str) -> list[Loop]:
+    lines = [(int(place, 16), name, target) for place, name, target in INSTRUCTION.findall(code)]
+    back = [(int(target, 16), place) for place, _, target in lines if target and int(target, 16) <= place]
+    inner = [
+        one for one in back if not any(one != other and one[0] <= other[0] <= other[1] <= one[1] for other in back)
+    ]
+    return [Loop(function, tuple(name for place, name, _ in lines if first <= place <= last)) for first, last in inner]
