@@ -42,6 +42,7 @@ from secl_models.command.errors_to_exit import (
 )
 from secl_models.options.events import tell
 from secl_models.options.methods import DEFAULT, METHODS
+from secl_models.options.parts import CHOICES, NONE
 from secl_models.options.terminal import print_table
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def evaluate(
     ASSD: mean of both directions pooled. In mm, or in voxels where the files store no spacing. A structure in only
     one of prediction and truth counts as Dice 0 and as a distance of the image diagonal; in neither, it is left out;
     both are counted. Mean and SD are over patients. A checkpoint evaluated alone leaves the JSON of the pair as it is.
+    `last-largest` are the same predictions after what `secl predict --largest-component auto` does.
     """
     speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set
@@ -227,8 +229,13 @@ def predict(
         bool, typer.Option("--probabilities", help="Also write NAME_probabilities: 4-D float32, background first.")
     ] = False,
     largest_component: Annotated[
-        bool, typer.Option("--largest-component", help="Keep each structure's largest part, 26-connected (2-D: 8).")
-    ] = False,
+        str,
+        typer.Option(
+            metavar="|".join(CHOICES),
+            help="Keep the largest part, 26-connected (2-D: 8), of `all` structures, or of those that are one part in "
+            "every labelled training case: `auto`.",
+        ),
+    ] = NONE,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     set_: SpacingOption = None,

@@ -131,7 +131,7 @@ def _read(file: Path) -> list[Row]:
 def table(
     file: Annotated[Path, typer.Argument(help="CSV file of a study.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+    checkpoint: Annotated[str, typer.Option(help="last, best, last-largest or best-largest.")] = "last",
 ) -> None:
     """Print the comparison table of a finished or running study."""
     from secl_models.study.table import as_markdown, as_table

@@ -25,6 +25,9 @@ ROBUST = (
     99.5,
 )  # percentiles that bound an intensity: above them lie vessels, metal and reconstruction errors
 LARGEST_PATCH = {2: 160, 3: 80}  # voxels along one axis that a patch chosen here may have
+# A slice above that is made coarser, so that a patch shows all of it: far mistakes are those of patches.
+COARSE = 128  # voxels along its longer axis then
+COARSEST = 4.0  # times the voxel sides of the files, at most
 PIECE = 1 << 21  # voxels
 CONSTANT = 1e-8  # standard deviation, as a share of the largest intensity, below which an image counts as constant
 
@@ -207,8 +210,9 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
 
     An empty `orientation` becomes that of most labelled volumes. `normalize` "auto" becomes "window" for
     CT (percentiles of the labelled structures when no window is given), "slice" where the files are single slices,
-    else "volume". An empty spacing becomes the median, or None where files store none. An empty patch becomes the
-    median grid, rounded up to the network's stride, at most `LARGEST_PATCH`.
+    else "volume". An empty spacing becomes the median, or None where files store none. An empty patch of slices becomes
+    the largest grid, of volumes the median one, rounded up to the network's stride, at most `LARGEST_PATCH`. Where both
+    are empty, slices that are larger than that are resampled to about `COARSE` voxels on their longer axis.
 
     Args:
         config: As loaded.
@@ -225,15 +229,34 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
         options = replace(options, orientation=reference(labeled))
     if options.normalize == "auto":
         options = _choose_normalization(options, data, labeled)
+    stride = config.network.stride
     if options.spacing == ():
         options = replace(options, spacing=_median_spacing(options, labeled))
+        if options.patch == () and options.dims == 2 and options.size is None:
+            options = _coarsened(options, labeled, stride)
     if options.patch == ():
-        grids = [Preprocess.from_config(options).grid(volume)[: options.dims] for volume in labeled]
-        stride = config.network.stride
         cap = max(2, LARGEST_PATCH[options.dims] // stride) * stride
-        blocks = np.ceil(np.median(grids, axis=0) / stride).astype(int)
+        grids = _grids(options, labeled)
+        largest = grids.max(0) if options.dims == 2 else np.median(grids, axis=0)
+        blocks = np.ceil(largest / stride).astype(int)
         options = replace(options, patch=tuple(int(min(cap, max(2, count) * stride)) for count in blocks))
     return replace(config, data=options)
+
+
+def _grids(options: DataConfig, labeled: Sequence[Volume]) -> npt.NDArray[np.int64]:
+    preprocess = Preprocess.from_config(options)
+    return np.array([preprocess.grid(volume)[: options.dims] for volume in labeled])
+
+
+def _coarsened(options: DataConfig, labeled: Sequence[Volume], stride: int) -> DataConfig:
+    """Slices on a grid that a patch can show whole: a wider spacing, or one size where files store no spacing."""
+    grid = np.median(_grids(options, labeled), axis=0)
+    if grid.max() <= LARGEST_PATCH[2]:
+        return options
+    factor = min(float(grid.max()) / COARSE, COARSEST)
+    if options.spacing is not None:
+        return replace(options, spacing=tuple(round(side * factor, 4) for side in options.spacing))
+    return replace(options, size=tuple(stride * max(2, round(length / factor / stride)) for length in grid))
 
 
 def _median_spacing(options: DataConfig, labeled: Sequence[Volume]) -> tuple[float, ...] | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,12 +22,12 @@ from secl_models.data.sampling import (
     epoch_sequence,
     random_starts,
 )
+from secl_models.data.scans import scan_places
 from secl_models.data.volumes import Volume
 from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig
 
 _CENTRES = 256  # labelled voxels remembered per item and class, for centring patches on them
-_SLICE_NAME = re.compile(r"(?P<scan>.+?)_slice_?(?P<number>\d+)")  # SSL4MIS: patient001_frame01_slice_7
 _LABELED, _CENTRED, _UNLABELED, _PLACES, _PARTNERS = range(5)  # streams of randomness
 
 
@@ -231,7 +230,7 @@ class _Pool:
     def _index_items(self, shapes: Integers, names: list[str]) -> None:
         """Fill the tables from the shapes `[volumes, 3]` and names of all volumes in the buffer."""
         first = np.cumsum(shapes.prod(1)) - shapes.prod(1)
-        scan, height, extent = _scans(names)
+        scan, height, extent = scan_places(names)
         if self.dims == 3:
             self._offset, self.shape, self.scan = first, shapes, scan
             self.position = np.zeros(len(shapes), np.float32)
@@ -267,17 +266,3 @@ def _to_device(table: npt.NDArray[Any], device: torch.device) -> Tensor:
     """A small table for a kernel, without waiting: only from pinned memory is a copy asynchronous."""
     host = torch.from_numpy(table)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
-
-
-def _scans(names: list[str]) -> tuple[Integers, Integers, Integers]:
-    """Number of the scan, index of the slice and count of slices, for files that may hold one slice each."""
-    parts = [_SLICE_NAME.fullmatch(name) for name in names]
-    owners = [match["scan"] if match else name for match, name in zip(parts, names, strict=True)]
-    number = np.array([int(match["number"]) if match else 0 for match in parts], np.int64)
-    _, first, scan = np.unique(np.array(owners, np.str_), return_index=True, return_inverse=True)
-    lowest, highest = np.full(len(first), np.iinfo(np.int64).max), np.zeros(len(first), np.int64)
-    np.minimum.at(lowest, scan, number)
-    np.maximum.at(highest, scan, number)
-    # Scans are numbered in the order of their first file.
-    rank = np.argsort(np.argsort(first))
-    return rank[scan], (number - lowest[scan]), (highest - lowest)[scan] + 1

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -18,7 +21,7 @@ from secl_models.data.cases import Case, DataSet, as_trained
 from secl_models.data.folders import held, refuse_unlisted, refuse_writing_over, remove_partial
 from secl_models.data.splits import load_split
 from secl_models.data.volumes import Volume, load_volume
-from secl_models.inference.evaluations import Evaluation, save_evaluations
+from secl_models.inference.evaluations import LARGEST, Evaluation, save_evaluations
 from secl_models.inference.metrics import (
     CaseScores,
     score_case,
@@ -26,6 +29,7 @@ from secl_models.inference.metrics import (
 from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import BEST, LAST, LoadedModel, load, load_model
 from secl_models.method.device import choose_device
+from secl_models.method.largest_part import keep_largest
 from secl_models.options.errors import InputError
 from secl_models.options.events import Pace, bars, tell
 
@@ -75,7 +79,8 @@ def evaluate(
         progress: Show a progress bar on the terminal.
 
     Returns:
-        One evaluation per checkpoint, `last` first.
+        One evaluation per checkpoint, `last` first, and where structures were one part in every labelled training case
+        one more, `last-largest`, of the same predictions with their largest parts alone.
 
     Raises:
         InputError: If the run has no such list, the list is empty, a patient on it was trained on or chose the
@@ -86,30 +91,31 @@ def evaluate(
     files = find_checkpoints(path)
     run = files[0].parent
     cases = evaluated_cases(run, data, split)
-    names = [f"evaluation_{split}_{file.stem}{end}" for file in files for end in (".csv", "_patients.csv", ".json")]
+    named = [f"{file.stem}{kind}" for file in files for kind in ("", LARGEST)]
+    names = [f"evaluation_{split}_{name}{end}" for name in named for end in (".csv", "_patients.csv", ".json")]
     refuse_writing_over(data.files(), *((out or run) / name for name in names))
     with held(out or run, "secl evaluate"):
         refuse_unlisted(out or run, [*names, f"evaluation_{split}.json"])
         remove_partial(out or run, names)
-        named = _evaluate_all(files, cases, data, split, target, progress)
-        save_evaluations(named, out or run, pair=path.is_dir())
-    return named
+        found = _evaluate_all(files, cases, data, split, target, progress)
+        save_evaluations(found, out or run, pair=path.is_dir())
+    return found
 
 
 def _evaluate_all(
     files: Sequence[Path], cases: Sequence[Case], data: DataSet, split: str, device: torch.device, progress: bool
 ) -> list[Evaluation]:
-    results: dict[int, Evaluation] = {}
-    named = []
+    results: dict[int, list[Evaluation]] = {}
+    named: list[Evaluation] = []
     for file in files:
         model = load_model(file)
         _require_classes(model, data, file)
         _require_unseen(file, cases, data, split)
         model.network.to(device)
         if model.step not in results:  # where the last step is the best one, both files hold one network
-            found = _evaluate_one(model, file.stem, data, cases, split, progress)
-            results[model.step] = replace(found, step=model.step)
-        named.append(replace(results[model.step], checkpoint=file.stem))
+            results[model.step] = _evaluate_one(model, file.stem, data, cases, split, progress)
+        kinds = zip(("", LARGEST), results[model.step], strict=False)
+        named += [replace(found, checkpoint=f"{file.stem}{kind}") for kind, found in kinds]
     return named
 
 
@@ -179,16 +185,25 @@ def _require_unseen(file: Path, cases: Sequence[Case], data: DataSet, split: str
 
 def _evaluate_one(
     model: LoadedModel, name: str, data: DataSet, cases: Sequence[Case], split: str, progress: bool
-) -> Evaluation:
+) -> list[Evaluation]:
+    """Scores of the predictions as they are and, where a structure is kept as one part, of its largest part."""
     data = as_trained(data, model.config.data.spacing_from)
     title = f"{name} on {len(cases)} {split} cases"
     tell("start", f"scoring {title}", checkpoint=name, split=split, step=model.step, cases=len(cases))
     shown = Console(stderr=True, quiet=not (progress and bars()))
-    pace, scores = Pace(len(cases)), []
+    pace, scores, largest = Pace(len(cases)), [], []
     for case in track(cases, title, console=shown, transient=True):
-        scores.append(score_volume(model, load_volume(case, data)))
+        volume = load_volume(case, data)
+        prediction = _segment(model, volume)
+        scores.append(_score(model, volume, prediction))
+        if model.one_part:
+            keep_largest(prediction, model.one_part)
+            largest.append(_score(model, volume, prediction))
         _tell_score(scores[-1], name, len(scores), len(cases), pace)
-    return Evaluation(name, split, tuple(scores), pace.seconds())
+    found = Evaluation(name, split, tuple(scores), pace.seconds(), model.step)
+    if not model.one_part:
+        return [found]
+    return [found, replace(found, cases=tuple(largest), one_part=model.one_part_names)]
 
 
 def _tell_score(scores: CaseScores, name: str, done: int, total: int, pace: Pace) -> None:
@@ -211,8 +226,16 @@ def score_volume(model: LoadedModel, volume: Volume) -> CaseScores:
     Raises:
         InputError: If the volume has no label.
     """
+    return _score(model, volume, _segment(model, volume))
+
+
+def _segment(model: LoadedModel, volume: Volume) -> npt.NDArray[np.integer[Any]]:
     if volume.label is None:
         raise InputError(volume.case.name, rule="a case to score has a label", got="none", cure="add one")
-    prediction = segment_volume(model.network, model.preprocess, model.config, volume)
+    return segment_volume(model.network, model.preprocess, model.config, volume)
+
+
+def _score(model: LoadedModel, volume: Volume, prediction: npt.NDArray[np.integer[Any]]) -> CaseScores:
+    assert volume.label is not None
     scores = score_case(prediction, volume.label, model.classes, volume.spacing)
     return CaseScores(volume.case.patient, volume.case.name, tuple(scores))

@@ -30,6 +30,7 @@ from secl_models.inference.metrics import (
 )
 from secl_models.options.errors import InputError, writing
 
+LARGEST = "-largest"  # after the name of a checkpoint: its predictions with the largest parts of some structures alone
 PATIENT_COLUMNS = ("patient", "structure", "dice", "hd95", "assd", "unit", "cases", "missed", "spurious", "absent")
 
 
@@ -53,6 +54,7 @@ class Evaluation:
     cases: tuple[CaseScores, ...]
     seconds: float
     step: int | None = None  # optimiser steps of the checkpoint; None where it was read from CSV
+    one_part: tuple[str, ...] = ()  # structures of which the largest part alone was scored
 
     @property
     def summary(self) -> list[StructureSummary]:
@@ -134,6 +136,8 @@ def evaluation_table(results: Sequence[Evaluation]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     cases = f"{results[0].split} list, {total.patients} patients"
     table.caption = f"mean (SD) over patients, {cases}; cases: M missed, I invented, A absent"
+    if kept := next((result.one_part for result in results if result.one_part), ()):
+        table.caption += f"\n{LARGEST}: {', '.join(kept)} as one part, as in every labelled training case"
     for name in ("", "structure", "Dice %", f"HD95 {total.unit}", f"ASSD {total.unit}", "M", "I", "A"):
         text = name in ("", "structure")
         table.add_column(name, justify="left" if text else "right", no_wrap=not text)
@@ -200,6 +204,7 @@ def _as_json(result: Evaluation) -> dict[str, object]:
     }
     return {
         "step": result.step,
+        **({"one_part": list(result.one_part)} if result.one_part else {}),
         "seconds": round(result.seconds, 3),
         "cases": len(result.cases),
         "structures": structures,

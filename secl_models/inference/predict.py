@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from secl_models.data.formats import (
 from secl_models.data.orientation import cut_across
 from secl_models.data.probabilities import ProbabilityFile
 from secl_models.data.volumes import Volume, count_channels, load_volume, save_segmentation
+from secl_models.inference.parts import parts_to_keep
 from secl_models.inference.predictions import Record, Settings, digest, read_record, to_do
 from secl_models.inference.windows import Slab, put, segment_volume
 from secl_models.method.checkpoint import LoadedModel, load_model
@@ -40,6 +41,7 @@ from secl_models.method.device import choose_device
 from secl_models.method.largest_part import keep_largest
 from secl_models.options.errors import InputError, WriteError, fitting, writing
 from secl_models.options.events import Pace, tell
+from secl_models.options.parts import NONE
 from secl_models.options.spacing import AUTO
 
 SUFFIXES = (*READ, H5_SUFFIX)
@@ -72,7 +74,7 @@ def predict(
     device: str = "auto",
     flips: str = "",
     probabilities: bool = False,
-    largest_component: bool = False,
+    largest_component: str = NONE,
     spacing_from: str = AUTO,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
@@ -92,7 +94,8 @@ def predict(
         device: Where the network runs: auto, cpu, cuda, or cuda: and a number.
         flips: Axes along which logits are averaged over flips, such as `0,1`, or `trained`: those of training.
         probabilities: Also write `<name>_probabilities.nii.gz`, see `probabilities_path`.
-        largest_component: Keep the largest connected part of each structure, see `keep_largest`.
+        largest_component: Keep the largest connected part of all structures, of those that are one part in every
+            labelled training case (`auto`), or of none, see `keep_largest`.
         spacing_from: `data.spacing_from` of the images; "auto": that of the training.
         progress: Called after each image with the number finished and the number of all.
 
@@ -118,7 +121,7 @@ def predict(
     targets = dict(zip(cases, _targets(cases, source, out), strict=True))
     spacing_from = model.config.data.spacing_from if spacing_from == AUTO else spacing_from
     settings = Settings(digest(checkpoint), axes, probabilities, largest_component, spacing_from)
-    work = _Work(model, settings, source)
+    work = _Work(model, settings, source, parts_to_keep(largest_component, model))
     files = [file for target in targets.values() for file in work.files(target)]
     refuse_writing_over((image for case in cases for image in case.image), *files)
     _refuse_shared(files)
@@ -148,6 +151,7 @@ class _Work:
     model: LoadedModel
     settings: Settings
     source: Path
+    one_part: Collection[int]  # structures of which the largest part is kept
 
     def files(self, target: Path) -> list[Path]:
         """All that is written for one image."""
@@ -171,8 +175,7 @@ class _Work:
                 note_written(target.parent, *(file.name for file in self.files(target)))
             beside = probabilities_path(target) if settings.probabilities else None
             label = _segment(model, volume, settings.flips, beside)
-            if settings.largest_component:
-                keep_largest(label)
+            keep_largest(label, self.one_part)
             save_segmentation(target, label, like=case.image[0], classes=model.classes)
         return target
 

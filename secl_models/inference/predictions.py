@@ -15,6 +15,7 @@ from secl_models.data.files import write_text
 from secl_models.data.folders import note_written
 from secl_models.method.checkpoint import LAST
 from secl_models.options.errors import InputError
+from secl_models.options.parts import ALL, NONE
 from secl_models.options.plain import from_plain
 
 RECORD = "predict.json"
@@ -27,7 +28,7 @@ class Settings:
     checkpoint: str  # SHA-256 of the file
     flips: tuple[int, ...]
     probabilities: bool
-    largest_component: bool
+    largest_component: str
     spacing_from: str
 
 
@@ -82,6 +83,9 @@ def read_record(folder: Path) -> Record | None:
         return None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+        kept = values["settings"]["largest_component"]
+        if isinstance(kept, bool):  # as it was written before there was `auto`
+            values["settings"]["largest_component"] = ALL if kept else NONE
         return Record(from_plain(Settings, values["settings"]), _texts(values["sources"]))
     except (ValueError, TypeError, KeyError) as error:
         cure = "restore it, or add --overwrite to segment every image again"

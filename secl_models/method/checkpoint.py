@@ -32,6 +32,13 @@ class LoadedModel:
     classes: dict[int, str]  # label value in the files -> structure, in the order of the class indices 1..K
     channels: int  # image channels
     step: int  # optimiser steps done
+    one_part: tuple[int, ...] | None = None  # class indices that were one part in every labelled training case
+
+    @property
+    def one_part_names(self) -> tuple[str, ...]:
+        """Names of the structures that were one part in every labelled training case."""
+        names = [self.classes[value] for value in sorted(self.classes)]
+        return tuple(names[index - 1] for index in self.one_part or ())
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -153,6 +160,7 @@ def load_model(path: Path) -> LoadedModel:
         classes,
         int(state["channels"]),
         int(state["step"]),
+        None if state.get("one_part") is None else tuple(state["one_part"]),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,35 @@ from torch import Tensor
 from torch.nn import functional
 
 label_parts: Any = measure.label  # skimage types it in part
+ONE_PART = 0.99  # share of its voxels from which the largest part is all of a structure but stray voxels
 
 
-def keep_largest(label: npt.NDArray[Any]) -> None:
+def one_part_structures(labels: Iterable[npt.NDArray[Any]], classes: int) -> tuple[int, ...]:
+    """Structures that are one part wherever they are shown: the largest holds at least `ONE_PART` of the voxels.
+
+    Args:
+        labels: Class index [*spatial] of each case.
+        classes: Structures K.
+
+    Returns:
+        Class indices; one that no case shows is none of them.
+
+    Example:
+        >>> one_part_structures([np.array([[1, 0, 2], [1, 0, 0], [0, 0, 2]])], classes=3)
+        (1,)
+    """
+    one, shown = set(range(1, classes + 1)), set()
+    for label in labels:
+        whole = np.bincount(label.ravel(), minlength=classes + 1)
+        kept = label.copy()
+        keep_largest(kept)
+        largest = np.bincount(kept.ravel(), minlength=classes + 1)
+        shown |= set(np.flatnonzero(whole))
+        one -= set(np.flatnonzero(largest < ONE_PART * whole))
+    return tuple(sorted(int(index) for index in one & shown))
+
+
+def keep_largest(label: npt.NDArray[Any], only: Collection[int] | None = None) -> None:
     """Make all but the largest part of each structure background, in place.
 
     Voxels belong together where they touch by a face, an edge or a corner: 26 neighbours in a volume, 8 in a slice.
@@ -24,6 +51,7 @@ def keep_largest(label: npt.NDArray[Any]) -> None:
 
     Args:
         label: Class index [*spatial].
+        only: Structures that are made one part; None: all.
 
     Example:
         >>> label = np.array([[1, 0, 2, 2], [0, 1, 0, 0], [0, 0, 0, 1]])
@@ -32,7 +60,7 @@ def keep_largest(label: npt.NDArray[Any]) -> None:
         [[1, 0, 2, 2], [0, 1, 0, 0], [0, 0, 0, 0]]
     """
     for index, box in enumerate(ndimage.find_objects(label), start=1):
-        if box is None:
+        if box is None or (only is not None and index not in only):
             continue
         view = label[box]
         parts: npt.NDArray[np.int32] = label_parts(view == index, connectivity=view.ndim)

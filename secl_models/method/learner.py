@@ -94,6 +94,18 @@ class Learner:
         self.done += 1
         return {"loss": loss.detach(), "lr": lr, "ramp": ramp, **logged}
 
+    def all_wish_to_stop(self, asked: bool, look: bool) -> bool:
+        """Whether all processes stop after this step: at the same one, and without waiting for a GPU in every step.
+
+        Args:
+            asked: Whether this process was asked to.
+            look: Whether the device is waited for after this step anyhow.
+        """
+        if not self.processes.several:
+            return asked
+        wait = look or self.device.type == "cpu"
+        return wait and self.wishes is not None and bool(self.wishes > 0)
+
     def state(self) -> dict[str, Any]:
         """All that a later step depends on, beside the configuration and the data."""
         return {

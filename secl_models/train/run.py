@@ -21,11 +21,13 @@ from secl_models.data.cases import Case, DataSet
 from secl_models.data.files import write_text
 from secl_models.data.folders import held, refuse_writing_over
 from secl_models.data.preprocess import Preprocess, resolve
+from secl_models.data.scans import scan_labels
 from secl_models.data.splits import PARTS, Split, save_split
 from secl_models.data.volumes import Volume, load_volumes
 from secl_models.inference.validate import Validation, validate
 from secl_models.method import checkpoint
 from secl_models.method.device import choose_device, machine, peak_memory_mib
+from secl_models.method.largest_part import one_part_structures
 from secl_models.method.learner import Learner, make_learner
 from secl_models.method.origin import commit, versions
 from secl_models.method.processes import Processes, launched, leave, start_fabric
@@ -57,6 +59,7 @@ class _Run:
     preprocess: Preprocess
     validation: Sequence[Volume]
     cases: dict[str, list[str]]  # names in each part of the split
+    one_part: tuple[int, ...]  # structures that are one part in every labelled case
     notes: tuple[str, ...]
     start: Path | None = None  # the labels-only run that it went on from in this call
     seconds: float = 0.0  # spent in steps
@@ -186,6 +189,7 @@ def _set_up(
         Preprocess.from_config(config.data),
         validation,
         {name: [case.name for case in getattr(split, name)] for name in PARTS},
+        one_part_structures(scan_labels(labeled), len(data_set.classes)),
         notes_on(config, learner.config, labeled, unlabeled, split.val, data_set.classes),
     )
 
@@ -229,7 +233,7 @@ def _loop(run: _Run, history: History | None, bar: TrainingProgress, max_steps: 
             done = learner.done
             last = done == options.steps
             look = last or done % LOG_EVERY == 0 or done % options.validate_every == 0
-            stopping = not last and (done == end or _all_wish_to_stop(learner, stop.asked, look))
+            stopping = not last and (done == end or learner.all_wish_to_stop(stop.asked, look))
             keep = last or stopping or done % options.checkpoint_every == 0
             if look or keep:
                 _require_finite(run)
@@ -259,14 +263,6 @@ def _timed_step(run: _Run, ramp: float, *, wish: bool) -> dict[str, Tensor | flo
     run.seconds += time.perf_counter() - start
     run.processor_seconds += time.process_time() - processor
     return logged
-
-
-def _all_wish_to_stop(learner: Learner, asked: bool, look: bool) -> bool:
-    """Whether all processes stop after this step: at the same one, and without waiting for a GPU in every step."""
-    if not learner.processes.several:
-        return asked
-    wait = look or learner.device.type == "cpu"
-    return wait and learner.wishes is not None and bool(learner.wishes > 0)
 
 
 def _require_finite(run: _Run) -> None:
@@ -330,6 +326,7 @@ def _identity(run: _Run) -> dict[str, Any]:
         "preprocess": run.preprocess.to_dict(),
         "classes": run.classes,
         "cases": run.cases,
+        "one_part": list(run.one_part),
         "channels": run.learner.data.channels,
     }
 

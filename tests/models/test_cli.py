@@ -192,7 +192,9 @@ def test_a_folder_that_holds_a_run(run: TinyRun) -> None:
 def test_unknown_preset_method_and_option(run: TinyRun, tmp_path: Path) -> None:
     out = tmp_path / "run"
     answer = _call("train", "--data", run.data.root, "--out", out, "--preset", "liver")
-    _refused(answer, "preset liver", "one of acdc, acdc-1, acdc-3, acdc-7, default, demo, hippocampus", out=out)
+    _refused(
+        answer, "preset liver", "one of acdc, acdc-1, acdc-3, acdc-7, acdc-study, default, demo, hippocampus", out=out
+    )
     _refused(_train(run.data.root, out, "--method", "magic"), "train.method", "magic", out=out)
     _refused(_train(run.data.root, out, "--set", "train.stepz=5"), "train.stepz", "train.steps", out=out)
 

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 def test_last_and_best_are_scored_and_written(run: TinyRun, tmp_path: Path) -> None:
     results = evaluate(run.folder, run.data, out=tmp_path, progress=False)
-    assert [result.checkpoint for result in results] == ["last", "best"]
+    assert [result.checkpoint for result in results] == ["last", "last-largest", "best", "best-largest"]
     test = load_split(run.folder / "split.json", run.data).test
     with (tmp_path / "evaluation_test_last.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -50,12 +50,19 @@ def test_last_and_best_are_scored_and_written(run: TinyRun, tmp_path: Path) -> N
     assert summary["last"]["structures"][MEAN]["dice"]["mean"] == results[0].summary[-1].dice[0]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != LISTED) == [
         "evaluation_test.json",
-        "evaluation_test_best.csv",
-        "evaluation_test_best_patients.csv",
-        "evaluation_test_last.csv",
-        "evaluation_test_last_patients.csv",
+        *(
+            f"evaluation_test_{name}{end}.csv"
+            for name in ("best-largest", "best", "last-largest", "last")
+            for end in ("", "_patients")
+        ),
     ]
-    assert list(summary) == ["last", "best", "definitions"]  # side by side, and what the words mean
+    assert list(summary) == [
+        "last",
+        "last-largest",
+        "best",
+        "best-largest",
+        "definitions",
+    ]  # side by side, and what the words mean
     assert summary["definitions"] == DEFINITIONS
     assert (summary["last"]["step"], summary["best"]["step"]) == (6, load_model(run.folder / "best.pt").step)
 
@@ -66,7 +73,7 @@ def test_a_checkpoint_evaluated_alone_leaves_the_pair_alone(run: TinyRun, tmp_pa
     evaluate(run.folder / "best.pt", run.data, out=tmp_path, progress=False)
     assert (tmp_path / "evaluation_test.json").read_bytes() == pair
     alone = json.loads((tmp_path / "evaluation_test_best.json").read_text())
-    assert list(alone) == ["best", "definitions"]
+    assert list(alone) == ["best", "definitions"]  # evaluation_test_best-largest.json has the other
     best, both = alone["best"], json.loads(pair)["best"]
     assert best["structures"] == both["structures"]
 
@@ -126,8 +133,8 @@ def test_table_shows_every_structure_of_both_checkpoints(run: TinyRun, tmp_path:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(evaluation_table(evaluate(run.folder, run.data, out=tmp_path, progress=False)))
     text = console.export_text()
-    assert all(text.count(name) == 2 for name in run.data.classes.values())
-    assert text.count("mean ") == 2 + 1  # a row for each and the caption
+    assert all(text.count(name) == 4 + 1 for name in run.data.classes.values())  # before and after, and the caption
+    assert text.count("mean ") == 4 + 1
     assert "…" not in text
 
 

@@ -85,8 +85,8 @@ def test_up_to_255_classes_take_a_byte_a_voxel(tmp_path: Path) -> None:
     assert Preprocess(2, None, None, "volume", None).label(load(tmp_path, label, MANY)).dtype == torch.uint8
 
 
-@pytest.mark.parametrize("largest", [False, True])
-def test_class_300_is_predicted_and_written_as_300(tmp_path: Path, largest: bool) -> None:
+@pytest.mark.parametrize("largest", ["none", "all"])
+def test_class_300_is_predicted_and_written_as_300(tmp_path: Path, largest: str) -> None:
     run = untrained(tmp_path / "run", "network.name=tests.models.untrained:last_class", *FLAT_OPTIONS, classes=MANY)
     scan = write_nifti(tmp_path / "scan.nii.gz", image_array(shape=(16, 24, 2)))
     (out,) = predict(run, scan, tmp_path / "out.nii.gz", device="cpu", largest_component=largest).written

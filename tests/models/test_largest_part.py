@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage import measure
 from torch import Tensor
 
-from secl_models.method.largest_part import exchange_numbers, largest_parts
+from secl_models.method.largest_part import exchange_numbers, keep_largest, largest_parts, one_part_structures
 
 CLASSES = 4
 SHAPES = [(40, 33), (14, 12, 9)]
@@ -60,3 +60,22 @@ def test_numbers_leap_across_a_long_part() -> None:
     label[0, 1] = 1
     assert torch.equal(exchange_numbers(label, 2, rounds=16), label)
     assert not torch.equal(exchange_numbers(label, 2, rounds=1), label)
+
+
+def test_a_structure_is_one_part_where_every_case_that_shows_it_says_so() -> None:
+    one, two = np.zeros((20, 20, 2), np.int64), np.zeros((20, 20, 2), np.int64)
+    one[:10, :10], one[15:, :2], one[15:, 6:8] = 1, 2, 2  # structure 2 in two parts
+    two[5:, 5:15], two[0, 0, 0] = 1, 1  # a stray voxel of 301
+    two[:4, 12:] = 3
+    assert one_part_structures([one, two], classes=4) == (1, 3)  # none shows 4
+    two[0, 2, 0] = two[0, 4, 0] = two[0, 6, 0] = 1  # more than one in a hundred
+    assert one_part_structures([one, two], classes=4) == (3,)
+    assert one_part_structures([], classes=2) == ()
+
+
+def test_only_what_is_named_becomes_one_part() -> None:
+    label = np.array([[1, 0, 1, 1], [0, 0, 0, 0], [2, 0, 2, 2]])
+    keep_largest(label, only=(2,))
+    assert label.tolist() == [[1, 0, 1, 1], [0, 0, 0, 0], [0, 0, 2, 2]]
+    keep_largest(label, only=())
+    assert label[0].tolist() == [1, 0, 1, 1]

@@ -168,12 +168,12 @@ def test_a_terminated_process_leaves_nothing(tmp_path: Path) -> None:
 def test_options_reach_the_program(tmp_path: Path) -> None:
     model = untrained(tmp_path / "model", *FLAT)
     scan = write_nifti(tmp_path / "scan.nii.gz", blobs((30, 30, 3)), np.eye(4))
-    options = ("--flips", "0,1", "--probabilities", "--largest-component")
+    options = ("--flips", "0,1", "--probabilities", "--largest-component", "all")
     names = ("--checkpoint", "--input", "--out")
     paths = [part for pair in zip(names, (model, scan, tmp_path / "seg.nii"), strict=True) for part in pair]
     result = CliRunner().invoke(cli.app, ["predict", *map(str, paths), *options])
     assert result.exit_code == 0
-    predict(model, scan, tmp_path / "same.nii", flips="0,1", probabilities=True, largest_component=True)
+    predict(model, scan, tmp_path / "same.nii", flips="0,1", probabilities=True, largest_component="all")
     for name in ("", "_probabilities"):
         assert (tmp_path / f"seg{name}.nii").read_bytes() == (tmp_path / f"same{name}.nii").read_bytes()
     again = CliRunner().invoke(cli.app, ["predict", *map(str, paths), *options])

@@ -88,7 +88,7 @@ def test_segmentations_of_two_kinds_are_not_mixed(run: TinyRun, tmp_path: Path) 
     before = _states(out)
     for options, named in (
         ({"flips": "0"}, "flips"),
-        ({"largest_component": True, "probabilities": True}, "probabilities, largest-component"),
+        ({"largest_component": "auto", "probabilities": True}, "probabilities, largest-component"),
     ):
         with pytest.raises(InputError, match=rf"made with another {named}\. Cure: choose another --out, or add"):
             predict(run.folder, images, out, **options)

@@ -224,11 +224,11 @@ def test_flips_that_cannot_be_made_are_refused(models: dict[int, Path], flips: s
 
 def test_the_largest_part_of_each_structure_is_kept(models: dict[int, Path], tmp_path: Path) -> None:
     scan = write_nifti(tmp_path / "scan.nii", blobs((40, 40, 6)), np.eye(4))
-    for keep in (False, True):
+    for keep in ("none", "all"):
         predict(models[2], scan, tmp_path / f"{keep}.nii", largest_component=keep)
     from scipy import ndimage
 
-    whole, kept = (np.asarray(_read(tmp_path / f"{keep}.nii").dataobj) for keep in (False, True))
+    whole, kept = (np.asarray(_read(tmp_path / f"{keep}.nii").dataobj) for keep in ("none", "all"))
     parts = 0
     for value in CLASSES:
         labels, count = ndimage.label(whole == value, np.ones((3, 3, 3)))

@@ -221,13 +221,13 @@ def labelled(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None, s
     return volume_of(rng.normal(0, 100, (1, *shape)).astype(np.float32), rng.integers(0, 2, shape), spacing)
 
 
-def test_resolve_chooses_median_spacing_and_a_patch_of_whole_strides() -> None:
+def test_resolve_chooses_median_spacing_and_a_patch_of_the_largest_slice_in_whole_strides() -> None:
     config = RunConfig(data=DataConfig(spacing=(), patch=()))
-    volumes = [labelled((100, 80, 4), (s, s, 8.0)) for s in (1.0, 1.5, 3.0)]
+    volumes = [labelled((100, 80, 4), (s, s, 8.0)) for s in (1.0, 1.5, 2.0)]
     chosen = resolve(config, data_of("MRI"), volumes)
     assert chosen.data == DataConfig(
         spacing=(1.5, 1.5),
-        patch=(112, 80),
+        patch=(144, 112),
         normalize="volume",
         orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
     )
@@ -237,6 +237,31 @@ def test_resolve_chooses_median_spacing_and_a_patch_of_whole_strides() -> None:
 def test_resolve_caps_and_floors_the_patch() -> None:
     config = RunConfig(data=DataConfig(patch=()), network=NetworkConfig(channels=(8, 16, 32, 64)))
     assert resolve(config, data_of("MRI"), [labelled((500, 5, 3))]).data.patch == (160, 16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "sides", "patch"),
+    [
+        ((160, 90, 2), 1.5, 1.5, (160, 96)),
+        ((256, 216, 2), 1.5, 3.0, (128, 112)),
+        ((512, 512, 2), 0.8, 3.2, (128, 128)),
+        ((1024, 1024, 2), 0.8, 3.2, (160, 160)),  # too large: parts of a grid four times as wide
+    ],
+)
+def test_resolve_shows_whole_slices_on_a_coarser_grid(
+    shape: tuple[int, ...], spacing: float, sides: float, patch: tuple[int, int]
+) -> None:
+    volumes = [labelled(shape, (spacing, spacing, 8.0))]
+    chosen = resolve(RunConfig(data=DataConfig(spacing=(), patch=())), data_of("MRI"), volumes).data
+    assert (chosen.spacing, chosen.patch, chosen.size) == ((sides, sides), patch, None)
+    given = resolve(RunConfig(data=DataConfig(spacing=(spacing, spacing), patch=())), data_of("MRI"), volumes).data
+    assert given.spacing == (spacing, spacing)
+
+
+def test_resolve_gives_large_slices_without_spacing_one_size() -> None:
+    volumes = [labelled((256, 216)), labelled((208, 256)), labelled((256, 216))]
+    chosen = resolve(RunConfig(data=DataConfig(spacing=(), patch=())), data_of("MRI"), volumes).data
+    assert (chosen.spacing, chosen.size, chosen.patch) == (None, (128, 112), (128, 112))
 
 
 def test_resolve_leaves_explicit_choices_alone() -> None:

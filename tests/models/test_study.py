@@ -128,7 +128,7 @@ def test_a_job_makes_one_row_per_checkpoint(tmp_path_factory: pytest.TempPathFac
     job = Job(run.data.root, "demo", 2, "secl", 3, overrides=TINY, single=True)
     finished = run_job(job, run_folder(job, tmp_path))
     rows, points = finished.rows, finished.points
-    assert [row.checkpoint for row in rows] == ["last", "best"]
+    assert [row.checkpoint for row in rows] == ["last", "last-largest", "best", "best-largest"]
     assert all(row_key(row) == job_key(job) for row in rows)
     assert rows[0].steps == 6
     assert 0 <= rows[0].dice <= 100
