@@ -29,8 +29,8 @@ INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t([\w.]+)(?:\t(?:[^<\n]*?\b)?([0-9a-f
 CURE = "on Debian or Ubuntu: apt-get install g++-aarch64-linux-gnu qemu-user"
 NATIVE = torch.ops.secl_native
 DTYPES = {
-    torch.uint8: 0, torch.int32: 3, torch.int64: 4, torch.float16: 5, torch.float32: 6, torch.float64: 7,
-    torch.bool: 11, torch.bfloat16: 15,
+    torch.uint8: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4, torch.float16: 5, torch.float32: 6,
+    torch.float64: 7, torch.bool: 11, torch.bfloat16: 15,
 }  # fmt: skip
 BY_NUMBER = {number: dtype for dtype, number in DTYPES.items()}
 KINDS = {"Tensor": "T", "bool": "b", "str": "s"}

@@ -83,8 +83,10 @@ StableIValue aten(const std::string& name, StableIValue* stack) {
 size_t element_size(ScalarType type) {
   switch (type) {
     case ScalarType::Byte:
+    case ScalarType::Char:
     case ScalarType::Bool:
       return 1;
+    case ScalarType::Short:
     case ScalarType::Half:
     case ScalarType::BFloat16:
       return 2;
