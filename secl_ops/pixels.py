@@ -235,6 +235,6 @@ def class_means(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor,
     # Products with 0 would carry a NaN into every class: only finite numbers are multiplied.
     finite, member = wide.isfinite(), member.to(wide.dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        means = (member @ wide.masked_fill(~finite, 0.0)) / count.clamp(min=1)[:, None].to(wide.dtype)
-        spoiled = member @ (~finite).to(wide.dtype) > 0
+        means = (member @ wide.masked_fill(finite.logical_not(), 0.0)) / count.clamp(min=1)[:, None].to(wide.dtype)
+        spoiled = member @ finite.logical_not().to(wide.dtype) > 0
     return means.masked_fill(spoiled, torch.nan).to(rows.dtype), count

@@ -37,6 +37,30 @@ def resize_labels(label: Tensor, shape: tuple[int, ...]) -> Tensor:
     return functional.interpolate(label.unsqueeze(1).float(), shape, mode="nearest-exact").squeeze(1).to(label.dtype)
 
 
+def near_another(label: Tensor, reach: int) -> Tensor:
+    """Whether a pixel of another class lies within `reach` pixels along every axis; one that is unknown is none.
+
+    Args:
+        label: [B, *spatial] class index, -1 unknown; two or three spatial axes.
+        reach: Pixels, at least 1.
+
+    Returns:
+        [B, *spatial] bool.
+
+    Example:
+        >>> near_another(torch.tensor([[[0, 0, 1, 1, 1, -1]]]), 1).tolist()
+        [[[False, True, True, False, False, False]]]
+    """
+    pool = functional.max_pool2d if label.ndim == 3 else functional.max_pool3d
+    unknown = (label == IGNORED).unsqueeze(1)
+    number = label.unsqueeze(1).float()  # class indices are small integers: exact
+    highest, lowest = (
+        pool((sign * number).masked_fill(unknown, -torch.inf), 2 * reach + 1, stride=1, padding=reach)
+        for sign in (1.0, -1.0)
+    )
+    return ((highest != number) | (lowest != -number)).squeeze(1) & (label != IGNORED)
+
+
 def region_labels(image: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Index of every cell of every image, -1 where a cell shows nothing (all padding, or one intensity).
 

@@ -19,13 +19,15 @@ from secl_models.data.resident import ResidentData
 from secl_models.data.volumes import Volume
 from secl_models.method.augment import Views, augment
 from secl_models.method.mixing import Mixture, draw_mixture
-from secl_models.method.networks import ContrastModel, build_network
+from secl_models.method.networks import ContrastModel, TappedModule, build_network
 from secl_models.method.objective import Objective
+from secl_models.method.output import Output
 from secl_models.method.processes import Processes
 from secl_models.method.profiler import STEP, TEACHER, Watch, unwatched
 from secl_models.method.step import StepContext, stream_seed
 from secl_models.method.supervised import supervised_loss
 from secl_models.method.teacher import Teacher
+from secl_models.options.errors import InputError
 from secl_models.options.methods import BASELINE, METHODS
 from secl_models.options.schedules import poly_lr, sigmoid_ramp, warm_start_steps
 from secl_models.options.schema import RunConfig
@@ -143,8 +145,8 @@ class Learner:
             labeled = self._views(first, "augment labeled")
             unlabeled = self._views(second, "augment unlabeled")
             mixture = self._mixture(labeled, unlabeled)
-            # The classes of a mixture's labelled part are known: the teacher is asked about the other images alone.
-            taught = 0 if mixture else len(labeled.label)
+            method = METHODS[self.config.train.method]
+            taught = len(labeled.label) if method.taught else 0
             weak = self._laid_out(torch.cat([labeled.weak[:taught], unlabeled.weak]))
             both = labeled.strong, unlabeled.strong
             strong = self._laid_out(mixture.of(*both) if mixture else torch.cat(both))
@@ -153,9 +155,12 @@ class Learner:
                 teacher = self.teacher(weak)
             with self.stages("student forward"):
                 student = self.student(strong)
+                unmixed = self._unmixed(labeled, unlabeled)
             with self.stages("loss"):
                 position = torch.cat([first.position, second.position])
-                context = StepContext(student, teacher, weak, labeled.label, position, taught, self.done, mixture)
+                context = StepContext(
+                    student, teacher, weak, labeled.label, position, taught, self.done, mixture, unmixed
+                )
                 total, logged = self.objective(context, self.student, self.teacher.model, ramp)
         return total, logged
 
@@ -167,6 +172,32 @@ class Learner:
         options, share = self.config.mix, self.processes.share
         before = self.done * counts[0] * share.count
         return draw_mixture(*counts, patch, options.side, generator, share, whole=options.whole, before=before)
+
+    def _unmixed(self, labeled: Views, unlabeled: Views) -> Output | None:
+        """What a student of mixtures makes of the images themselves, if a term asks for it."""
+        method = METHODS[self.config.train.method]
+        if method.unmixed is None:
+            return None
+        image = self._laid_out(torch.cat([getattr(views, method.unmixed) for views in (labeled, unlabeled)]))
+        kept = self._kept_channels(len(labeled.label), len(unlabeled.label)) if method.perturbed else None
+        output: Output = self.student(image, kept)
+        return output
+
+    def _kept_channels(self, *images: int) -> Tensor:
+        """Factor on each channel that the perturbed pass may drop, of this process's part of the joined batch."""
+        rate, width, share = (
+            self.config.disagreement.dropout,
+            self.student.network.dropped_channels,
+            self.processes.share,
+        )
+        generator = self._generator("dropout")
+        drawn = [
+            torch.rand((count * share.count, width), generator=generator, device=self.device)[
+                share.of(count * share.count)
+            ]
+            for count in images
+        ]
+        return (torch.cat(drawn) >= rate) / (1.0 - rate)
 
     def _batch(self, unlabeled: int) -> tuple[Batch, Batch]:
         with self.stages("batch"):
@@ -209,7 +240,8 @@ def make_learner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(config.network, config.data.dims, data.channels, classes)
-        student = ContrastModel(network, config.network.projection)
+        _require_droppable(network, config.train.method)
+        student = ContrastModel(network, config.network.projection, METHODS[config.train.method].head)
     layout = torch.contiguous_format  # on a CPU channels_last took an eighth longer
     if device.type == "cuda":
         layout = torch.channels_last if config.data.dims == 2 else torch.channels_last_3d
@@ -223,5 +255,15 @@ def make_learner(
         student.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
     )
     wrapped: Any = fabric.setup_optimizers(optimizer)
-    objective = Objective(config, classes, processes).to(device)
+    objective = Objective(config, classes, processes, network.last_channels).to(device)
     return Learner(config, data, device, fabric, processes, student, wrapped, teacher, objective, layout)
+
+
+def _require_droppable(network: TappedModule, method: str) -> None:
+    if METHODS[method].perturbed and not network.dropped_channels:
+        raise InputError(
+            "network.name",
+            rule=f"method {method} needs a network that names the layers whose channels a perturbed pass drops",
+            got="one that names none",
+            cure="wrap it as TappedModule(module, layers, channels, dropped={name: width}), or choose another method",
+        )

@@ -7,21 +7,14 @@ The networks are MONAI's; forward hooks on named layers read their maps, so any 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
+from secl_models.method.output import Output
 from secl_models.options.errors import InputError
 from secl_models.options.schema import NetworkConfig
-
-
-class Output(NamedTuple):
-    """What one forward pass gives."""
-
-    logits: Tensor  # [B, K + 1, *spatial]
-    features: tuple[Tensor, ...]  # one [B, C_t, *spatial_t] per tap
 
 
 class _Tap:
@@ -40,6 +33,17 @@ class _Tap:
         return value
 
 
+class _Drop:
+    """Forward hook that scales the channels of a layer's output, once, where it was told by how much."""
+
+    def __init__(self) -> None:
+        self.kept: Tensor | None = None  # [B, C]
+
+    def __call__(self, module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+        kept, self.kept = self.kept, None
+        return None if kept is None else output * kept.view(*kept.shape, *[1] * (output.ndim - 2))
+
+
 class TappedModule(nn.Module):
     """Any network that maps an image to logits, with the outputs of named layers beside them.
 
@@ -47,6 +51,9 @@ class TappedModule(nn.Module):
         module: Network, [B, C, *spatial] -> logits [B, K + 1, *spatial].
         layers: Names as in `module.named_modules()` whose outputs [B, C_t, *spatial_t] are contrasted.
         channels: Width C_t of each of these outputs.
+        last: Name and width of the layer near the output that prototypes and centroids live on; None: the last of
+            `layers`.
+        dropped: Names and widths of the layers whose channels a perturbed pass drops, as method `disagreement` does.
 
     Raises:
         InputError: A layer does not exist, or the two sequences differ in length.
@@ -59,7 +66,15 @@ class TappedModule(nn.Module):
         ((2, 3, 16, 16), (2, 8, 16, 16))
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str], channels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[str],
+        channels: Sequence[int],
+        *,
+        last: tuple[str, int] | None = None,
+        dropped: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
         if len(layers) != len(channels):
             raise InputError(
@@ -70,22 +85,45 @@ class TappedModule(nn.Module):
             )
         self.module = module
         self.channels = tuple(channels)
-        self._taps = [_Tap() for _ in layers]
-        modules = dict(module.named_modules())
-        for name, tap in zip(layers, self._taps, strict=True):
-            if name not in modules:
-                raise InputError(
-                    f"layer {name!r}",
-                    rule="the name of a layer of the network",
-                    got="no such layer",
-                    cure=f"choose one of {', '.join(n for n in modules if n)}",
-                )
-            modules[name].register_forward_hook(tap)
+        name, self.last_channels = last or (layers[-1], channels[-1])
+        self._dropped = {layer: _Drop() for layer in dropped or {}}
+        self._widths = tuple((dropped or {}).values())
+        self._taps = [_Tap() for _ in (*layers, name)]
+        # What is dropped is dropped before a tap of the same layer reads it.
+        for layer, drop in self._dropped.items():
+            self._layer(layer).register_forward_hook(drop)
+        for layer, tap in zip((*layers, name), self._taps, strict=True):
+            self._layer(layer).register_forward_hook(tap)
 
-    def forward(self, x: Tensor) -> Output:
-        """Run the network: [B, C, *spatial] -> Output(logits, features)."""
+    @property
+    def dropped_channels(self) -> int:
+        """Channels of all layers that a perturbed pass drops from; 0: the network names none."""
+        return sum(self._widths)
+
+    def _layer(self, name: str) -> nn.Module:
+        modules: dict[str, nn.Module] = dict(self.module.named_modules())
+        if name not in modules:
+            raise InputError(
+                f"layer {name!r}",
+                rule="the name of a layer of the network",
+                got="no such layer",
+                cure=f"choose one of {', '.join(n for n in modules if n)}",
+            )
+        return modules[name]
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Output:
+        """Run the network: [B, C, *spatial] -> Output(logits, features, last).
+
+        Args:
+            x: Images.
+            kept: [B, dropped_channels] factor on each channel that may be dropped; None: nothing is.
+        """
+        if kept is not None:
+            for hook, part in zip(self._dropped.values(), kept.split(self._widths, 1), strict=True):
+                hook.kept = part
         logits = self.module(x)
-        return Output(logits, tuple(tap.take() for tap in self._taps))
+        *features, last = (tap.take() for tap in self._taps)
+        return Output(logits, tuple(features), last)
 
 
 class ProjectionHead(nn.Module):
@@ -104,17 +142,45 @@ class ProjectionHead(nn.Module):
         return projected
 
 
-class ContrastModel(nn.Module):
-    """Network and one projection head per tap: what the optimiser trains and the teacher averages."""
+class LinearHead(nn.Module):
+    """A linear map of the channels of a feature map, at first the identity: [B, C, *spatial] -> the same."""
 
-    def __init__(self, network: TappedModule, projection: int) -> None:
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(channels, channels)
+        nn.init.eye_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map the channels of every pixel."""
+        mapped: Tensor = self.layer.weight @ features.flatten(2) + self.layer.bias.unsqueeze(1)
+        return mapped.view(features.shape)
+
+
+class ContrastModel(nn.Module):
+    """Network, one projection head per tap and the head near the output: what is trained and averaged.
+
+    Args:
+        network: Segments.
+        projection: Width D of a contrasted row.
+        last: What the map near the output goes through: "linear", "projection" or None. The other weights are drawn
+            the same whatever it is.
+    """
+
+    def __init__(self, network: TappedModule, projection: int, last: str | None = None) -> None:
         super().__init__()
         self.network = network
         self.heads = nn.ModuleList(ProjectionHead(channels, projection) for channels in network.channels)
+        width = network.last_channels
+        self.last_head: nn.Module = nn.Identity()
+        if last == "linear":
+            self.last_head = LinearHead(width)
+        elif last == "projection":
+            self.last_head = ProjectionHead(width, projection)
 
-    def forward(self, x: Tensor) -> Output:
-        """Run the network; the heads are applied to gathered rows by the objective."""
-        output: Output = self.network(x)
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Output:
+        """Run the network, as `TappedModule` does; the objective applies the heads."""
+        output: Output = self.network(x, kept)
         return output
 
 
@@ -130,8 +196,15 @@ def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> T
         upsample_kernel_size=strides[1:],
         filters=list(config.channels),
     )
-    layers = ["bottleneck" if tap == levels - 1 else f"upsamples.{levels - 2 - tap}" for tap in config.taps]
-    return TappedModule(module, layers, [config.channels[tap] for tap in config.taps])
+    encoder = ["input_block", *(f"downsamples.{level}" for level in range(levels - 2)), "bottleneck"]
+    decoder = [*(f"upsamples.{levels - 2 - level}" for level in range(levels - 1)), "bottleneck"]  # by level
+    return TappedModule(
+        module,
+        [decoder[tap] for tap in config.taps],
+        [config.channels[tap] for tap in config.taps],
+        last=(decoder[config.last], config.channels[config.last]),
+        dropped=dict(zip(encoder, config.channels, strict=True)),
+    )
 
 
 NETWORKS: dict[str, Callable[[NetworkConfig, int, int, int], TappedModule]] = {"unet": _unet}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -12,31 +13,37 @@ from torch.nn import functional
 
 import secl_ops
 from secl_models.data.batch import IGNORED, partition
+from secl_models.method.centroids import CentroidTerm
+from secl_models.method.disagreement import DisagreementTerm
 from secl_models.method.joined import JoinedBatch
 from secl_models.method.label_maps import draw_counts, pseudo_labels, region_labels, resize_labels
 from secl_models.method.largest_part import largest_parts
 from secl_models.method.networks import ContrastModel
 from secl_models.method.processes import Processes
+from secl_models.method.prototypes import PrototypeTerm
 from secl_models.method.step import StepContext, TermValue, stream_seed
 from secl_models.method.supervised import ALONE, supervised_loss
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import ContrastConfig, RunConfig
 
+NEAR_THE_OUTPUT = {"prototype": PrototypeTerm, "centroid": CentroidTerm, "disagreement": DisagreementTerm}
+
 
 class Objective(nn.Module):
-    """Supervised loss plus ramped terms; holds the queues of teacher rows as its buffers.
+    """Supervised loss plus ramped terms; holds the queues of teacher rows, prototypes and banks as its buffers.
 
-    Total = supervised + ramp (w_consistency consistency + w_contrast (region + anatomical) + w_mix mixed); `METHODS`
-    says which method has which. Xiang et al., arXiv:2105.12924 (idea); hyper-parameters of Zhao et al., ICCV 2021,
-    and Chaitanya et al., NeurIPS 2020.
+    Total = supervised + ramp (w_consistency consistency + w_contrast (region + anatomical) + w_mix mixed + prototype +
+    w_centroid centroid + w_disagreement disagreement); `METHODS` says which method has which. Xiang et al.,
+    arXiv:2105.12924 (idea); hyper-parameters of Zhao et al., ICCV 2021, and Chaitanya et al., NeurIPS 2020.
 
     Args:
         config: Whole configuration of the run.
         classes: Structures K, without background.
         processes: Those that share the joined batch of a step: keys and sums are gathered over all of them.
+        width: Of the map near the output; None: as the options say, which only a network of one's own need not heed.
     """
 
-    def __init__(self, config: RunConfig, classes: int, processes: Processes = ALONE) -> None:
+    def __init__(self, config: RunConfig, classes: int, processes: Processes = ALONE, width: int | None = None) -> None:
         super().__init__()
         self._processes = processes
         self.contrast: ContrastConfig = config.contrast
@@ -48,8 +55,19 @@ class Objective(nn.Module):
             "region": config.contrast.weight,
             "anatomical": config.contrast.weight,
             "mixed": config.mix.weight,
+            "prototype": 1.0,  # its two parts have weights of their own
+            "centroid": config.centroid.weight,
+            "disagreement": config.disagreement.weight,
         }
         self.mix = config.mix
+        width = config.network.channels[config.network.last] if width is None else width
+        self.near_the_output = nn.ModuleDict(
+            {
+                name: term(config, self.classes, width, processes)
+                for name, term in NEAR_THE_OUTPUT.items()
+                if name in self.names
+            }
+        )
         self._terms: dict[str, Callable[[StepContext, ContrastModel, ContrastModel], TermValue]] = {
             "consistency": self._consistency,
             "region": self._region,
@@ -75,13 +93,15 @@ class Objective(nn.Module):
         Returns:
             The scalar to minimise, and scalars without a graph.
         """
-        truth = context.label
-        if context.mixture:
-            truth = torch.where(context.mixture.inside, truth, IGNORED)
-        total = supervised_loss(context.student.logits[: context.labeled], truth, self._processes)
+        if "mixed" in self.names:
+            context = replace(context, guess=self._guess(context))
+        total = supervised_loss(context.student.logits[: context.labeled], context.truth, self._processes)
         logged = {"supervised": total.detach()}
         for name in self.names:
-            term = self._terms[name](context, student, teacher)
+            if name in self.near_the_output:
+                term: TermValue = self.near_the_output[name](context, student.last_head)
+            else:
+                term = self._terms[name](context, student, teacher)
             total = total + ramp * self.weights[name] * term.value
             logged |= {name: term.value.detach(), **term.statistics}
         return total, logged
@@ -93,29 +113,33 @@ class Objective(nn.Module):
         # Each process holds as many images.
         return TermValue(self._processes.total(functional.mse_loss(ours, theirs) / self._processes.share.count), {})
 
-    def _mixed(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
-        """The supervised loss against the teacher's classes where a mixture shows its unlabelled image.
-
-        Bai et al., Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023.
-        """
+    def _guess(self, context: StepContext) -> Tensor:
+        """The teacher's classes where a mixture shows its unlabelled image, -1 elsewhere."""
         if context.mixture is None:
             raise ValueError("the mixed term needs the mixture that the student saw")
         pseudo = pseudo_labels(context.teacher.logits[context.taught :], self.mix.confidence)
         if self.mix.largest:
             pseudo = largest_parts(pseudo, self.classes)
-        label = torch.where(context.mixture.inside, IGNORED, pseudo[context.mixture.partner])
-        return TermValue(supervised_loss(context.student.logits, label, self._processes), {})
+        return torch.where(context.mixture.inside, IGNORED, pseudo[context.mixture.partner])
+
+    def _mixed(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
+        """The supervised loss against the teacher's classes where a mixture shows its unlabelled image.
+
+        Bai et al., Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023.
+        """
+        assert context.guess is not None
+        return TermValue(supervised_loss(context.student.logits, context.guess, self._processes), {})
 
     def _region(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
         """Same cell, in the other view or at the same relative position: positive; other cells: negative."""
         grid = self.contrast.grid
-        batch = self._taught(context)
+        batch, student_output = self._taught(context), context.unmixed or context.student
         group = partition(context.position, self.contrast.partitions)
         label = region_labels(context.weak, grid)  # [B, R]
         groups = group.unsqueeze(1).expand_as(label)
         marks = batch.gather(torch.stack([label, groups], 2).flatten(0, 1))  # [B R of all, 2]
         losses = []
-        for tap, (ours, theirs) in enumerate(zip(context.student.features, context.teacher.features, strict=True)):
+        for tap, (ours, theirs) in enumerate(zip(student_output.features, context.teacher.features, strict=True)):
             anchors = student.heads[tap](secl_ops.pool_regions(ours, grid).flatten(0, 1))
             with torch.no_grad():
                 keys = batch.gather(teacher.heads[tap](secl_ops.pool_regions(theirs, grid).flatten(0, 1)))

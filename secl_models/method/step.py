@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from secl_models.data.batch import IGNORED
 from secl_models.method.mixing import Mixture
-from secl_models.method.networks import Output
+from secl_models.method.output import Output
 
-STREAMS = ("augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network", "mixture")
+# A seed follows from the place of its stream: new ones stand at the end.
+STREAMS = (
+    "augment labeled", "augment unlabeled", "student pixels", "teacher pixels", "network", "mixture", "dropout",
+)  # fmt: skip
 
 
 class TermValue(NamedTuple):
@@ -34,11 +39,18 @@ class StepContext:
     taught: int  # T, labelled images that the teacher sees: all or none
     step: int
     mixture: Mixture | None = None  # how the student's images were made, where they are not the views themselves
+    unmixed: Output | None = None  # the student's of views of the L + U images, where it sees these beside mixtures
+    guess: Tensor | None = None  # [L, *patch] the teacher's class where a mixture shows its unlabelled image, else -1
 
     @property
     def labeled(self) -> int:
         """L, labelled images."""
         return self.label.shape[0]
+
+    @property
+    def truth(self) -> Tensor:
+        """[L, *patch] class where the student's images show labelled ones, -1 elsewhere."""
+        return self.label if self.mixture is None else torch.where(self.mixture.inside, self.label, IGNORED)
 
 
 def stream_seed(seed: int, step: int, stream: str) -> int:

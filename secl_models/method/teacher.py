@@ -9,7 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from secl_models.method.networks import ContrastModel, Output
+from secl_models.method.networks import ContrastModel
+from secl_models.method.output import Output
 from secl_models.options.schedules import ema_decay
 
 

@@ -8,6 +8,34 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Term:
+    """What a term of the objective asks of a step.
+
+    Attributes:
+        unmixed: View ("weak" or "strong") of the images themselves that a student of mixtures sees as well.
+        taught: Whether the teacher must see the labelled images too.
+        perturbed: Whether the student loses channels in that view.
+        head: What the map near the output goes through: "linear", "projection" or None.
+    """
+
+    unmixed: str | None = None
+    taught: bool = False
+    perturbed: bool = False
+    head: str | None = None
+
+
+TERMS: Mapping[str, Term] = {
+    "consistency": Term(),
+    "mixed": Term(),
+    "region": Term("strong", taught=True),
+    "anatomical": Term(),
+    "prototype": Term(head="linear"),
+    "centroid": Term("weak", head="projection"),
+    "disagreement": Term("weak", taught=True, perturbed=True),
+}
+
+
+@dataclass(frozen=True)
 class Method:
     """One way to train.
 
@@ -31,6 +59,27 @@ class Method:
         """Whether the student sees mixtures of labelled and unlabelled images."""
         return "mixed" in self.terms
 
+    @property
+    def unmixed(self) -> str | None:
+        """View of the images themselves that a student of mixtures sees in a pass of its own."""
+        views = [TERMS[name].unmixed for name in self.terms] if self.mixes else []
+        return next(filter(None, views), None)
+
+    @property
+    def taught(self) -> bool:
+        """Whether the teacher sees the labelled images: in mixtures their classes are known."""
+        return not self.mixes or any(TERMS[name].taught for name in self.terms)
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether the student loses channels where it sees the images themselves."""
+        return any(TERMS[name].perturbed for name in self.terms)
+
+    @property
+    def head(self) -> str | None:
+        """What the map near the output goes through."""
+        return next(filter(None, (TERMS[name].head for name in self.terms)), None)
+
 
 BASELINE = "supervised"  # what every other is compared with, and what is left without unlabelled images
 DEFAULT = "secl+"
@@ -42,6 +91,10 @@ METHODS: Mapping[str, Method] = {
     "secl-anatomical": Method(("anatomical",), "anatomical", studied=False),
     "secl": Method(("region", "anatomical")),
     DEFAULT: Method(("mixed", "anatomical")),
+    "mixed-region": Method(("mixed", "region"), studied=False),
+    "prototypes": Method(("mixed", "prototype"), studied=False),
+    "centroids": Method(("mixed", "centroid"), studied=False),
+    "disagreement": Method(("mixed", "disagreement"), studied=False),
 }
 
 

@@ -16,6 +16,7 @@ from secl_models.options.checks import refuse, require_axes, require_choice, req
 from secl_models.options.errors import InputError
 from secl_models.options.methods import DEFAULT, METHODS
 from secl_models.options.plain import dotted_names, from_plain, refuse_unknown, to_plain
+from secl_models.options.recipes import CentroidConfig, DisagreementConfig, PrototypeConfig
 from secl_ops.spec import BACKENDS, DENOMINATORS, STRATEGIES
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -109,6 +110,7 @@ class NetworkConfig:
     name: str = "unet"
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
     taps: tuple[int, ...] = (2,)  # decoder levels, 0 = full resolution, 1 = stride 2, ...
+    last: int = 0  # decoder level that prototypes and centroids live on
     projection: int = 128  # D, width of a contrasted row
 
     def __post_init__(self) -> None:
@@ -120,6 +122,7 @@ class NetworkConfig:
         if not self.taps or any(tap not in levels for tap in self.taps):
             rule = f"levels of network.channels, between 0 and {len(self.channels) - 1}"
             refuse("network.taps", rule, self.taps, "write [1] for the level of stride 2")
+        require_range("network.last", self.last, 0, len(self.channels) - 1)
         require_range("network.projection", self.projection, 1, math.inf)
 
     @property
@@ -221,6 +224,9 @@ class RunConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     mix: MixConfig = field(default_factory=MixConfig)
+    prototype: PrototypeConfig = field(default_factory=PrototypeConfig)
+    centroid: CentroidConfig = field(default_factory=CentroidConfig)
+    disagreement: DisagreementConfig = field(default_factory=DisagreementConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:

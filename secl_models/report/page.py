@@ -31,7 +31,9 @@ from secl_models.report.pictures import line_chart, overlay, patient_chart, plan
 from secl_models.train.run_folder import CONFIG, HISTORY, SUMMARY, read_history, read_summary
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
-LOSSES = ("loss", "supervised", "consistency", "region", "anatomical", "mixed")
+LOSSES = (
+    "loss", "supervised", "consistency", "region", "anatomical", "mixed", "prototype", "centroid", "disagreement",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from secl_models.options.methods import BASELINE, METHODS, short_name
 from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure
 from secl_models.study.table import own_options, paired
 
-METHOD_COLOURS = dict(zip(METHODS, (GREY, *(COLOURS[place] for place in (0, 1, 4, 5, 2, 3))), strict=True))
+# Of more methods than colours the rare ones share theirs with the methods that nobody studies beside them.
+_PLACES = (0, 1, 4, 5, 2, 3, 6, 4, 5, 6)
+METHOD_COLOURS = dict(zip(METHODS, (GREY, *(COLOURS[place] for place in _PLACES)), strict=True))
 PURE_LABELS = short_name(BASELINE)
 COLUMNS = 3  # panels side by side that a README shows at a readable size
 _STYLE: dict[Any, Any] = {

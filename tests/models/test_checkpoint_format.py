@@ -28,10 +28,13 @@ seed: 0
 data: {dims: 2, size: null, spacing: null, patch: [16, 16], window: null, normalize: volume, foreground: 0.0,
   orientation: [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]}
 augment: {flip: [], rotate: 15.0, scale: 0.15, shift: 0.05, contrast: 0.25, brightness: 0.25, noise: 0.1, gamma: 0.3}
-network: {name: 'tests.models.untrained:pointwise', channels: [4, 8, 8], taps: [0], projection: 8}
+network: {name: 'tests.models.untrained:pointwise', channels: [4, 8, 8], taps: [0], last: 0, projection: 8}
 contrast: {weight: 0.02, temperature: 0.1, denominator: negatives, per_class: 4, strategy: uniform, confidence: 0.4,
   queue: 4, grid: [2, 2], partitions: 4, backend: auto}
 mix: {weight: 0.5, side: 0.6666666666666666, confidence: 0.0, whole: 0.5, largest: false}
+prototype: {weight: 0.5, contrast: 0.001, count: 3, decay: 0.999, confidence: 0.9, temperature: 0.1, per_class: 32}
+centroid: {weight: 0.1, unsure: 0.75, bank: 400, temperature: 0.5, boundary: 0.1, boundary_temperature: 0.07, reach: 1}
+disagreement: {weight: 0.1, share: 0.8, dropout: 0.5}
 train: {method: secl+, steps: 8, batch: 2, unlabeled_batch: 2, lr: 0.005, weight_decay: 0.0001, decay: 0.99,
   warm_start: 0.0, ramp: 0.25, consistency: 5.0, validate_every: 4, checkpoint_every: 3, device: cpu, precision: auto,
   compile: false, threads: 1}

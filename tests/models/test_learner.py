@@ -96,7 +96,7 @@ def move_to_fake_device(ours: Learner) -> None:
     ours.optimizer = torch.optim.AdamW(ours.student.parameters(), fused=True)
 
 
-@pytest.fixture(params=["secl", "secl+"])
+@pytest.fixture(params=["secl", "secl+", "mixed-region", "prototypes", "centroids", "disagreement"])
 def on_fake_device(
     request: pytest.FixtureRequest, toy: tuple[DataSet, Split], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Learner, list[str]]]:
@@ -152,9 +152,13 @@ def test_no_step_waits_for_the_device(on_fake_device: tuple[Learner, list[str]])
     logged = ours.step(1.0)
     method = ours.config.train.method
     parts = ("max_pool2d_with_indices",) if METHODS[method].mixes else ()  # of pseudo-labels
-    assert {*METHODS[method].terms, "coverage"} <= logged.keys()
-    assert ("precision" in logged) is not METHODS[method].mixes
-    for operation in ("sample_kernel", "positive_kernel", "index_copy_", "_fused_adamw_", "_foreach_lerp_", *parts):
+    assert {*METHODS[method].terms} <= logged.keys()
+    anatomical, kept = "anatomical" in METHODS[method].terms, method in ("secl", "secl+", "centroids")
+    assert ("coverage" in logged) is anatomical
+    assert ("precision" in logged) is (anatomical and not METHODS[method].mixes)
+    drawn = ("sample_kernel",) if METHODS[method].terms != ("mixed", "region") else ()
+    queued = ("index_copy_",) if kept else ()
+    for operation in ("positive_kernel", "_fused_adamw_", "_foreach_lerp_", *drawn, *queued, *parts):
         assert operation in launches, operation
     launches.clear()
     ours.step(0.0)

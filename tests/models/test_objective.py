@@ -14,12 +14,13 @@ import secl_ops
 from secl_models.method.label_maps import draw_counts, pseudo_labels, region_labels, resize_labels
 from secl_models.method.largest_part import largest_parts
 from secl_models.method.mixing import draw_mixture
-from secl_models.method.networks import ContrastModel, Output, build_network
+from secl_models.method.networks import ContrastModel, build_network
 from secl_models.method.objective import Objective
+from secl_models.method.output import Output
 from secl_models.method.processes import Processes
 from secl_models.method.step import STREAMS, StepContext, stream_seed
 from secl_models.method.supervised import supervised_loss
-from secl_models.options.methods import METHODS
+from secl_models.options.methods import METHODS, TERMS
 from secl_models.options.schema import ContrastConfig, NetworkConfig, RunConfig, TrainConfig
 
 NETWORK = NetworkConfig(channels=(4, 8, 16), taps=(0, 1), projection=8)
@@ -34,7 +35,8 @@ def make(method: str, **contrast: Any) -> tuple[Objective, ContrastModel, Contra
         train=TrainConfig(method=method),
     )
     torch.manual_seed(0)
-    student, teacher = (ContrastModel(build_network(NETWORK, 2, 1, CLASSES), 8) for _ in range(2))
+    head = METHODS[method].head
+    student, teacher = (ContrastModel(build_network(NETWORK, 2, 1, CLASSES), 8, head) for _ in range(2))
     return Objective(config, CLASSES), student, teacher.requires_grad_(False)
 
 
@@ -45,18 +47,22 @@ def make_context(student: ContrastModel, teacher: ContrastModel, step: int = 0) 
     with torch.no_grad():
         keys = teacher(weak)
         # Untrained logits are too even for any confidence: sharpen them.
-        keys = Output(keys.logits * 20.0, keys.features)
+        keys = keys._replace(logits=keys.logits * 20.0)
     position = torch.tensor([0.1, 0.6, 0.1, 0.2, 0.7, 0.9])
     return StepContext(student(weak + 0.1), keys, weak, label, position, taught=2, step=step)
 
 
-def mixed_context(student: ContrastModel, teacher: ContrastModel) -> StepContext:
-    """The same, with a student that saw mixtures and a teacher that saw the unlabelled images alone."""
+def mixed_context(student: ContrastModel, teacher: ContrastModel, *, taught: bool = False) -> StepContext:
+    """The same, with a student that saw mixtures and, apart from them, the images themselves."""
     context = make_context(student, teacher)
     mixture = draw_mixture(2, 4, (16, 16), 2 / 3, torch.Generator().manual_seed(2))
     images = mixture.of(context.weak[:2], context.weak[2:])
-    keys = Output(context.teacher.logits[2:], tuple(maps[2:] for maps in context.teacher.features))
-    return replace(context, student=student(images), teacher=keys, weak=context.weak[2:], taught=0, mixture=mixture)
+    context = replace(context, student=student(images), mixture=mixture, unmixed=context.student)
+    if taught:
+        return context
+    keys = context.teacher
+    keys = Output(keys.logits[2:], tuple(maps[2:] for maps in keys.features), keys.last[2:])
+    return replace(context, teacher=keys, weak=context.weak[2:], taught=0)
 
 
 def scalar_loss(logits: Tensor, label: Tensor) -> float:
@@ -126,21 +132,37 @@ def test_empty_cells_are_ignored() -> None:
     assert region_labels(image, (2, 2)).tolist() == [[-1, 1, -1, -1]]
 
 
+def context_of(method: str, student: ContrastModel, teacher: ContrastModel) -> StepContext:
+    """What the learner shows to this method."""
+    if not METHODS[method].mixes:
+        return make_context(student, teacher)
+    return mixed_context(student, teacher, taught=METHODS[method].taught)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_logs_and_trains_exactly_its_terms(method: str) -> None:
     objective, student, teacher = make(method)
-    context = (mixed_context if METHODS[method].mixes else make_context)(student, teacher)
+    context = context_of(method, student, teacher)
     total, logged = objective(context, student, teacher, 1.0)
     total.backward()
-    terms = {"consistency", "region", "anatomical", "mixed"}
-    assert terms & logged.keys() == set(METHODS[method].terms)
+    assert TERMS.keys() & logged.keys() == set(METHODS[method].terms)
     expected = logged["supervised"]
     for name in METHODS[method].terms:
         expected = expected + objective.weights[name] * logged[name]
     assert torch.equal(total.detach(), expected)
     heads = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in student.heads.parameters()]
-    assert all(heads) if "secl" in method else not any(heads)
+    assert all(heads) if {"region", "anatomical"} & set(METHODS[method].terms) else not any(heads)
+    last = [parameter.grad is not None for parameter in student.last_head.parameters()]
+    assert all(last) == (METHODS[method].head is not None) or not last
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_the_terms_of_a_method_ask_for_one_view_and_one_head() -> None:
+    assert {name for method in METHODS.values() for name in method.terms} == TERMS.keys()
+    for method in METHODS.values():
+        terms = [TERMS[name] for name in method.terms]
+        assert len({term.unmixed for term in terms} - {None}) <= 1
+        assert len({term.head for term in terms} - {None}) <= 1
 
 
 def test_mixtures_learn_truth_inside_and_the_teachers_classes_outside() -> None:
@@ -275,7 +297,7 @@ def test_the_way_of_several_processes_is_pixel_contrast(method: str, options: di
 def test_without_truth_and_confidence_nothing_is_drawn() -> None:
     objective, student, teacher = make("secl-anatomical", confidence=1.0, queue=0)
     context = make_context(student, teacher)
-    context = replace(context, teacher=Output(context.teacher.logits * 0.0, context.teacher.features))
+    context = replace(context, teacher=context.teacher._replace(logits=context.teacher.logits * 0.0))
     _, logged = objective(context, student, teacher, 1.0)
     assert logged["coverage"].item() == 0.0
     assert logged["anatomical"].item() > 0.0  # by the truth of the labelled images
@@ -290,7 +312,7 @@ def test_precision_counts_confident_foreground_against_truth() -> None:
     logits = torch.nn.functional.one_hot(label.clamp_min(0), 3).movedim(-1, 1) * 50.0
     logits[0] = torch.tensor([0.0, 50.0, 0.0]).view(3, 1, 1)  # the first image is claimed as structure 1 everywhere
     taught = torch.cat([logits, context.teacher.logits[2:]])
-    _, logged = objective(replace(context, teacher=Output(taught, context.teacher.features)), student, teacher, 1.0)
+    _, logged = objective(replace(context, teacher=context.teacher._replace(logits=taught)), student, teacher, 1.0)
     known = label >= 0
     right = int((label[0] == 1).sum()) + int((label[1] > 0).sum())
     claimed = int(known[0].sum()) + int((label[1] > 0).sum())

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from secl_models.command import cli
 from secl_models.data.cases import DataSet
 from secl_models.data.phantom import write_phantom
-from secl_models.options.methods import METHODS
+from secl_models.options.methods import METHODS, TERMS
 from secl_models.options.schema import load_preset
 
 SMALL = (
@@ -52,10 +52,8 @@ def _train(data: DataSet, out: Path, method: str, steps: int, *more: str) -> lis
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_in_three_dimensions(phantom: DataSet, method: str, tmp_path: Path) -> None:
     last = _train(phantom, tmp_path / "run", method, 8)[-1]
-    terms = {"mean-teacher": ("consistency",), "secl-region": ("region",), "secl-anatomical": ("anatomical",)}
-    mixing = {"copy-paste": ("mixed",), "secl+": ("anatomical", "mixed")}
-    expected = {"secl": ("region", "anatomical"), "supervised": (), **terms, **mixing}[method]
-    assert [name for name in ("consistency", "region", "anatomical", "mixed") if last[name]] == list(expected)
+    expected = METHODS[method].terms
+    assert {name for name in TERMS if last[name]} == set(expected)
     assert all(np.isfinite(float(last[name])) for name in ("loss", *expected))
     if "region" in expected:  # 2 x 2 x 1 cells of every patch show something but padding
         assert float(last["cells"]) > 0.5
