@@ -38,6 +38,7 @@ class Kernel(NamedTuple):
     switches: Mapping[str, int] = {}  # its compile-time options, but for NEGATIVES
     whole_rows: bool = False  # a program holds rows of the full width
     warps: int = 4  # of a kernel that only moves memory
+    stages: int = 3  # likewise
     overrides: Mapping[str, str] = {}  # argument types that its names do not tell
 
 
@@ -52,6 +53,12 @@ _ONE_PART = {"SELF": False, "VALUE": True, "BOUNDED": True}
 _ROLES = {"SELF": False, "BOUNDED": True}
 _MERGE = {"BLOCK_N": tiles.MERGE_TILE.block_n}
 _BATCH = {"BATCH": tiles.LIVE_BATCH, "POSITIVE": True}
+_FEW = {**tiles.FEW_TILE.blocks(), "CLEAN": False, "MEAN": True, "SUM": tiles.REDUCE_ROWS}
+_FEW_ROLES: dict[str, dict[str, int]] = {
+    "self": {"SELF": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True},
+    "anchors": {"SELF": False, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False},
+    "keys": {"SELF": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True},
+}
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel("contrast", "denominator_kernel", "scan", 1, {**_ONE_PART, "VALUE": False}),
     "mean": Kernel("contrast", "denominator_kernel", "value", 2, _ONE_PART),
@@ -83,6 +90,19 @@ KERNELS: dict[str, Kernel] = {
         "gradient", "gradient_kernel", "gradient_running", 2,
         {**_ROLES, **_BATCH, "BOUNDED": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True},
     ),
+    **{
+        f"few_{name}{ending}": Kernel(
+            "few", f"few_{kernel}_kernel", switches={**_FEW, **roles, "NEGATIVES": negatives},
+            warps=tiles.FEW_TILE.warps, stages=tiles.FEW_TILE.stages, overrides={"p_exclude": "*i64"},
+        )
+        for negatives, ending in ((True, "_negatives"), (False, "_all"))
+        for name, kernel, roles in (
+            ("value", "value", {"SELF": False}),
+            *((f"gradient_{role}", "gradient", switches) for role, switches in _FEW_ROLES.items()),
+        )
+    },
+    "few_reduce": Kernel("few", "few_reduce_kernel", switches={"MEAN": True, "SUM": tiles.REDUCE_ROWS}, warps=8),
+    "nearest": Kernel("pixels", "nearest_kernel", switches={"BLOCK": tiles.SAMPLE_PIXELS}, overrides={"p_labels": "*i64", "p_new_labels": "*i64"}),
     "order": Kernel(
         "order", "order_kernel", switches={"BLOCK_N": tiles.ORDER_ROWS, "BLOCK_M": tiles.ORDER_OTHERS},
         overrides={
@@ -132,10 +152,10 @@ CONTRAST = tuple(name for name, kernel in KERNELS.items() if kernel.purpose)
 
 # Triton's types of kernel arguments, by the naming of the kernels; the first pattern that fits the whole name decides.
 TYPES: tuple[tuple[str, str], ...] = (
-    ("p_(anchors|keys|rows|columns|unit|map|out)", "*{dtype}"),
+    ("p_(anchors|keys|rows|columns|others|unit|map|out)", "*{dtype}"),
     ("p_(index|order|seed)", "*i64"),
     ("p_known", "constexpr"),
-    ("p_eligible", "*i1"),
+    ("p_(new_)?eligible", "*i1"),
     ("p_.*(label|group).*|p_(count|run|hole|own|exclude|excluded|live)", "*i32"),
     ("p_.*", "*fp32"),
     ("[A-Z0-9_]+", "constexpr"),
@@ -266,11 +286,10 @@ def _launch(build: Build, tile: tiles.Tile | None) -> tuple[dict[str, object], d
         values: dict[str, object] = {
             "WIDTH": build.width, "OUT": build.width, "BLOCK_N": rows, "BLOCK_D": columns, **kernel.switches,
         }  # fmt: skip
-        return values, {"num_warps": kernel.warps, "num_stages": 3}
+        return values, {"num_warps": kernel.warps, "num_stages": kernel.stages}
     tile = tile or tile_of(build)
-    blocks = dict(zip(("BLOCK_N", "BLOCK_M", "BLOCK_D", "BLOCK_OUT"), tile[:4], strict=True))
     widths = {"WIDTH": tiles.padded_width(build.width), "OUT": build.width}
-    values = {**widths, "NEGATIVES": build.negatives, **kernel.switches, **blocks}
+    values = {**widths, "NEGATIVES": build.negatives, **kernel.switches, **tile.blocks()}
     return values, {"num_warps": tile.warps, "num_stages": tile.stages}
 
 

@@ -232,8 +232,7 @@ def to_source(
         found = scaled(grad, scales).to(origin.dtype)
     else:
         found = ops.unit_rows_backward(grad, *pair, unit, inverse, options.backend)
-    columnwise = 0 < origin.stride[0] < origin.stride[1]
-    return found.t().contiguous().t() if columnwise else found
+    return origin.laid(found)
 
 
 class _Refusal(torch.autograd.Function):

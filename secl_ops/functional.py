@@ -11,6 +11,7 @@ from torch import Tensor
 from secl_ops import small, spec
 from secl_ops.autograd import Contrast, Places, apply, graphless
 from secl_ops.inputs import ContrastInput
+from secl_ops.remembered import remembered
 from secl_ops.shards import ContrastParts, contrast_shards
 from secl_ops.spec import ContrastSpec, Pairs
 
@@ -85,12 +86,12 @@ def info_nce(
         >>> print(f"{loss:.4f}")
         0.8707
     """
-    options = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
+    options = remembered(ContrastSpec, temperature, denominator, normalize, reduction, backend, validate)
     given = ContrastInput(
         anchors, keys, anchor_labels, key_labels, weights,
         positives, positive_labels, positive_groups, anchor_groups, key_groups, exclude,
     )  # fmt: skip
-    small_loss = small.info_nce(given, options)
+    small_loss = small.info_nce(given, options, lambda: given.check(options))
     if small_loss is not None:
         return small_loss
     given.check(options)

@@ -13,10 +13,12 @@ from secl_ops import small, spec
 from secl_ops.autograd import Gather, Places, apply
 from secl_ops.functional import contrast_sources
 from secl_ops.inputs import ContrastInput, Shard
-from secl_ops.pixels import PixelSample, draw_pixels, seed_tensor
+from secl_ops.pixels import PixelSample, check_seed, draw_pixels
 from secl_ops.queue import ClassQueue
+from secl_ops.remembered import remembered
 from secl_ops.replay import recall
 from secl_ops.shards import contrast_shards
+from secl_ops.small_call import Pixels
 from secl_ops.spec import ContrastSpec, Pairs, SampleSpec
 
 KEY_DRAW = 0x5ECC  # the teacher's pixels are drawn apart from the student's
@@ -98,9 +100,11 @@ def pixel_contrast(
     """
     given = Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
     return contrast_maps(
-        given, SampleSpec(per_class, num_classes, ignore_index, strategy, backend, validate),
+        given,
+        remembered(SampleSpec, per_class, num_classes, ignore_index, strategy, backend, validate),
         (seed, key_seed),
-        ContrastSpec(temperature, denominator, normalize, reduction, backend, validate), Parts(head, key_head, queue),
+        remembered(ContrastSpec, temperature, denominator, normalize, reduction, backend, validate),
+        Parts(head, key_head, queue),
     )  # fmt: skip
 
 
@@ -167,6 +171,52 @@ def contrast_maps(
     few = _few(given, sampling, seeds, options) if parts == (None, None, None) else None
     if few is not None:
         return few
+    _check(given, sampling, seeds, options, parts)
+    features, key_features = given.features, given.key_features
+    seed, key_seed = seeds
+    anchor = _draw(features, given.labels, given.eligible, given.scores, sampling, seed)
+    key = anchor
+    if key_features is not None:
+        key_labels, eligible = _of_keys(given)
+        uniform = replace(sampling, strategy="uniform") if sampling.strategy == "hard" else sampling
+        again = (seed, KEY_DRAW) if key_seed is None else (key_seed, 0)
+        key = _draw(key_features, key_labels, eligible, None, uniform, *again)
+    pairs = Pairs(anchor.label, key.label, None, None, None, 0, key.label.shape[0])
+    if parts.head is None and parts.queue is None:
+        places = Places(anchor.index, None if key_features is None else key.index)
+        return contrast_sources(features, key_features, pairs, options, places=places, ordered=True)
+    anchors, keys = _project(given, anchor.index, key.index, options.backend, parts)
+    if parts.queue is None:
+        rows = ContrastInput(anchors, keys, anchor.label, None if keys is None else key.label)
+        few = small.info_nce(rows, options, lambda: rows.check(options))
+        return contrast_sources(anchors, keys, pairs, options, ordered=True) if few is None else few
+    return _with_queue(anchors, Shard(keys, pairs), parts.queue, options)
+
+
+def _few(
+    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: ContrastSpec
+) -> Tensor | None:
+    """The loss where few pixels are drawn on a CPU; None where the call goes the long way, which checks it."""
+    seed, key_seed = seeds
+    anchors = Pixels(given.features, given.labels, given.eligible, given.scores, seed)
+
+    def check() -> None:
+        _check(given, sampling, seeds, options, Parts(None, None, None))
+
+    if given.key_features is None:
+        alone = given.key_labels is None and given.key_eligible is None and key_seed is None
+        return small.pixel_contrast(anchors, None, sampling, options, check) if alone else None
+    labels, eligible = _of_keys(given)
+    again = (seed, KEY_DRAW) if key_seed is None else (key_seed, 0)
+    keys = Pixels(given.key_features, labels, eligible, None, *again)
+    return small.pixel_contrast(anchors, keys, sampling, options, check)
+
+
+def _check(
+    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: ContrastSpec,
+    parts: Parts,
+) -> None:  # fmt: skip
+    """Refuse, by name, what breaks a rule; values are looked at only under `validate`, since that synchronises."""
     parts.check(sampling.num_classes)
     given.check(parts, options)
     features, key_features = given.features, given.key_features
@@ -177,38 +227,13 @@ def contrast_maps(
         spec.check_device("queue", parts.queue.rows, features, "features")
         if parts.head is None:
             _check_width(parts.queue, features.shape[1], "features")
-    anchor = _draw("features", features, "labels", given.labels, given.eligible, given.scores, sampling, seed)
-    key = anchor
+    _check_drawn("features", features, "labels", given.labels, given.eligible, given.scores, sampling)
+    check_seed("seed", seed, given.labels)
     if key_features is not None:
         key_labels, eligible = _of_keys(given)
-        uniform = replace(sampling, strategy="uniform") if sampling.strategy == "hard" else sampling
-        again = (seed, KEY_DRAW) if key_seed is None else (seed_tensor("key_seed", key_seed, given.labels), 0)
-        key = _draw("key_features", key_features, "key_labels", key_labels, eligible, None, uniform, *again)
-    pairs = Pairs(anchor.label, key.label, None, None, None, 0, key.label.shape[0])
-    if parts.head is None and parts.queue is None:
-        places = Places(anchor.index, None if key_features is None else key.index)
-        return contrast_sources(features, key_features, pairs, options, places=places, ordered=True)
-    anchors, keys = _project(given, anchor.index, key.index, options.backend, parts)
-    if parts.queue is None:
-        rows = ContrastInput(anchors, keys, anchor.label, None if keys is None else key.label)
-        few = small.info_nce(rows, options)
-        return contrast_sources(anchors, keys, pairs, options, ordered=True) if few is None else few
-    return _with_queue(anchors, Shard(keys, pairs), parts.queue, options)
-
-
-def _few(
-    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: ContrastSpec
-) -> Tensor | None:
-    """The loss where few pixels are drawn on a CPU; None where the call goes the long way, which checks it."""
-    seed, key_seed = seeds
-    anchors = small.Pixels(given.features, given.labels, given.eligible, given.scores, seed)
-    if given.key_features is None:
-        alone = given.key_labels is None and given.key_eligible is None and key_seed is None
-        return small.pixel_contrast(anchors, None, sampling, options) if alone else None
-    labels, eligible = _of_keys(given)
-    again = (seed, KEY_DRAW) if key_seed is None else (key_seed, 0)
-    keys = small.Pixels(given.key_features, labels, eligible, None, *again)
-    return small.pixel_contrast(anchors, keys, sampling, options)
+        _check_drawn("key_features", key_features, "key_labels", key_labels, eligible, None, sampling)
+        if key_seed is not None:
+            check_seed("key_seed", key_seed, given.labels)
 
 
 def _of_keys(given: Maps) -> tuple[Tensor, Tensor | None]:
@@ -273,7 +298,7 @@ def _check_width(queue: ClassQueue, width: int, of: str) -> None:
         )
 
 
-def _draw(
+def _check_drawn(
     map_name: str,
     features: Tensor,  # [B, D, *spatial], checked
     labels_name: str,
@@ -281,9 +306,7 @@ def _draw(
     eligible: Tensor | None,
     scores: Tensor | None,
     options: SampleSpec,
-    seed: int | Tensor,
-    stream: int = 0,
-) -> PixelSample:
+) -> None:
     spec.check_label_map(labels_name, labels)
     if features.shape[1] < 1:
         raise ValueError(f"{map_name} must have at least one channel; got shape {tuple(features.shape)}")
@@ -298,6 +321,17 @@ def _draw(
     spec.check_drawn_from(labels, eligible, scores)
     if options.validate:
         spec.check_classes(labels_name, labels, eligible, options)
+
+
+def _draw(
+    features: Tensor,  # [B, D, *spatial]
+    labels: Tensor,  # [B, *any]
+    eligible: Tensor | None,
+    scores: Tensor | None,
+    options: SampleSpec,
+    seed: int | Tensor,
+    stream: int = 0,
+) -> PixelSample:
     size = features.shape[2:]
     return draw_pixels(
         _nearest(labels, size), options, eligible=None if eligible is None else _nearest(eligible, size),

@@ -100,17 +100,23 @@ def draw_pixels(
     return PixelSample(*found)
 
 
-def seed_tensor(name: str, seed: int | Tensor, labels: Tensor) -> Tensor:
-    """A checked seed as the ops take it, int64 [1] on the device of the labels."""
+def check_seed(name: str, seed: int | Tensor, labels: Tensor) -> None:
+    """Refuse what is no seed of a draw from these labels."""
     rule = f"{name} must be an int or an int64 tensor of one element"
     if isinstance(seed, Tensor):
         spec.check_tensor(name, seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(f"{rule}; got {seed.dtype}, {seed.numel()}")
         spec.check_device(name, seed, labels, "labels")
-        return seed.reshape(1)
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    elif isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{rule}; got {type(seed).__name__}")
+
+
+def seed_tensor(name: str, seed: int | Tensor, labels: Tensor) -> Tensor:
+    """A checked seed as the ops take it, int64 [1] on the device of the labels."""
+    check_seed(name, seed, labels)
+    if isinstance(seed, Tensor):
+        return seed.reshape(1)
     return torch.full((1,), (seed + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=labels.device)
 
 

@@ -24,10 +24,14 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    def blocks(self) -> dict[str, int]:
+        """What a kernel is compiled for."""
+        sides = {"BLOCK_N": self.block_n, "BLOCK_M": self.block_m}
+        return {**sides, "BLOCK_D": self.block_d, "BLOCK_OUT": self.block_out}
+
     def options(self) -> dict[str, int]:
         """What a kernel is launched with."""
-        blocks = {"BLOCK_N": self.block_n, "BLOCK_M": self.block_m, "BLOCK_D": self.block_d}
-        return {**blocks, "BLOCK_OUT": self.block_out, "num_warps": self.warps, "num_stages": self.stages}
+        return {**self.blocks(), "num_warps": self.warps, "num_stages": self.stages}
 
 
 FP32_PRODUCTS = ("tf32x3", "exact")
@@ -102,6 +106,8 @@ def sorts(rows: int, columns: int, width: int, dtype: torch.dtype) -> bool:
     return rows * columns * width >= _SORTED_WORK.get(dtype, _SORTED_WORK_HALF)
 
 
+FEW_ROWS = 2048  # of either side whose contrast is a launch or two: one program streams all rows of the other side
+FEW_TILE = Tile(16, 64, 64, 64, 4, 2)
 MERGE_TILE = Tile(16, 16, 64, 64, 4, 1)  # of the kernels that add parts up
 
 

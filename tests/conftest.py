@@ -104,11 +104,11 @@ def backend(request: pytest.FixtureRequest) -> str:
     if request.param in lanes.PATHS:
         lanes.enter(request.param, request)
         return "native"
-    name = "native" if request.param == lanes.MANY else str(request.param)
+    name = lanes.MANY.get(request.param, str(request.param))
     reasons = secl_ops.backends()[name]
     if reasons:
         skip_or_fail(name, f"backend {name} cannot run: {'; '.join(reasons)}")
-    if request.param == lanes.MANY:
+    if request.param in lanes.MANY:
         request.getfixturevalue("many_rows")
     return name
 

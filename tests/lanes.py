@@ -20,8 +20,8 @@ from secl_ops import library
 from tests import emulate, fake_gpu
 from tests.oracle import Call
 
-BACKENDS = ("native", "native-many", "triton", "reference")
-MANY = "native-many"  # the native kernels for many rows, whatever the number
+BACKENDS = ("native", "native-many", "triton", "triton-many", "reference")
+MANY = {"native-many": "native", "triton-many": "triton"}  # the kernels for many rows, whatever the number
 ON_THE_GPU = {"native-cuda": "portable", "native-hopper": "hopper"}  # the path that SECL_CUDA_PATH names
 EMULATED = {"emulated-cuda": "portable", "emulated-hopper": "hopper"}
 PATHS = ON_THE_GPU | EMULATED

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import secl_ops
-from secl_ops import small
+from secl_ops import small_native
 from secl_ops.engines import native
 from tests.budget import assert_within_budget
 from tests.cases import alone, labels, rows, separate
@@ -272,7 +272,7 @@ def test_other_calls_that_go_the_long_way(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_many_rows_go_the_long_way() -> None:
     width = 64
-    most = small.MOST * 2 * width  # rows against as many
+    most = small_native.MOST * 2 * width  # rows against as many
     assert is_small(info_nce(learning(separate(most, most, width))))
     assert not is_small(info_nce(learning(separate(most + 1, most, width))))
     features = torch.randn(1, width, 40, 40, requires_grad=True)

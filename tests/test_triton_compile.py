@@ -142,6 +142,21 @@ def test_tiles_of_few_rows_spill_nothing_either(capability: int) -> None:
         assert faults(build, *compile_apart([build], tile)) == [], str(build)
 
 
+def of_few_rows() -> list[Build]:
+    """The kernels of few rows in every dtype, narrow and wide, on each family of chips."""
+    kernels = [name for name in COPIES if name.startswith("few_") and name.endswith("_negatives")]
+    return [
+        Build(kernel, dtype, width, capability)
+        for capability in (80, 90, 100, 120) for dtype in DTYPES for width in (64, 256, 512) for kernel in kernels
+    ]  # fmt: skip
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("builds", together(of_few_rows()))
+def test_kernels_of_few_rows_spill_nothing_and_fit_every_chip(builds: list[Build]) -> None:
+    check(builds)
+
+
 @pytest.mark.exhaustive
 def test_a_spill_and_a_failure_are_seen() -> None:
     crowded = tiles.Tile(128, 128, 128, 128, 4, 2)

@@ -48,10 +48,15 @@ class Origin(NamedTuple):
     size: Sequence[int]
     stride: Sequence[int]
     dtype: torch.dtype
+    is_contiguous: bool = False  # where that is known
 
     @classmethod
     def of(cls, source: Tensor) -> Origin:
-        return cls(source.shape, source.stride(), source.dtype)
+        return cls(source.shape, source.stride(), source.dtype, source.is_contiguous())
+
+    def laid(self, rows: Tensor) -> Tensor:
+        """Rows [n, D] as the source's lie: column by column where those do."""
+        return rows.t().contiguous().t() if 0 < self.stride[0] < self.stride[1] else rows
 
 
 def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:

@@ -33,6 +33,15 @@ def mix(b_value):
 
 
 @triton.jit
+def load_seed(p_seed, low, high):
+    """The seed of a call: the number that the halves make, with a tensor's bits exchanged where there is one."""
+    seed = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
+    if p_seed is not None:
+        seed = seed ^ tl.load(p_seed)
+    return seed
+
+
+@triton.jit
 def score_key(b_score):
     """A key in the order of the scores, NaN last."""
     b_bits = (b_score + 0.0).to(tl.int32, bitcast=True)  # -0 becomes 0

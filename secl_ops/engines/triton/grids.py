@@ -17,9 +17,14 @@ from secl_ops import tiles
 from secl_ops.tiles import Tile
 
 
+_HERE = nullcontext()
+
+
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(tensor.device)
 
 
 class Card(NamedTuple):
@@ -64,6 +69,58 @@ def launch(
             warnings.warn(f"{name}: {refusal} It runs with a smaller tile from now on: {each}", stacklevel=2)
         return
     raise RuntimeError(f"{name}: no tile is small enough for this GPU: {refusal}")
+
+
+class Launch:
+    """One kernel on one grid, whose last arguments, numbers and switches, are those of every call.
+
+    What Triton compiles at the first call is kept and started without its looking through the arguments again. So each
+    call gives tensors of the dtypes of the first, absent where they were, on one device and at multiples of 16 bytes;
+    numbers before the last arguments are such that the kernel does not specialise on.
+    """
+
+    __slots__ = ("grid", "kernel", "options", "start", "tail")
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], *tail: object, **options: int) -> None:
+        self.kernel, self.grid, self.tail, self.options = kernel, (*grid, 1, 1)[:3], tail, options
+        self.start: Callable[..., None] | None = None
+
+    def __call__(self, *given: Tensor | int | None) -> None:
+        """Launch."""
+        if self.start is not None:
+            self.start(*given, *self.tail)
+            return
+        compiled = self._ask(given)
+        if compiled is not None:  # the interpreter compiles nothing
+            self.start = compiled[self.grid]
+
+    def anywhere(self, *given: Tensor | int | None) -> None:
+        """Launch on memory that may lie at any address: where it is no multiple of 16 Triton is asked again."""
+        if any(isinstance(one, Tensor) and not is_aligned(one) for one in given):
+            self._ask(given)
+        else:
+            self(*given)
+
+    def _ask(self, given: tuple[Tensor | int | None, ...]) -> Any:
+        return self.kernel[self.grid](*given, *self.tail, **self.options)
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether it lies where Triton may read 16 bytes at once."""
+    return tensor.data_ptr() & 15 == 0
+
+
+def laid_out(tensor: Tensor | None) -> Tensor | None:
+    """The tensor as a launch reads it, contiguous and at a multiple of 16 bytes; a copy where it is neither."""
+    if tensor is None:
+        return None
+    dense = tensor.contiguous()
+    return dense if is_aligned(dense) else dense.clone()
+
+
+def kinds(*tensors: Tensor | None) -> tuple[torch.dtype | None, ...]:
+    """What a kernel is compiled for, of its tensors."""
+    return tuple(None if tensor is None else tensor.dtype for tensor in tensors)
 
 
 def cells(count: int, block: int) -> int:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,8 +14,8 @@ from torch import Tensor
 from secl_ops import tiles
 from secl_ops.engines import reference
 from secl_ops.engines.reference import Origin
-from secl_ops.engines.triton import pixels
-from secl_ops.engines.triton.grids import cells, copy_width, on
+from secl_ops.engines.triton import pixels as pixel_kernels
+from secl_ops.engines.triton.grids import Launch, cells, copy_width, kinds, on
 from secl_ops.engines.triton.rows import unit_rows_backward_kernel, unit_rows_kernel
 
 PIXEL_AXES = 3
@@ -31,34 +33,38 @@ def row_inverse(rows: Tensor, labels: Tensor) -> Tensor:
 
 
 def _normalize(rows: Tensor, labels: Tensor, unit: Tensor | None) -> Tensor:
-    count, width = rows.shape
-    inverse = rows.new_empty(count, dtype=torch.float32)
-    if count:
+    inverse = rows.new_empty(rows.shape[0], dtype=torch.float32)
+    if inverse.numel():
+        given = (rows, labels.contiguous(), unit, inverse)
         with on(rows):
-            unit_rows_kernel[(cells(count, tiles.COPY_ROWS),)](
-                rows, labels.contiguous(), unit, inverse, count, *rows.stride(),
-                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=copy_width(width),
-            )  # fmt: skip
+            on_rows(unit_rows_kernel, rows.shape, rows.stride(), rows.device, kinds(*given)).anywhere(*given)
     return inverse
 
 
 def unit_rows_backward(
-    grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor,
+    grad: Tensor, factors: tuple[Tensor | None, Tensor] | None, unit: Tensor, inverse: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """(g - u <u, g>) / norm for each row g of the scaled gradient; by default in the dtype of `unit`."""
-    count, width = unit.shape
     unit = unit.contiguous()
     result = torch.empty_like(unit, dtype=dtype)
     factor, upstream = (None, None) if factors is None else factors
-    if count:
+    stride = 0 if upstream is None or not upstream.ndim else upstream.stride(0)
+    given = (grad, factor, upstream, unit, inverse.contiguous(), result)
+    if unit.shape[0]:
         with on(unit):
-            unit_rows_backward_kernel[(cells(count, tiles.COPY_ROWS),)](
-                grad, factor, upstream, unit, inverse.contiguous(), result,
-                count, *grad.stride(), 0 if upstream is None else upstream.stride(0),
-                WIDTH=width, BLOCK_N=tiles.COPY_ROWS, BLOCK_D=copy_width(width),
-            )  # fmt: skip
+            launch = on_rows(unit_rows_backward_kernel, unit.shape, (*grad.stride(), stride), unit.device, kinds(*given))
+            launch.anywhere(*given)
     return result
+
+
+@lru_cache(1024)
+def on_rows(
+    kernel: Any, size: torch.Size, strides: tuple[int, ...], device: torch.device, dtypes: tuple[torch.dtype | None, ...]
+) -> Launch:
+    """A kernel on rows [n, D] of these strides."""
+    count, width = size
+    return Launch(kernel, (cells(count, tiles.COPY_ROWS),), count, *strides, width, tiles.COPY_ROWS, copy_width(width))
 
 
 def _map_layout(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
@@ -69,15 +75,22 @@ def _map_layout(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
     return (*spatial, stride[0], stride[1], *strides)
 
 
-def _launch(kernel: Any, arguments: Sequence[object], features: Tensor, count: int, tile: tuple[int, int]) -> None:
-    """A grid over `count` rows; with one column of programs each holds the whole row."""
-    width = features.shape[1]
-    columns = 1 if kernel in (pixels.gather_unit_kernel, pixels.scatter_kernel) else cells(width, tile[1])
+@lru_cache(1024)
+def on_map(
+    kernel: Any, size: torch.Size, stride: tuple[int, ...], device: torch.device, count: int,
+    dtypes: tuple[torch.dtype | None, ...], *before: int,
+) -> Launch:  # fmt: skip
+    """A kernel on `count` pixels of a map of this layout; what moves whole rows has one column of programs."""
+    width, pixels = size[1], math.prod(size) // size[1]
+    whole = kernel in (pixel_kernels.gather_unit_kernel, pixel_kernels.scatter_kernel)
+    rows, columns = tiles.pick_rows(width) if whole else (tiles.COPY_ROWS, copy_width(width))
+    grid = (cells(count, rows), 1 if whole else cells(width, columns))
+    return Launch(kernel, grid, *before, count, pixels, *_map_layout(size, stride), width, rows, columns)
+
+
+def _on(kernel: Any, features: Tensor, count: int, given: Sequence[Tensor | None], *before: int) -> None:
     with on(features):
-        kernel[(cells(count, tile[0]), columns)](
-            *arguments, count, features.numel() // width, *_map_layout(features.shape, features.stride()),
-            WIDTH=width, BLOCK_N=tile[0], BLOCK_D=tile[1],
-        )  # fmt: skip
+        on_map(kernel, features.shape, features.stride(), features.device, count, kinds(*given), *before).anywhere(*given)
 
 
 def gather(features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -88,17 +101,15 @@ def gather(features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype)
     if features.numel() == 0:
         return rows.zero_(), inverse.zero_()
     if count and normalize:
-        tile = tiles.pick_rows(width)
-        _launch(pixels.gather_unit_kernel, (features, index.contiguous(), rows, inverse), features, count, tile)
+        _on(pixel_kernels.gather_unit_kernel, features, count, (features, index.contiguous(), rows, inverse))
     elif count:
-        tile = (tiles.COPY_ROWS, copy_width(width))
-        _launch(pixels.gather_kernel, (features, index.contiguous(), rows), features, count, tile)
+        _on(pixel_kernels.gather_kernel, features, count, (features, index.contiguous(), rows))
     return rows, inverse
 
 
 def gather_backward(
     grad: Tensor,
-    factors: tuple[Tensor, Tensor] | None,
+    factors: tuple[Tensor | None, Tensor] | None,
     index: Tensor,
     norm: tuple[Tensor, Tensor] | None,
     unique: bool,
@@ -106,21 +117,20 @@ def gather_backward(
 ) -> Tensor:
     """Gradient of the map from that of its rows, through their norm where there is one; a pixel's draws are summed."""
     result = grad.new_empty_strided(list(like.size), list(like.stride), dtype=like.dtype).zero_()
-    count, width = grad.shape
+    count = grad.shape[0]
     if not result.numel() or not count:
         return result
     factor, upstream = (None, None) if factors is None else factors
     unit, inverse = (None, None) if norm is None else norm
     if unique:
-        stride = 0 if upstream is None else upstream.stride(0)
-        given = (grad.contiguous(), factor, upstream, unit, inverse, index.contiguous(), result, stride)
-        _launch(pixels.scatter_kernel, given, result, count, tiles.pick_rows(width))
+        stride = 0 if upstream is None or not upstream.ndim else upstream.stride(0)
+        given = (grad.contiguous(), factor, upstream, unit, inverse, index.contiguous(), result)
+        _on(pixel_kernels.scatter_kernel, result, count, given, stride)
         return result
     if norm is None:
         grad = reference.scaled(grad, factors)
     else:
         grad = unit_rows_backward(grad, factors, *norm, dtype=torch.float32)
     ordered, order = torch.sort(index, stable=True)
-    tile = (tiles.COPY_ROWS, copy_width(width))
-    _launch(pixels.gather_backward_kernel, (grad.contiguous(), ordered, order, result), result, count, tile)
+    _on(pixel_kernels.gather_backward_kernel, result, count, (grad.contiguous(), ordered, order, result))
     return result

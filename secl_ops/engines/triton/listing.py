@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from secl_ops.engines.triton.chances import BITS, GOLDEN, SIZES, cell_share, load_keys, mix
+from secl_ops.engines.triton.chances import BITS, GOLDEN, SIZES, cell_share, load_keys, load_seed, mix
 
 MANTISSA = tl.constexpr(23)  # bits of a float32 behind its leading one; so many of a key decide its level, and that one
 EXPONENT = tl.constexpr(127 + 23)  # of 2^23, as float32 stores it
@@ -93,11 +93,11 @@ def load_levels(p_labels, p_eligible, p_scores, p_aim, o_pixel, m_pixel, image, 
     return b_class, b_level, m_member
 
 
-@triton.jit(do_not_specialize=("ignore_index", "stream", "n_classes", "n_chunks", *SIZES))
+@triton.jit(do_not_specialize=("low", "high", "ignore_index", "n_classes", "n_chunks", *SIZES))
 def count_kernel(
     p_labels, p_eligible, p_scores, p_seed, p_aim,  # [B, Z, Y, X] each but the last two, [1], [B, C]
     p_counts,  # [2 where hard, B, C, LEVELS, cells * chunks]
-    ignore_index, stream, n_classes, n_chunks, size_z, size_y, size_x,
+    low, high, ignore_index, n_classes, n_chunks, size_z, size_y, size_x,
     HARD: tl.constexpr, LEVELS: tl.constexpr, CELLS_Z: tl.constexpr, CELLS_Y: tl.constexpr, CELLS_X: tl.constexpr,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +108,7 @@ def count_kernel(
     first = image * size_z * size_y * size_x
     box = cell_box(unit // n_chunks, size_z, size_y, size_x, CELLS_Z, CELLS_Y, CELLS_X)
     begin, end = chunk_of(box, unit % n_chunks, n_chunks)
-    hashed = mix(tl.load(p_seed) ^ stream) + first * GOLDEN  # so that pixels are numbered through the batch
+    hashed = mix(load_seed(p_seed, low, high)) + first * GOLDEN  # so that pixels are numbered through the batch
     p_counts += (tl.program_id(1) * (tl.num_programs(0) // n_units) + image) * n_classes * LEVELS * n_units + unit
     for first_class in range(0, n_classes, CLASSES):
         b_bins = tl.zeros([CLASSES * LEVELS], tl.int32)
@@ -165,12 +165,12 @@ def chunk_levels(p_counts, o_class, m_class, b_need, by_score, n_chunks, n_units
     return b_from, b_count
 
 
-@triton.jit(do_not_specialize=("per_class", "ignore_index", "stream", "n_classes", "n_chunks", *SIZES))
+@triton.jit(do_not_specialize=("low", "high", "per_class", "ignore_index", "n_classes", "n_chunks", *SIZES))
 def list_kernel(
     p_labels, p_eligible, p_scores, p_seed, p_aim, p_counts,  # as in count_kernel
     p_list,  # [2 where hard, B, Z * Y * X] pixels of an image, by cell and group of classes
     p_span,  # [2 where hard, B, groups, cells, 2] first place in the list, and number
-    per_class, ignore_index, stream, n_classes, n_chunks, size_z, size_y, size_x,
+    low, high, per_class, ignore_index, n_classes, n_chunks, size_z, size_y, size_x,
     HARD: tl.constexpr, LEVELS: tl.constexpr, CELLS_Z: tl.constexpr, CELLS_Y: tl.constexpr, CELLS_X: tl.constexpr,
     CLASSES: tl.constexpr, UNITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -184,7 +184,7 @@ def list_kernel(
     first = image * size_z * size_y * size_x
     box = cell_box(cell, size_z, size_y, size_x, CELLS_Z, CELLS_Y, CELLS_X)
     begin, end = chunk_of(box, chunk, n_chunks)
-    seed = tl.load(p_seed) ^ stream
+    seed = load_seed(p_seed, low, high)
     hashed = mix(seed) + first * GOLDEN
     p_counts += slot * n_classes * LEVELS * n_units
     p_list += slot * size_z * size_y * size_x

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel kernels: rows gathered from a feature map of any layout, and their gradients put back in a fixed order."""
+"""Pixel kernels: label maps brought to a map's size, rows gathered from it, their gradients put back in a fixed order."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton's decorator and its block values have no static types.
@@ -22,6 +22,33 @@ def pixel_offset(o_pixel, size_z, size_y, size_x, stride_b, stride_z, stride_y, 
     o_z = o_pixel // size_x // size_y % size_z
     o_image = o_pixel // size_x // size_y // size_z
     return o_image * stride_b + o_z * stride_z + o_y * stride_y + o_x * stride_x
+
+
+@triton.jit
+def nearest(o_new, old, new):
+    """The old coordinate at the centre of each new one."""
+    return (2 * o_new + 1) * old // (2 * new)
+
+
+@triton.jit(do_not_specialize=("n_pixels", "old_z", "old_y", "old_x", "size_z", "size_y", "size_x"))
+def nearest_kernel(
+    p_labels, p_eligible, p_scores,  # [B, old Z, old Y, old X] each, the last two or None
+    p_new_labels, p_new_eligible, p_new_scores,  # [B, Z, Y, X]
+    n_pixels, old_z, old_y, old_x, size_z, size_y, size_x,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What stands beside a feature map, brought to its size: the value at the centre of each new pixel."""
+    o_pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_pixel = o_pixel < n_pixels
+    o_x = nearest(o_pixel % size_x, old_x, size_x)
+    o_y = nearest(o_pixel // size_x % size_y, old_y, size_y)
+    o_z = nearest(o_pixel // size_x // size_y % size_z, old_z, size_z)
+    o_old = ((o_pixel // size_x // size_y // size_z * old_z + o_z) * old_y + o_y) * old_x + o_x
+    tl.store(p_new_labels + o_pixel, tl.load(p_labels + o_old, mask=m_pixel, other=0), mask=m_pixel)
+    if p_eligible is not None:
+        tl.store(p_new_eligible + o_pixel, tl.load(p_eligible + o_old, mask=m_pixel, other=0), mask=m_pixel)
+    if p_scores is not None:
+        tl.store(p_new_scores + o_pixel, tl.load(p_scores + o_old, mask=m_pixel, other=0.0), mask=m_pixel)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -64,7 +91,7 @@ def gather_unit_kernel(
     copy_unit(p_row, m_pixel, stride_d, b_inverse, p_unit + o_row * WIDTH, m_row, WIDTH, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=("p_upstream",))
 def scatter_kernel(
     p_grad, p_factor, p_upstream, p_unit, p_inverse, p_index,  # [n, D], [n], [n] of any stride, [n, D], [n], [n] unique
     p_map,  # [B, D, Z, Y, X] of any stride

@@ -192,12 +192,13 @@ def copy_unit(p_row, m_read, column_stride, b_inverse, p_unit, m_row,
 
 @triton.jit
 def load_scale(p_factor, p_upstream, upstream_stride, o_row, m_row):
-    """Factor of each row times the upstream number, which may be one for all; 1 without them."""
-    if p_factor is None:
+    """Factor of each row, if it has one, times the upstream number, which may be one for all; 1 without that."""
+    if p_upstream is None:
         b_scale = tl.full(o_row.shape, 1.0, tl.float32)
     else:
-        b_upstream = tl.load(p_upstream + o_row * upstream_stride, mask=m_row, other=0.0).to(tl.float32)
-        b_scale = tl.load(p_factor + o_row, mask=m_row, other=0.0) * b_upstream
+        b_scale = tl.load(p_upstream + o_row * upstream_stride, mask=m_row, other=0.0).to(tl.float32)
+        if p_factor is not None:
+            b_scale = tl.load(p_factor + o_row, mask=m_row, other=0.0) * b_scale
     return b_scale
 
 

@@ -30,7 +30,7 @@ def unit_rows_kernel(
     copy_unit(p_row, m_read, column_stride, b_inverse, p_unit + o_row * WIDTH, m_row, WIDTH, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=("n_rows",))
+@triton.jit(do_not_specialize=("n_rows",), do_not_specialize_on_alignment=("p_upstream",))
 def unit_rows_backward_kernel(
     p_grad, p_factor, p_upstream, p_unit, p_inverse, p_out,  # [n, D] and [n] of any stride, [n, D], [n], [n, D]
     n_rows, row_stride, column_stride, upstream_stride,

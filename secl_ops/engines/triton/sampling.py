@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from secl_ops.engines.triton.chances import BITS, cell_share, load_keys, mix
+from secl_ops.engines.triton.chances import BITS, cell_share, load_keys, load_seed, mix
 
 DIGIT, DIGITS = tl.constexpr(7), tl.constexpr(5)  # bits of a digit, and how many of them hold a key
 BINS = tl.constexpr(1 << 7)  # of one digit; a warp counts bins / 32 in each thread
@@ -119,15 +119,15 @@ def listed(p_list, p_span, slot, group, n_groups, cell, first, pixels, CELLS: tl
     return tl.load(p_own + 1), first, pixels, p_list + slot * pixels + tl.load(p_own)
 
 
-@triton.jit(do_not_specialize=("ignore_index", "stream", "n_images", "need", "pixels"))
+@triton.jit(do_not_specialize=("low", "high", "ignore_index", "n_images", "need", "pixels"))
 def aim_kernel(
-    p_labels, p_eligible, p_scores, p_seed,  # [B, pixels] each but the last, [1]
+    p_labels, p_eligible, p_scores, p_seed,  # [B, pixels] each but the last, [1] or None
     p_aim,  # [B, C]
-    ignore_index, stream, n_images, need, pixels, LENGTH: tl.constexpr, BLOCK: tl.constexpr,
+    low, high, ignore_index, n_images, need, pixels, LENGTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The key of the `need`-th lowest score among some pixels of one class of one image."""
     image, wanted = tl.program_id(0).to(tl.int64) % n_images, tl.program_id(0).to(tl.int64) // n_images
-    hashed = mix(mix(tl.load(p_seed) ^ stream) + tl.program_id(0))
+    hashed = mix(mix(load_seed(p_seed, low, high)) + tl.program_id(0))
     source = (tl.where(wanted == ignore_index, 0, LENGTH), image * pixels, pixels, hashed)
     nothing = (hashed, need, hashed)
     prefix, shift, _ = smallest(
@@ -137,12 +137,12 @@ def aim_kernel(
     tl.store(p_aim + image * n_classes + wanted, ((prefix + 1) << shift) - 1)
 
 
-@triton.jit(do_not_specialize=("per_class", "ignore_index", "stream", "n_images", "n_chunks", "pixels"))
+@triton.jit(do_not_specialize=("low", "high", "per_class", "ignore_index", "n_images", "n_chunks", "pixels"))
 def sample_kernel(
-    p_labels, p_eligible, p_scores, p_seed,  # [B, pixels] each but the last, [1]
+    p_labels, p_eligible, p_scores, p_seed,  # [B, pixels] each but the last, [1] or None
     p_counts, p_list, p_span,  # of listing; None where the image itself is read
     p_index, p_label,  # [C, B, K] each: positives of a class lie in one run
-    per_class, ignore_index, stream, n_images, n_chunks, pixels,
+    low, high, per_class, ignore_index, n_images, n_chunks, pixels,
     HARD: tl.constexpr, LEVELS: tl.constexpr, CELLS: tl.constexpr, CLASSES: tl.constexpr, UNITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -150,7 +150,7 @@ def sample_kernel(
     part, cell, zero = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(0) * 0
     image, wanted = part % n_images, part // n_images
     n_classes = tl.num_programs(0) // n_images
-    seed = tl.load(p_seed) ^ stream
+    seed = load_seed(p_seed, low, high)
     hashed = mix(seed)
     begin, need = part * 0, zero + per_class
     FROM: tl.constexpr = IMAGE if p_list is None else LIST
