@@ -53,12 +53,13 @@ _ONE_PART = {"SELF": False, "VALUE": True, "BOUNDED": True}
 _ROLES = {"SELF": False, "BOUNDED": True}
 _MERGE = {"BLOCK_N": tiles.MERGE_TILE.block_n}
 _BATCH = {"BATCH": tiles.LIVE_BATCH, "POSITIVE": True}
-_FEW = {**tiles.FEW_TILE.blocks(), "CLEAN": False, "MEAN": True, "SUM": tiles.REDUCE_ROWS}
-_FEW_ROLES: dict[str, dict[str, int]] = {
-    "self": {"SELF": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True},
-    "anchors": {"SELF": False, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False},
-    "keys": {"SELF": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True},
-}
+_FEW: dict[str, int] = {**tiles.FEW_TILE.blocks(), "CLEAN": False, "MEAN": True, "SUM": tiles.REDUCE_ROWS}
+_FEW_KERNELS: tuple[tuple[str, str, dict[str, int]], ...] = (
+    ("value", "value", {"SELF": False}),
+    ("gradient_self", "gradient", {"SELF": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True}),
+    ("gradient_anchors", "gradient", {"SELF": False, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False}),
+    ("gradient_keys", "gradient", {"SELF": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True}),
+)
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel("contrast", "denominator_kernel", "scan", 1, {**_ONE_PART, "VALUE": False}),
     "mean": Kernel("contrast", "denominator_kernel", "value", 2, _ONE_PART),
@@ -95,14 +96,13 @@ KERNELS: dict[str, Kernel] = {
             "few", f"few_{kernel}_kernel", switches={**_FEW, **roles, "NEGATIVES": negatives},
             warps=tiles.FEW_TILE.warps, stages=tiles.FEW_TILE.stages, overrides={"p_exclude": "*i64"},
         )
-        for negatives, ending in ((True, "_negatives"), (False, "_all"))
-        for name, kernel, roles in (
-            ("value", "value", {"SELF": False}),
-            *((f"gradient_{role}", "gradient", switches) for role, switches in _FEW_ROLES.items()),
-        )
+        for negatives, ending in ((True, "_negatives"), (False, "_all")) for name, kernel, roles in _FEW_KERNELS
     },
     "few_reduce": Kernel("few", "few_reduce_kernel", switches={"MEAN": True, "SUM": tiles.REDUCE_ROWS}, warps=8),
-    "nearest": Kernel("pixels", "nearest_kernel", switches={"BLOCK": tiles.SAMPLE_PIXELS}, overrides={"p_labels": "*i64", "p_new_labels": "*i64"}),
+    "nearest": Kernel(
+        "pixels", "nearest_kernel", switches={"BLOCK": tiles.SAMPLE_PIXELS},
+        overrides={"p_labels": "*i64", "p_new_labels": "*i64"},
+    ),
     "order": Kernel(
         "order", "order_kernel", switches={"BLOCK_N": tiles.ORDER_ROWS, "BLOCK_M": tiles.ORDER_OTHERS},
         overrides={

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from secl_ops.autograd import once
 from secl_ops.engines import reference
 from secl_ops.engines.reference import Origin
 from secl_ops.inputs import ContrastInput
-from secl_ops.small_call import Call, Kept, Pixels, Wanted
+from secl_ops.small_call import Back, Call, Kept, Pixels, Wanted
 from secl_ops.spec import ContrastSpec, SampleSpec
 
 Check = Callable[[], None]
@@ -65,6 +65,9 @@ class UnservedError(Exception):
     """This call goes the long way."""
 
 
+NOTHING = (None,) * len(Kept._fields)
+
+
 class SmallContrast(torch.autograd.Function):
     """A loss whose gradients, but for the upstream number, are found with it."""
 
@@ -73,18 +76,21 @@ class SmallContrast(torch.autograd.Function):
         found = call.find(Wanted(*ctx.needs_input_grad[:2]))
         if found is None:
             raise UnservedError
-        ctx.save_for_backward(*found.anchors, *found.keys)
+        ctx.save_for_backward(*(found.anchors or NOTHING), *(found.keys or NOTHING))
         ctx.back, ctx.origins = call.back, tuple(None if one is None else Origin.of(one) for one in (anchors, keys))
         return found.value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        sides = zip(ctx.back, (Kept(*saved[:4]), Kept(*saved[4:])), ctx.origins, ctx.needs_input_grad, strict=False)
-        return *(once(_to_source(*side, upstream)) if wanted else None for *side, wanted in sides), None
+        gradients: list[Tensor | None] = [None, None, None]
+        for side in (0, 1):
+            if ctx.needs_input_grad[side]:
+                kept = Kept(*ctx.saved_tensors[4 * side : 4 * side + 4])
+                gradients[side] = once(_to_source(ctx.back[side], kept, ctx.origins[side], upstream))
+        return tuple(gradients)
 
 
-def _to_source(back: Callable[..., Tensor], kept: Kept, origin: Origin, upstream: Tensor) -> Tensor:
+def _to_source(back: Back, kept: Kept, origin: Origin, upstream: Tensor) -> Tensor:
     if _is_batch(upstream):
         return _batched(kept, origin, upstream)
     found = back(kept, origin, upstream)
@@ -100,7 +106,10 @@ def _batched(kept: Kept, origin: Origin, upstream: Tensor) -> Tensor:
     if kept.pixels is None:
         return grad
     images, width, *spatial = origin.size
-    place = (kept.pixels // math.prod(spatial), kept.pixels % math.prod(spatial))  # of none: the last, which gets a zero
+    place = (
+        kept.pixels // math.prod(spatial),
+        kept.pixels % math.prod(spatial),
+    )  # of no pixel: the last; it gets a zero
     found = grad.new_zeros(images, math.prod(spatial), width).index_put(place, grad, accumulate=True)
     return found.transpose(1, 2).reshape(origin.size)
 

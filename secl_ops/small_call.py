@@ -20,20 +20,20 @@ class Wanted(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the gradient of one side is, but for the upstream number; nothing where it was not asked for."""
+    """What the gradient of one side is, but for the upstream number."""
 
-    rows: Tensor | None = None  # [n, D]
+    rows: Tensor  # [n, D]
     unit: Tensor | None = None  # [n, D], where it has still to go through the norm of the rows
     inverse: Tensor | None = None  # [n] 1 / norm
     pixels: Tensor | None = None  # [n] int64 of a map; None: the rows are those of the side
 
 
 class Found(NamedTuple):
-    """A loss, and what its gradients are made of."""
+    """A loss, and what its gradients are made of; nothing of a side whose gradient was not asked for."""
 
     value: Tensor  # []
-    anchors: Kept
-    keys: Kept
+    anchors: Kept | None
+    keys: Kept | None
 
 
 Back = Callable[[Kept, Origin, Tensor], Tensor]

@@ -36,6 +36,8 @@ def info_nce(given: ContrastInput, options: ContrastSpec, check: Check) -> Call 
     others = anchors if keys is None else keys
     if not (_serves(options, anchors) and _is_rows(anchors, anchors.device) and _is_rows(others, anchors.device)):
         return None
+    if given.anchor_labels is None or (keys is not None and given.key_labels is None):
+        return None
     of_anchors = (given.anchor_labels, given.anchor_groups, given.exclude, given.weights)
     of_keys = () if keys is None else (given.key_labels, given.key_groups)
     known = all(value is None or _names(value, anchors) for value in of_anchors)
@@ -43,18 +45,14 @@ def info_nce(given: ContrastInput, options: ContrastSpec, check: Check) -> Call 
         return None
     from secl_ops.engines.triton import launch_few
 
-    dense = [None if value is None else value.contiguous() for value in (*of_anchors, *of_keys)]
-    labels, groups, exclude, weights = dense[:4]
-    key_labels, key_groups = (labels, groups) if keys is None else dense[4:]
+    labels, groups, exclude, weights, *names = (
+        None if value is None else value.contiguous() for value in (*of_anchors, *of_keys)
+    )
+    key_labels, key_groups = names or (labels, groups)
     beside = launch_few.Beside(labels, key_labels, groups, key_groups, exclude, weights)  # type: ignore[arg-type]
-    request = launch_few.RowsRequest(
-        (anchors.shape, None if keys is None else others.shape),
-        (anchors.stride(), None if keys is None else others.stride()),
-        launch_few.kinds(anchors, others, *beside), anchors.device, options.denominator, options.reduction,
-        options.scale, options.normalize,
-    )  # fmt: skip
-    plan: launch_few.RowsPlan = _planned(request, launch_few.RowsPlan, check)
-    return Call(lambda wanted: plan.find(anchors, None if keys is None else others, beside, wanted), plan.back)
+    rows = [anchors] if keys is None else [anchors, others]
+    plan: launch_few.RowsPlan = _planned(launch_few.RowsRequest.of(rows, beside, options), launch_few.RowsPlan, check)
+    return Call(lambda wanted: plan.find(rows, beside, wanted), plan.back)
 
 
 def pixel_contrast(
@@ -66,18 +64,15 @@ def pixel_contrast(
         return None
     if not (keys is None or _is_side(keys, device, sampling)):
         return None
-    from secl_ops.engines.triton import launch_few
+    from secl_ops.engines.triton import launch_few, launch_sample
 
     sides = [anchors] if keys is None else [anchors, keys]
-    maps = [launch_few.Maps(*_dense(side)) for side in sides]
-    requests = [_request(side, given, sampling.strategy) for side, given in zip(sides, maps, strict=True)]
-    request = launch_few.StepRequest(
-        requests[0], None if keys is None else requests[1]._replace(strategy=_of_keys(sampling)), device,
-        sampling, options,
-    )  # fmt: skip
+    maps = [launch_sample.Maps(*_dense(side)) for side in sides]  # type: ignore[arg-type]  # labels are there
+    strategies = (sampling.strategy, _of_keys(sampling))
+    requests = [launch_few.MapRequest.of(*each) for each in zip(sides, maps, strategies, strict=False)]
+    request = launch_few.StepRequest(tuple(requests), device, sampling, options)
     plan: launch_few.StepPlan = _planned(request, launch_few.StepPlan, check)
-    features, numbers = [side.features for side in sides], [_number(side) for side in sides]
-    return Call(lambda wanted: plan.find(features, maps, numbers, wanted), plan.back)
+    return Call(lambda wanted: plan.find(sides, maps, wanted), plan.back)
 
 
 def _planned(request: Any, build: Callable[[Any], Any], check: Check) -> Any:
@@ -139,22 +134,6 @@ def _dense(side: Pixels) -> tuple[Tensor | None, ...]:
     return *beside, seed
 
 
-def _number(side: Pixels) -> int:
-    """What joins the seed, or is it."""
-    return side.stream if isinstance(side.seed, Tensor) else side.seed ^ side.stream
-
-
-def _request(side: Pixels, maps: launch_few.Maps, strategy: str) -> launch_few.MapRequest:
-    from secl_ops.engines.triton import launch_few
-
-    features = side.features
-    return launch_few.MapRequest(
-        features.shape, features.stride(), features.dtype, side.labels.shape, launch_few.kinds(*maps), strategy
-    )
-
-
 def _of_keys(sampling: SampleSpec) -> str:
     """Keys of a teacher are drawn by chance where the anchors are the hardest pixels."""
     return "uniform" if sampling.strategy == "hard" else sampling.strategy
-
-

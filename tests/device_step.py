@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from secl_ops import ops
 from secl_ops.autograd import Contrast, Gather
 from secl_ops.engines import triton
-from secl_ops.engines.triton import contrast, launch
+from secl_ops.engines.triton import contrast, grids, launch
 from secl_ops.engines.triton.grids import Card
 from secl_ops.shards import ShardedContrast
 
@@ -91,7 +91,9 @@ def listed(mode: Watched, *, run: bool) -> Iterator[None]:
 
         return start
 
-    with patch.object(kernels, "__getitem__", launcher):
+    # A planned launch asks Triton each time, whatever it was given before.
+    asked = patch.object(grids.Launch, "__call__", lambda planned, *given: planned._ask(given))
+    with patch.object(kernels, "__getitem__", launcher), asked:
         yield
 
 
@@ -111,6 +113,8 @@ def fake_cuda() -> Iterator[tuple[Watched, Tape]]:
         listed(mode, run=False),
         patch.object(triton, "objections", lambda *_: []),
         patch.object(launch, "card", lambda _: Card(90, 132)),
+        patch.object(grids, "is_aligned", lambda _: True),
+        patch.object(torch.cuda, "current_device", lambda: 0),
         patch.object(torch.cuda, "device", lambda _: nullcontext()),
         patch.object(Contrast, "apply", partial(tape.apply, Contrast)),
         patch.object(Gather, "apply", partial(tape.apply, Gather)),

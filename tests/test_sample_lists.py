@@ -19,6 +19,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(2, 23, 17), (1, 300), (2, 5, 6, 7), (1, 1), (12, 3)]
 
 
+@pytest.fixture(autouse=True)
+def _unplanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draw is planned anew, as the patched sizes say."""
+    from secl_ops.engines.triton import launch_sample
+
+    monkeypatch.setattr(launch_sample, "sampler", launch_sample.Sampler)
+
+
 @pytest.fixture
 def chunked(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Images of a few pixels are large."""
@@ -129,10 +137,14 @@ def test_scores_that_a_list_leaves_out_are_left_to_chance(chunked: Any) -> None:
 def listed(labels: Tensor, per_class: int, classes: int, scores: Tensor | None = None) -> Tensor:
     """How many pixels are listed for each kind, image and group of classes."""
     from secl_ops.engines.triton import launch_sample
+    from secl_ops.engines.triton.grids import kinds
 
-    plan = launch_sample.split(len(labels), tuple(labels.shape[1:]), classes, stratified=False)
-    maps = (labels.to(DEVICE), None, None if scores is None else scores.to(DEVICE), torch.tensor([1], device=DEVICE))
-    return launch_sample._lists(maps, plan, per_class, classes, -1, 0)[2][..., 0, 1].cpu()
+    given = (labels.to(DEVICE), None, None if scores is None else scores.to(DEVICE), torch.tensor([1], device=DEVICE))
+    maps, strategy = launch_sample.Maps(*given), "uniform" if scores is None else "hard"
+    request = launch_sample.Request(labels.shape, kinds(*maps), torch.device(DEVICE), per_class, classes, -1, strategy)
+    lists = launch_sample.Sampler(request).lists
+    assert lists is not None
+    return lists(maps, (0, 0))[2][..., 0, 1].cpu()
 
 
 def test_a_list_is_short() -> None:

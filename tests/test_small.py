@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import secl_ops
-from secl_ops import small_native
+from secl_ops import small, small_native
 from secl_ops.engines import native
 from tests.budget import assert_within_budget
 from tests.cases import alone, labels, rows, separate

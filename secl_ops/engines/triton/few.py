@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels of few rows: the rows lie as they come, each pair is looked at, and a step is as few launches as it can.
 
-`few_value_kernel`: loss, log-sum-exp and pull of each anchor.  `few_gradient_kernel`: the reduced loss, and the gradient
-of the rows of one side in the roles that they play.
+`few_value_kernel`: loss, log-sum-exp and pull of each anchor.  `few_gradient_kernel`: the reduced loss, and the
+gradient of the rows of one side in the roles that they play.
 
 Nothing is put in order first, and no part of the keys is left to another program: for few rows a launch costs more.
 """

@@ -17,14 +17,14 @@ from secl_ops import tiles
 from secl_ops.tiles import Tile
 
 
-_HERE = nullcontext()
-
-
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensor's."""
     if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
-        return _HERE
+        return HERE
     return torch.cuda.device(tensor.device)
+
+
+HERE = nullcontext()
 
 
 class Card(NamedTuple):

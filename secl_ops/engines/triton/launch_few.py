@@ -8,6 +8,7 @@ request; whoever asks for a plan has checked them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from secl_ops.engines.triton.launch_rows import on_map, on_rows
 from secl_ops.engines.triton.launch_sample import Maps, Request, halves, sampler
 from secl_ops.engines.triton.pixels import gather_kernel, gather_unit_kernel, nearest_kernel, scatter_kernel
 from secl_ops.engines.triton.rows import unit_rows_backward_kernel, unit_rows_kernel
-from secl_ops.small_call import Back, Found, Kept, Wanted
+from secl_ops.small_call import Back, Found, Kept, Pixels, Wanted
 from secl_ops.spec import ContrastSpec, SampleSpec
 
 PIXEL_AXES = 3
@@ -80,7 +81,8 @@ class Contrast:
                 *blocks, tile.block_out, tiles.REDUCE_ROWS, **options,
             )  # fmt: skip
 
-        self.find = Launch(few_value_kernel, (cells(count, tile.block_n),), count, others, scale2, *rules, *blocks, **options)
+        rows = (cells(count, tile.block_n),)
+        self.find = Launch(few_value_kernel, rows, count, others, scale2, *rules, *blocks, **options)
         self.of_anchors = gradient(count, others, anchors=True, keys=self.shared)
         self.of_keys = gradient(others, count, anchors=False, keys=True)
         self.reduce = Launch(few_reduce_kernel, (1,), count, mean, tiles.REDUCE_ROWS, num_warps=8)
@@ -108,60 +110,78 @@ contrast = lru_cache(512)(Contrast)
 """The launches of a contrast, those of earlier calls where they were alike."""
 
 
+class RowsSide(NamedTuple):
+    """One side of `info_nce`."""
+
+    size: torch.Size  # [n, D]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    labels: torch.dtype
+
+
 class RowsRequest(NamedTuple):
     """What decides the launches of `info_nce` on few rows."""
 
-    sizes: tuple[torch.Size, torch.Size | None]
-    strides: tuple[tuple[int, ...], tuple[int, ...] | None]
-    kinds: tuple[torch.dtype | None, ...]  # of both sides, and of what stands beside them
+    sides: tuple[RowsSide, ...]  # one where the anchors are the keys
+    beside: tuple[torch.dtype | None, ...]
     device: torch.device
     denominator: str
     reduction: str
     scale: float
     normalize: bool
 
+    @classmethod
+    def of(cls, rows: Sequence[Tensor], beside: Beside, options: ContrastSpec) -> RowsRequest:
+        """What decides on a call on these rows."""
+        labels = (beside.labels, beside.key_labels)
+        sides = tuple(
+            RowsSide(side.shape, side.stride(), side.dtype, names.dtype)
+            for side, names in zip(rows, labels, strict=False)
+        )
+        rules = (options.denominator, options.reduction, options.scale, options.normalize)
+        return cls(sides, kinds(*beside), rows[0].device, *rules)
+
 
 class RowsPlan:
     """The launches of `info_nce` on few rows: normalise, contrast; then back through the norm."""
 
     def __init__(self, request: RowsRequest) -> None:
-        (size, key_size), kinds = request.sizes, request.kinds
+        side, device = _Normalized if request.normalize else _AsTheyAre, request.device
+        self.sides: list[_Normalized | _AsTheyAre] = [side(layout, device) for layout in request.sides]
+        self.back: tuple[Back, Back] = self.sides[0].back, self.sides[-1].back
+        anchors = request.sides[0]
         self.contrast = contrast(
             ContrastRequest(
-                size[0], None if key_size is None else key_size[0], size[1], (kinds[0], *kinds[2:]), request.device,
-                request.denominator, request.reduction, request.scale, request.normalize,
+                anchors.size[0], request.sides[1].size[0] if len(self.sides) > 1 else None, anchors.size[1],
+                (anchors.dtype, *request.beside), device, request.denominator, request.reduction, request.scale,
+                request.normalize,
             )
         )  # fmt: skip
-        side = _Normalized if request.normalize else _AsTheyAre
-        layouts = zip(request.sizes, request.strides, kinds[:2], kinds[2:4], strict=True)
-        self.sides = [side(*layout, request.device) for layout in layouts if layout[0] is not None]
-        self.back: tuple[Back, Back] = self.sides[0].back, self.sides[-1].back
 
-    def find(self, anchors: Tensor, keys: Tensor | None, beside: Beside, wanted: Wanted) -> Found:
+    def find(self, rows: Sequence[Tensor], beside: Beside, wanted: Wanted) -> Found:
         """The loss and its gradients with respect to the unit rows."""
-        given = zip(self.sides, (anchors, keys), beside, strict=False)
-        with on(anchors):
-            units = [side.unit(rows, labels) for side, rows, labels in given]  # type: ignore[arg-type]
+        labels = (beside.labels, beside.key_labels)
+        with on(rows[0]):
+            given = zip(self.sides, rows, labels, strict=False)
+            units = [launches.unit(side, names) for launches, side, names in given]
             found = self.contrast(units[0][0], units[-1][0], beside, wanted)
         return Found(found.value, _kept(found.anchors, *units[0]), _kept(found.keys, *units[-1]))
 
 
-def _kept(gradient: Tensor | None, rows: Tensor, inverse: Tensor | None, pixels: Tensor | None = None) -> Kept:
+def _kept(gradient: Tensor | None, rows: Tensor, inverse: Tensor | None, pixels: Tensor | None = None) -> Kept | None:
     if gradient is None:
-        return Kept()
+        return None
     return Kept(gradient, None if inverse is None else rows, inverse, pixels)
 
 
 class _Normalized:
     """The launches that bring rows [n, D] to their unit rows, and a gradient back."""
 
-    def __init__(
-        self, size: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, labels: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, rows: RowsSide, device: torch.device) -> None:
         wide = torch.float32
-        self.normalize = on_rows(unit_rows_kernel, size, stride, device, (dtype, labels, dtype, wide))
-        backward = (wide, None, wide, dtype, wide, dtype)
-        self.project = on_rows(unit_rows_backward_kernel, size, (size[1], 1, 0), device, backward)
+        self.normalize = on_rows(unit_rows_kernel, rows.size, rows.stride, device, (*rows[2:], rows.dtype, wide))
+        backward = (wide, None, wide, rows.dtype, wide, rows.dtype)
+        self.project = on_rows(unit_rows_backward_kernel, rows.size, (rows.size[1], 1, 0), device, backward)
 
     def unit(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         unit, inverse = rows.new_empty(rows.shape), rows.new_empty(rows.shape[0], dtype=torch.float32)
@@ -177,14 +197,14 @@ class _Normalized:
 class _AsTheyAre:
     """Rows [n, D] that are compared as they are."""
 
-    def __init__(self, *layout: object) -> None:
+    def __init__(self, rows: RowsSide, device: torch.device) -> None:
         """There is nothing to launch."""
 
     def unit(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         return rows.contiguous(), None
 
     def back(self, kept: Kept, origin: Origin, upstream: Tensor) -> Tensor:
-        return torch.where(kept.rows == 0, 0.0, kept.rows * upstream).to(origin.dtype)  # type: ignore[operator]
+        return torch.where(kept.rows == 0, 0.0, kept.rows * upstream).to(origin.dtype)
 
 
 class MapRequest(NamedTuple):
@@ -197,12 +217,17 @@ class MapRequest(NamedTuple):
     kinds: tuple[torch.dtype | None, ...]  # of labels, eligible, scores and seed
     strategy: str
 
+    @classmethod
+    def of(cls, side: Pixels, maps: Maps, strategy: str) -> MapRequest:
+        """What decides on the draw from this side."""
+        features = side.features
+        return cls(features.shape, features.stride(), features.dtype, side.labels.shape, kinds(*maps), strategy)
+
 
 class StepRequest(NamedTuple):
     """What decides the launches of a pixel step."""
 
-    anchors: MapRequest
-    keys: MapRequest | None
+    sides: tuple[MapRequest, ...]  # one where the anchors are the keys
     device: torch.device
     sampling: SampleSpec
     options: ContrastSpec
@@ -212,33 +237,33 @@ class StepPlan:
     """The launches of a pixel step: draw, gather, contrast; then back to the map."""
 
     def __init__(self, request: StepRequest) -> None:
-        options = request.options
-        self.sides = [_Drawn(side, request) for side in (request.anchors, request.keys) if side is not None]
-        beside = (torch.int32, torch.int32, None, None, None, None)
+        options, anchors = request.options, request.sides[0]
+        self.sides = [_Drawn(side, request) for side in request.sides]
+        draws, *key_draws = (side.draws for side in self.sides)
+        kinds_of_rows = (anchors.dtype, torch.int32, torch.int32, None, None, None, None)
         self.contrast = contrast(
             ContrastRequest(
-                self.sides[0].draws, None if request.keys is None else self.sides[1].draws, request.anchors.size[1],
-                (request.anchors.dtype, *beside), request.device, options.denominator, options.reduction, options.scale,
-                True,
+                draws, key_draws[0] if key_draws else None, anchors.size[1], kinds_of_rows, request.device,
+                options.denominator, options.reduction, options.scale, True,
             )
         )  # fmt: skip
-
         self.back: tuple[Back, Back] = self.sides[0].back, self.sides[-1].back
 
-    def find(self, features: list[Tensor], maps: list[Maps], numbers: list[int], wanted: Wanted) -> Found:
-        """The loss of the pixels that a seed or a number draws from each side, and its gradients."""
-        with on(features[0]):
-            drawn = [side.draw(*given) for side, *given in zip(self.sides, features, maps, numbers, strict=True)]
+    def find(self, sides: Sequence[Pixels], maps: Sequence[Maps], wanted: Wanted) -> Found:
+        """The loss of the pixels drawn from each side, and its gradients."""
+        with on(sides[0].features):
+            given = zip(self.sides, sides, maps, strict=True)
+            drawn = [launches.draw(side, beside) for launches, side, beside in given]
             anchors, keys = drawn[0], drawn[-1]
             found = self.contrast(anchors.rows, keys.rows, Beside(anchors.label, keys.label), wanted)
-        sides = ((found.anchors, anchors), (found.keys, keys))
-        return Found(found.value, *(_kept(gradient, side.rows, side.inverse, side.index) for gradient, side in sides))
+        of_anchors = _kept(found.anchors, anchors.rows, anchors.inverse, anchors.place)
+        return Found(found.value, of_anchors, _kept(found.keys, keys.rows, keys.inverse, keys.place))
 
 
 class _Pixels(NamedTuple):
     """The pixels that were drawn."""
 
-    index: Tensor  # [n] int64
+    place: Tensor  # [n] int64 into the pixels of the map
     label: Tensor  # [n] int32
     rows: Tensor  # [n, D]
     inverse: Tensor | None  # [n] 1 / norm; None: as they were
@@ -263,18 +288,20 @@ class _Drawn:
         back = (wide, None, wide, *norm, index, side.dtype)
         self.scatter = on_map(scatter_kernel, side.size, self.stride, device, self.draws, back, 0)
 
-    def draw(self, features: Tensor, maps: Maps, number: int) -> _Pixels:
-        """Pixels drawn by a seed or a number, and their rows."""
-        index = features.new_empty(self.draws, dtype=torch.int64)
+    def draw(self, side: Pixels, maps: Maps) -> _Pixels:
+        """Pixels drawn by the seed, and their rows."""
+        features, seed = side.features, side.seed
+        place = features.new_empty(self.draws, dtype=torch.int64)
         label = features.new_empty(self.draws, dtype=torch.int32)
         rows = features.new_empty((self.draws, self.width))
-        self.sampler(maps if self.nearest is None else self.nearest(maps), halves(number), index, label)
+        number = side.stream if isinstance(seed, Tensor) else seed ^ side.stream
+        self.sampler(maps if self.nearest is None else self.nearest(maps), halves(number), place, label)
         if not self.normalize:
-            self.gather(features, index, rows)
-            return _Pixels(index, label, rows, None)
+            self.gather(features, place, rows)
+            return _Pixels(place, label, rows, None)
         inverse = features.new_empty(self.draws, dtype=torch.float32)
-        self.gather(features, index, rows, inverse)
-        return _Pixels(index, label, rows, inverse)
+        self.gather(features, place, rows, inverse)
+        return _Pixels(place, label, rows, inverse)
 
     def back(self, kept: Kept, origin: Origin, upstream: Tensor) -> Tensor:
         """Gradient of the map from that of its drawn rows."""

@@ -42,7 +42,7 @@ def _normalize(rows: Tensor, labels: Tensor, unit: Tensor | None) -> Tensor:
 
 
 def unit_rows_backward(
-    grad: Tensor, factors: tuple[Tensor | None, Tensor] | None, unit: Tensor, inverse: Tensor,
+    grad: Tensor, factors: tuple[Tensor, Tensor] | None, unit: Tensor, inverse: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """(g - u <u, g>) / norm for each row g of the scaled gradient; by default in the dtype of `unit`."""
@@ -53,15 +53,16 @@ def unit_rows_backward(
     given = (grad, factor, upstream, unit, inverse.contiguous(), result)
     if unit.shape[0]:
         with on(unit):
-            launch = on_rows(unit_rows_backward_kernel, unit.shape, (*grad.stride(), stride), unit.device, kinds(*given))
-            launch.anywhere(*given)
+            strides = (*grad.stride(), stride)
+            on_rows(unit_rows_backward_kernel, unit.shape, strides, unit.device, kinds(*given)).anywhere(*given)
     return result
 
 
 @lru_cache(1024)
 def on_rows(
-    kernel: Any, size: torch.Size, strides: tuple[int, ...], device: torch.device, dtypes: tuple[torch.dtype | None, ...]
-) -> Launch:
+    kernel: Any, size: torch.Size, strides: tuple[int, ...], device: torch.device,
+    dtypes: tuple[torch.dtype | None, ...],
+) -> Launch:  # fmt: skip
     """A kernel on rows [n, D] of these strides."""
     count, width = size
     return Launch(kernel, (cells(count, tiles.COPY_ROWS),), count, *strides, width, tiles.COPY_ROWS, copy_width(width))
@@ -89,8 +90,9 @@ def on_map(
 
 
 def _on(kernel: Any, features: Tensor, count: int, given: Sequence[Tensor | None], *before: int) -> None:
+    layout = (features.shape, features.stride(), features.device)
     with on(features):
-        on_map(kernel, features.shape, features.stride(), features.device, count, kinds(*given), *before).anywhere(*given)
+        on_map(kernel, *layout, count, kinds(*given), *before).anywhere(*given)
 
 
 def gather(features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -109,7 +111,7 @@ def gather(features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype)
 
 def gather_backward(
     grad: Tensor,
-    factors: tuple[Tensor | None, Tensor] | None,
+    factors: tuple[Tensor, Tensor] | None,
     index: Tensor,
     norm: tuple[Tensor, Tensor] | None,
     unique: bool,

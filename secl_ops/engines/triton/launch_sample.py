@@ -115,9 +115,7 @@ class Sampler:
         images, pixels = request.size[0], math.prod(request.size[1:])
         if pixels > tiles.MOST_PIXELS:
             raise ValueError(f"labels must have at most {tiles.MOST_PIXELS} pixels an image; got {pixels}")
-        self.plan = split(
-            images, request.size[1:], request.num_classes, stratified=request.strategy == "stratified"
-        )
+        self.plan = split(images, request.size[1:], request.num_classes, stratified=request.strategy == "stratified")
         self.lists = Lists(request, self.plan) if self.plan.chunks else None
         self.draw = Launch(
             sample_kernel, (images * request.num_classes, self.plan.cells),

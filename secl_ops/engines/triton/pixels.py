@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel kernels: label maps brought to a map's size, rows gathered from it, their gradients put back in a fixed order."""
+"""Pixel kernels: labels brought to a map's size, rows gathered from it, their gradients put back in a fixed order."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # Triton's decorator and its block values have no static types.
