@@ -38,8 +38,8 @@ class Kernel(NamedTuple):
     switches: Mapping[str, int] = {}  # its compile-time options, but for NEGATIVES
     whole_rows: bool = False  # a program holds rows of the full width
     warps: int = 4  # of a kernel that only moves memory
-    stages: int = 3  # likewise
     overrides: Mapping[str, str] = {}  # argument types that its names do not tell
+    few: bool = False  # it contrasts few rows, by a tile of its own
 
 
 _ALONE = {"BLOCK": tiles.SAMPLE_PIXELS, "HARD": False, "LEVELS": 1, "CELLS": 1, "CLASSES": 32, "UNITS": 256}
@@ -53,7 +53,7 @@ _ONE_PART = {"SELF": False, "VALUE": True, "BOUNDED": True}
 _ROLES = {"SELF": False, "BOUNDED": True}
 _MERGE = {"BLOCK_N": tiles.MERGE_TILE.block_n}
 _BATCH = {"BATCH": tiles.LIVE_BATCH, "POSITIVE": True}
-_FEW: dict[str, int] = {**tiles.FEW_TILE.blocks(), "CLEAN": False, "MEAN": True, "SUM": tiles.REDUCE_ROWS}
+_FEW = {"CLEAN": False, "MEAN": True, "SUM": tiles.REDUCE_ROWS}
 _FEW_KERNELS: tuple[tuple[str, str, dict[str, int]], ...] = (
     ("value", "value", {"SELF": False}),
     ("gradient_self", "gradient", {"SELF": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True}),
@@ -94,7 +94,7 @@ KERNELS: dict[str, Kernel] = {
     **{
         f"few_{name}{ending}": Kernel(
             "few", f"few_{kernel}_kernel", switches={**_FEW, **roles, "NEGATIVES": negatives},
-            warps=tiles.FEW_TILE.warps, stages=tiles.FEW_TILE.stages, overrides={"p_exclude": "*i64"},
+            overrides={"p_exclude": "*i64"}, few=True,
         )
         for negatives, ending in ((True, "_negatives"), (False, "_all")) for name, kernel, roles in _FEW_KERNELS
     },
@@ -281,12 +281,16 @@ def _type(name: str, build: Build) -> str:
 def _launch(build: Build, tile: tiles.Tile | None) -> tuple[dict[str, object], dict[str, int]]:
     """Compile-time values and launch options."""
     kernel = KERNELS[build.kernel]
+    if kernel.few:
+        tile = tiles.fitted(tiles.FEW_TILE, build.width)
+        found: dict[str, object] = {"WIDTH": build.width, **kernel.switches, **tile.blocks()}
+        return found, {"num_warps": tile.warps, "num_stages": tile.stages}
     if not kernel.purpose:
         rows, columns = tiles.pick_rows(build.width) if kernel.whole_rows else (tiles.COPY_ROWS, tiles.COPY_COLUMNS)
         values: dict[str, object] = {
             "WIDTH": build.width, "OUT": build.width, "BLOCK_N": rows, "BLOCK_D": columns, **kernel.switches,
         }  # fmt: skip
-        return values, {"num_warps": kernel.warps, "num_stages": kernel.stages}
+        return values, {"num_warps": kernel.warps, "num_stages": 3}
     tile = tile or tile_of(build)
     widths = {"WIDTH": tiles.padded_width(build.width), "OUT": build.width}
     values = {**widths, "NEGATIVES": build.negatives, **kernel.switches, **tile.blocks()}

@@ -107,7 +107,7 @@ def sorts(rows: int, columns: int, width: int, dtype: torch.dtype) -> bool:
 
 
 FEW_ROWS = 2048  # of either side whose contrast is a launch or two: one program streams all rows of the other side
-FEW_TILE = Tile(16, 64, 64, 64, 4, 2)
+FEW_TILE = Tile(16, 32, 64, 64, 4, 3)  # on every GPU: wider ones spill
 MERGE_TILE = Tile(16, 16, 64, 64, 4, 1)  # of the kernels that add parts up
 
 

@@ -233,6 +233,7 @@ def test_counting_and_sorting_give_the_same_order(count: int, others: int, group
         assert same.all()
 
 
+@pytest.mark.usefixtures("many_rows")
 def test_a_pixel_step_visits_one_in_c(visits: list[None]) -> None:
     features = torch.randn(4, 16, 8, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     labels = shuffled(torch.arange(4 * 8 * 16) % CLASSES, 4).view(4, 8, 16)

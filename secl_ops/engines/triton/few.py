@@ -18,7 +18,6 @@ import triton.language as tl
 from secl_ops.engines.triton.gradient import pair_weights
 from secl_ops.engines.triton.primitives import (
     LN2,
-    UNROLLED,
     finite_or_zero,
     merge_logits,
     product,
@@ -75,7 +74,7 @@ def few_dots(p_rows, p_others, m_row, m_other, WIDTH: tl.constexpr, BLOCK_D: tl.
     """`<row, other>` of every pair [BN, BM]."""
     o_column = tl.arange(0, BLOCK_D)
     b_dot = tl.zeros([m_row.shape[0], m_other.shape[0]], tl.float32)
-    if WIDTH <= UNROLLED * BLOCK_D:
+    if WIDTH <= 2 * BLOCK_D:  # more in a row spill
         for start in tl.static_range(0, WIDTH, BLOCK_D):
             b_row = load_chunk(p_rows + start, start + o_column, m_row, WIDTH)
             b_other = load_chunk(p_others + start, start + o_column, m_other, WIDTH)

@@ -55,7 +55,8 @@ class ContrastRequest(NamedTuple):
     rows: int
     keys: int | None  # None: the anchors are the keys
     width: int
-    kinds: tuple[torch.dtype | None, ...]  # of the rows, and of what stands beside them
+    dtype: torch.dtype
+    beside: tuple[torch.dtype | None, ...]
     device: torch.device
     denominator: str
     reduction: str
@@ -71,7 +72,8 @@ class Contrast:
         count, others = request.rows, request.rows if request.keys is None else request.keys
         negatives, mean = request.denominator == "negatives", request.reduction == "mean"
         scale2, tile = request.scale * LOG2E, tiles.fitted(tiles.FEW_TILE, request.width)
-        blocks, options = (tile.block_n, tile.block_m, tile.block_d), {"num_warps": tile.warps, "num_stages": 2}
+        blocks = (tile.block_n, tile.block_m, tile.block_d)
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
         rules = (request.width, self.shared, negatives, request.clean)
 
         def gradient(rows: int, streamed: int, *, anchors: bool, keys: bool) -> Launch:
@@ -153,7 +155,7 @@ class RowsPlan:
         self.contrast = contrast(
             ContrastRequest(
                 anchors.size[0], request.sides[1].size[0] if len(self.sides) > 1 else None, anchors.size[1],
-                (anchors.dtype, *request.beside), device, request.denominator, request.reduction, request.scale,
+                anchors.dtype, request.beside, device, request.denominator, request.reduction, request.scale,
                 request.normalize,
             )
         )  # fmt: skip
@@ -240,10 +242,10 @@ class StepPlan:
         options, anchors = request.options, request.sides[0]
         self.sides = [_Drawn(side, request) for side in request.sides]
         draws, *key_draws = (side.draws for side in self.sides)
-        kinds_of_rows = (anchors.dtype, torch.int32, torch.int32, None, None, None, None)
+        beside = (torch.int32, torch.int32, None, None, None, None)
         self.contrast = contrast(
             ContrastRequest(
-                draws, key_draws[0] if key_draws else None, anchors.size[1], kinds_of_rows, request.device,
+                draws, key_draws[0] if key_draws else None, anchors.size[1], anchors.dtype, beside, request.device,
                 options.denominator, options.reduction, options.scale, True,
             )
         )  # fmt: skip
