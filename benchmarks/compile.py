@@ -53,12 +53,12 @@ _ONE_PART = {"SELF": False, "VALUE": True, "BOUNDED": True}
 _ROLES = {"SELF": False, "BOUNDED": True}
 _MERGE = {"BLOCK_N": tiles.MERGE_TILE.block_n}
 _BATCH = {"BATCH": tiles.LIVE_BATCH, "POSITIVE": True}
-_FEW = {"CLEAN": False, "MEAN": True, "SUM": tiles.REDUCE_ROWS}
+_FEW = {"CLEAN": False, "SUM": tiles.REDUCE_ROWS}
 _FEW_KERNELS: tuple[tuple[str, str, dict[str, int]], ...] = (
     ("value", "value", {"SELF": False}),
-    ("gradient_self", "gradient", {"SELF": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True}),
-    ("gradient_anchors", "gradient", {"SELF": False, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False}),
-    ("gradient_keys", "gradient", {"SELF": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True}),
+    ("gradient_self", "gradient", {"MEAN": True, "SELF": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True}),
+    ("gradient_anchors", "gradient", {"MEAN": True, "SELF": False, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False}),
+    ("gradient_keys", "gradient", {"MEAN": True, "SELF": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True}),
 )
 KERNELS: dict[str, Kernel] = {
     "scan": Kernel("contrast", "denominator_kernel", "scan", 1, {**_ONE_PART, "VALUE": False}),
@@ -282,7 +282,7 @@ def _launch(build: Build, tile: tiles.Tile | None) -> tuple[dict[str, object], d
     """Compile-time values and launch options."""
     kernel = KERNELS[build.kernel]
     if kernel.few:
-        tile = tiles.fitted(tiles.FEW_TILE, build.width)
+        tile = tiles.pick_few(build.width)
         found: dict[str, object] = {"WIDTH": build.width, **kernel.switches, **tile.blocks()}
         return found, {"num_warps": tile.warps, "num_stages": tile.stages}
     if not kernel.purpose:

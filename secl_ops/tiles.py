@@ -107,7 +107,6 @@ def sorts(rows: int, columns: int, width: int, dtype: torch.dtype) -> bool:
 
 
 FEW_ROWS = 2048  # of either side whose contrast is a launch or two: one program streams all rows of the other side
-FEW_TILE = Tile(16, 32, 64, 64, 4, 3)  # on every GPU: wider ones spill
 MERGE_TILE = Tile(16, 16, 64, 64, 4, 1)  # of the kernels that add parts up
 
 
@@ -195,6 +194,16 @@ def pick_rows(width: int) -> tuple[int, int]:
     """
     columns = min(512, max(16, next_power_of_two(width)))
     return max(4, min(8, 2048 // columns)), columns
+
+
+def pick_few(width: int) -> Tile:
+    """The tile of the kernels of few rows, on every GPU and in every dtype: larger ones spill.
+
+    Example:
+        >>> pick_few(24)
+        Tile(block_n=16, block_m=32, block_d=32, block_out=32, warps=4, stages=3)
+    """
+    return fitted(Tile(16, 32, 64, 64, 4, 3 if width <= 256 else 2), width)
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import secl_ops
 from benchmarks.compile import KERNELS, Kernel
-from secl_ops import ops, tiles
+from secl_ops import ops, small, tiles
 from secl_ops.engines import triton
 from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
@@ -208,7 +208,19 @@ def pixels(strategy: str, denominator: str) -> Step:
     return step
 
 
-VARIANTS: dict[str, Step] = {
+def larger_labels() -> None:
+    """Labels, scores and what is eligible at twice the resolution of the features."""
+    features, labels = (value.to(DEVICE) for value in maps())
+    large, beside = (each.repeat_interleave(2, 1).repeat_interleave(2, 2) for each in (labels, labels.float()))
+    given: dict[str, Any] = {"per_class": PER_CLASS, "num_classes": CLASSES, "seed": 3, "strategy": "hard"}
+    found = [
+        secl_ops.pixel_contrast(features, each, eligible=each >= 0, scores=scores, **given, backend="triton")
+        for each, scores in ((labels, labels.float()), (large, beside))
+    ]
+    assert torch.equal(*found)
+
+
+MANY: dict[str, Step] = {
     **{f"{name}, {way}, bf16": contrast(name, way, BF16) for way in DENOMINATORS for name in OPTIONS},
     **{
         f"{name}, {way}, {str(dtype)[6:]}": contrast(name, way, dtype)
@@ -233,6 +245,29 @@ VARIANTS: dict[str, Step] = {
     "sample int32": sample("uniform", torch.int32),
     **{f"pixels {name}, {way}": pixels(name, way) for way in DENOMINATORS for name in ("stratified", "hard")},
 }  # fmt: skip
+# What few rows launch, and the same of as few by the kernels for many.
+FEW: dict[str, Step] = {
+    **{f"{name}, {way}": contrast(name, way, BF16) for way in DENOMINATORS for name in ("self", "excluding")},
+    **{f"{name}, fp32": contrast(name, "negatives", FP32) for name in ("self", "grouped", "not normalised")},
+    **{f"{side or 'nobody'} learns": one_side(side, "negatives") for side in ("anchors", "keys", "")},
+    "ragged, fp16": contrast("ragged", "all", FP16),
+    "reduction sum": reduction("sum"),
+    **{f"pixels {name}, {way}": pixels(name, way) for name, way in (("uniform", "negatives"), ("hard", "all"))},
+    "labels of another size": larger_labels,
+}
+
+
+def as_many(step: Step) -> Step:
+    """A step by the kernels for many rows, however few they are."""
+
+    def long_way() -> None:
+        with patch.object(small, "serves", lambda *_: False):
+            step()
+
+    return long_way
+
+
+VARIANTS = {**{name: as_many(step) for name, step in MANY.items()}, **{f"few {name}": FEW[name] for name in FEW}}
 
 
 def shares() -> list[Any]:
@@ -321,5 +356,5 @@ def test_what_no_variant_launches_is_seen() -> None:
     ]  # fmt: skip
 
 
-def test_about_fifty_variants_fit_into_their_seconds() -> None:
-    assert 45 <= len(VARIANTS) <= 60
+def test_the_variants_fit_into_their_seconds() -> None:
+    assert 60 <= len(VARIANTS) <= 75

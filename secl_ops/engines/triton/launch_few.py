@@ -71,7 +71,7 @@ class Contrast:
         self.request, self.shared = request, request.keys is None
         count, others = request.rows, request.rows if request.keys is None else request.keys
         negatives, mean = request.denominator == "negatives", request.reduction == "mean"
-        scale2, tile = request.scale * LOG2E, tiles.fitted(tiles.FEW_TILE, request.width)
+        scale2, tile = request.scale * LOG2E, tiles.pick_few(request.width)
         blocks = (tile.block_n, tile.block_m, tile.block_d)
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
         rules = (request.width, self.shared, negatives, request.clean)
