@@ -17,7 +17,8 @@ from math import ceil
 
 import numpy as np
 
-from benchmarks.compile import KERNELS, Build, Built, shape_of, tile_of
+from benchmarks.compile import Build, Built, shape_of, tile_of
+from benchmarks.kernel_table import KERNELS
 from benchmarks.sass import LANES, WARPS_OF_A_GROUP, Loop
 from secl_ops import tiles
 from secl_ops.tiles import Tile

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.compile import KERNELS, Build, Built, common, compile_apart, every, faults, outputs, shape_of, tile_of
+from benchmarks.compile import Build, Built, common, compile_apart, every, faults, outputs, shape_of, tile_of
+from benchmarks.kernel_table import KERNELS
 from benchmarks.model import CALLS, predicted, weighted
 from benchmarks.provenance import commit, read_rows, shown, today, write_rows
 from benchmarks.sass import LANES, Loop

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from benchmarks import gate
 from benchmarks.budget import assert_within_budget
-from benchmarks.compile import CAPABILITIES, DTYPES, KERNELS, Build, Built, compile_apart, faults
+from benchmarks.compile import CAPABILITIES, DTYPES, Build, Built, compile_apart, faults
 from benchmarks.gpu import demand_gpu
+from benchmarks.kernel_table import KERNELS
 from benchmarks.load import Watch
 from benchmarks.measure import Clock, Work, milliseconds, percentiles
 from benchmarks.neighbours import candidates

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import secl_ops
-from benchmarks.compile import KERNELS, Kernel
+from benchmarks.kernel_table import KERNELS, Kernel
 from secl_ops import ops, small, tiles
 from secl_ops.engines import triton
 from secl_ops.spec import Flag

@@ -12,18 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compile import (
-    CAPABILITIES,
-    COPIES,
-    DTYPES,
-    KERNELS,
-    Build,
-    Built,
-    compile_apart,
-    every,
-    faults,
-    tile_of,
-)
+from benchmarks.compile import CAPABILITIES, DTYPES, Build, Built, compile_apart, every, faults, tile_of
+from benchmarks.kernel_table import COPIES, KERNELS
 from benchmarks.model import CLASSES, passes_of, weighted
 from benchmarks.sass import Loop
 from secl_ops import tiles

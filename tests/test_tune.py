@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks import load, provenance, tune
-from benchmarks.compile import DTYPES, KERNELS, Built
+from benchmarks.compile import DTYPES, Built
+from benchmarks.kernel_table import KERNELS
 from benchmarks.neighbours import candidates
 from benchmarks.tune import FIELDS, PURPOSES, Group, advice, order_advice, proposals, survey
 from secl_ops import tiles
