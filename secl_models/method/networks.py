@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
@@ -153,7 +154,8 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map the channels of every pixel."""
-        mapped: Tensor = self.layer.weight @ features.flatten(2) + self.layer.bias.unsqueeze(1)
+        weight = self.layer.weight.expand(len(features), -1, -1)
+        mapped = torch.baddbmm(self.layer.bias.view(1, -1, 1), weight, features.flatten(2))
         return mapped.view(features.shape)
 
 

@@ -16,6 +16,8 @@ from secl_models.method.step import StepContext, TermValue, stream_seed
 from secl_models.method.supervised import supervised_loss
 from secl_models.options.schema import RunConfig
 
+TINY = 1e-24  # square of a length below which a feature counts as zero
+
 
 class PrototypeTerm(nn.Module):
     """Moving prototypes p_ck that classify the mixtures beside the network's own last layer, which alone predicts.
@@ -56,23 +58,26 @@ class PrototypeTerm(nn.Module):
             raise ValueError("the prototypes need the mixture that the student saw")
         mapped: Tensor = head(context.student.last)
         with torch.autocast(mapped.device.type, enabled=False):
-            unit = normalize(mapped.float(), dim=1)  # [L, D, *spatial]
+            mapped = mapped.float()  # [L, D, *spatial]
             batch = JoinedBatch(self._processes, context.labeled, context.labeled)
-            seen = resize_labels(self._sure(context), tuple(unit.shape[2:]))
+            seen = resize_labels(self._sure(context), tuple(mapped.shape[2:]))
             seed = stream_seed(self.seed, context.step, "student pixels")
             index, label = batch.sample(seen, self.options.per_class, self.classes, seed)
-            rows = secl_ops.gather_pixels(unit, index, unique=True)
+            rows = secl_ops.gather_pixels(mapped, index, normalize=True, unique=True)
             self._move(batch.gather(rows.detach(), self.classes), batch.gather(label, self.classes))
-            second = self._second(self.logits(unit), context.truth, context.guess)
+            second = self._second(self.logits(mapped), context.truth, context.guess)
             nearest = self._nearest(rows, label)
         value = self.options.weight * second + self.options.contrast * nearest
         return TermValue(value, {"second": second.detach(), "nearest": nearest.detach()})
 
-    def logits(self, unit: Tensor) -> Tensor:
-        """The second prediction [B, C, *spatial] from unit features [B, D, *spatial]."""
-        score = self.rows.flatten(0, 1) @ unit.flatten(2)  # [B, C K, pixels]
-        best: Tensor = score.unflatten(1, (self.classes, -1)).max(2).values / self.options.temperature
-        return best.view(*best.shape[:2], *unit.shape[2:])
+    def logits(self, mapped: Tensor) -> Tensor:
+        """The second prediction [B, C, *spatial] from features [B, D, *spatial] of any length."""
+        flat = mapped.flatten(2)
+        best = (self.rows.flatten(0, 1) @ flat).unflatten(1, (self.classes, -1)).amax(2)  # [B, C, pixels]
+        # The length divides what is left of them: to make every feature a unit first takes twice as long.
+        length = (flat * flat).sum(1, keepdim=True).clamp_min(TINY).sqrt()
+        score: Tensor = best / (length * self.options.temperature)
+        return score.view(*score.shape[:2], *mapped.shape[2:])
 
     def _sure(self, context: StepContext) -> Tensor:
         """Class of the mixtures' pixels [L, *patch]: the truth, or the teacher's where it is sure."""
