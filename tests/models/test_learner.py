@@ -224,8 +224,9 @@ def test_compilation_changes_nothing(
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_every_precision_takes_steps(precision: str, toy: tuple[DataSet, Split]) -> None:
-    ours = learner(set_train(CONFIG, precision=precision), toy)
+@pytest.mark.parametrize("method", ["secl", "mixed-region", "prototypes", "centroids", "disagreement"])
+def test_every_precision_takes_steps(method: str, precision: str, toy: tuple[DataSet, Split]) -> None:
+    ours = learner(set_train(CONFIG, method=method, precision=precision), toy)
     assert all(map(math.isfinite, losses(ours)))
 
 
