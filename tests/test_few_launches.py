@@ -317,3 +317,31 @@ def test_many_upstream_numbers_at_once(normalize: bool) -> None:
     for number, found in zip(upstream, both, strict=True):
         (one,) = torch.autograd.grad(loss, features, number, retain_graph=True)
         assert_within_budget("anchors", found, one.double(), one, amplification=40)
+
+
+def beside_reference(given: dict[str, Any]) -> None:
+    """Hold loss and gradient against the reference in fp64."""
+    leaf_, wide = (given["anchors"].to(kind).requires_grad_() for kind in (torch.float32, torch.float64))
+    found = gradients(lambda: secl_ops.info_nce(**given | {"anchors": leaf_}, backend="triton"), leaf_)
+    others = {"keys": given["keys"].double()} if "keys" in given else {}
+    exact = secl_ops.info_nce(**given | {"anchors": wide} | others, backend="reference")
+    truth = (exact.detach(), *torch.autograd.grad(exact, wide))
+    for name, here, there in zip(("loss", "anchors"), found, truth, strict=True):
+        assert torch.equal(here.isfinite(), there.isfinite())
+        assert_within_budget(name, here.nan_to_num(), there.nan_to_num(), there.nan_to_num().float(), amplification=40)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_labels_of_every_width_are_labels(dtype: torch.dtype) -> None:
+    call = alone(21, 16, ignored=0.0)
+    given = {"anchors": call.anchors.to(DEVICE), "anchor_labels": call.anchor_labels.to(DEVICE, dtype)}
+    beside_reference(given)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_an_infinite_weight_spoils_no_more_than_its_own(reduction: str) -> None:
+    call = separate(21, 30, 16, ignored=0.0)
+    given = {name: value.to(DEVICE) for name, value in call.arguments().items() if isinstance(value, Tensor)}
+    weights = torch.ones(21, device=DEVICE)
+    weights[3] = torch.inf
+    beside_reference({**given, "weights": weights, "reduction": reduction})

@@ -33,7 +33,7 @@ LOSS, LSE, PULL, COUNT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.c
 def load_names(p_labels, p_groups, o_row, count):
     """Label of each row, -1 past the end, and its group, 0 without groups."""
     m_row = o_row < count
-    b_label = tl.load(p_labels + o_row, mask=m_row, other=-1).to(tl.int32)
+    b_label = tl.where(m_row, tl.load(p_labels + o_row, mask=m_row, other=0).to(tl.int32), -1)  # -1 is no byte
     if p_groups is None:
         b_group = tl.zeros(o_row.shape, tl.int32)
     else:
@@ -180,8 +180,10 @@ def reduced(p_state, p_weights, n_anchors, MEAN: tl.constexpr, BLOCK: tl.constex
         b_loss += tl.load(p_state + LOSS * n_anchors + o_anchor, mask=o_anchor < n_anchors, other=0.0) * b_weight
         b_total += b_weight
         b_live = tl.maximum(b_live, (b_weight != 0.0).to(tl.int32))
-    total = tl.sum(b_total, 0)
-    total = tl.where(total > 0.0, total, 1.0) if MEAN else total * 0.0 + 1.0
+    total = tl.full([], 1.0, tl.float32)
+    if MEAN:
+        total = tl.sum(b_total, 0)
+        total = tl.where(total > 0.0, total, 1.0)
     return tl.sum(b_loss, 0) / total, total, tl.max(b_live, 0) > 0
 
 

@@ -21,7 +21,7 @@ def unit_rows_kernel(
     """`u = x / |x|` and `1 / |x|`; an ignored row is not read, it and a zero row give zeros."""
     o_row = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     m_row = o_row < n_rows
-    m_read = tl.load(p_labels + o_row, mask=m_row, other=-1) >= 0
+    m_read = m_row & (tl.load(p_labels + o_row, mask=m_row, other=0) >= 0)  # -1 is no byte
     p_row = p_rows + o_row * row_stride
     b_inverse = inverse_norm(p_row, m_read, column_stride, WIDTH, BLOCK_N, BLOCK_D)
     tl.store(p_inverse + o_row, b_inverse, mask=m_row)
