@@ -13,6 +13,7 @@ import torch
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
+from secl_models.method.norms import quicken_norms
 from secl_models.method.output import Output
 from secl_models.options.errors import InputError
 from secl_models.options.schema import NetworkConfig
@@ -198,6 +199,7 @@ def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> T
         upsample_kernel_size=strides[1:],
         filters=list(config.channels),
     )
+    quicken_norms(module)
     encoder = ["input_block", *(f"downsamples.{level}" for level in range(levels - 2)), "bottleneck"]
     decoder = [*(f"upsamples.{levels - 2 - level}" for level in range(levels - 1)), "bottleneck"]  # by level
     return TappedModule(

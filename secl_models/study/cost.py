@@ -18,7 +18,7 @@ from secl_models.data.files import write_text
 from secl_models.data.preprocess import resolve
 from secl_models.data.splits import Split
 from secl_models.data.volumes import Volume, load_volumes
-from secl_models.method.device import choose_device, machine
+from secl_models.method.device import choose_device, keep_freed_memory, machine
 from secl_models.method.learner import Learner, make_learner
 from secl_models.method.origin import commit
 from secl_models.method.processes import Processes, start_fabric
@@ -60,6 +60,8 @@ def measure_cost(config: RunConfig, data: DataSet, split: Split, methods: Sequen
         cure = f"name fewer --labeled, or --methods {BASELINE}"
         raise InputError("--methods", rule="unlabelled cases for what listens to a teacher", got="none", cure=cure)
     device = choose_device(config.train.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     labeled, unlabeled = (load_volumes(data, part) for part in (split.labeled, split.unlabeled))

@@ -26,7 +26,7 @@ from secl_models.data.splits import PARTS, Split, save_split
 from secl_models.data.volumes import Volume, load_volumes
 from secl_models.inference.validate import Validation, validate
 from secl_models.method import checkpoint
-from secl_models.method.device import choose_device, machine, peak_memory_mib
+from secl_models.method.device import choose_device, keep_freed_memory, machine, peak_memory_mib
 from secl_models.method.largest_part import one_part_structures
 from secl_models.method.learner import Learner, make_learner
 from secl_models.method.origin import commit, versions
@@ -173,6 +173,8 @@ def _set_up(
     load: Load,
 ) -> _Run:
     processes.require_divides(batch=config.train.batch, unlabeled_batch=config.train.unlabeled_batch)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     listens = METHODS[config.train.method].listens

@@ -37,6 +37,16 @@ def test_teacher_follows_the_recurrence_for_parameters_and_float_buffers() -> No
         assert (value.double() - expected[name]).abs().max() < 1e-5, name
 
 
+def test_a_buffer_that_the_student_puts_anew_is_followed() -> None:
+    student = batch_norm_model()
+    teacher = Teacher(student, decay=0.0)
+    for number in range(3):
+        norm = student.network.module[1]  # type: ignore[index]
+        norm.running_mean = torch.full((3,), float(number))
+        teacher.update(student, number)
+        assert torch.equal(teacher.model.network.module[1].running_mean, norm.running_mean)  # type: ignore[index]
+
+
 def test_running_statistics_are_those_of_the_student_not_of_the_start() -> None:
     student = batch_norm_model()
     teacher = Teacher(student, decay=0.9)
