@@ -99,12 +99,6 @@ def _time(row: dict[str, str]) -> str:
     return f"{median} ({f'{low} - {high}' if int(row['rounds']) > 1 else 'one round'}{beside})"
 
 
-def fastest(rows: list[dict[str, str]], but: str) -> dict[str, str]:
-    """The fastest contender but one; the bare products are no contender."""
-    rivals = [r for r in rows if r["p50_ms"] and r["contender"] != but and not r["contender"].startswith("products")]
-    return min(rivals, key=lambda row: float(row["p50_ms"]))
-
-
 def cases(name: str) -> dict[str, list[dict[str, str]]]:
     """Rows by case, in the order of the file."""
     found: dict[str, list[dict[str, str]]] = {}
@@ -126,9 +120,8 @@ def standings() -> dict[str, Standing]:
 
 def published_markdown() -> str:
     """Ours beside the fastest rival and the bare products, the least factor first; what was left out comes last."""
-    head = (
-        "case", "N x M x D", "`secl_ops` ms", "fastest rival", "rival ms", "times as fast", "of the products", "as wanted"
-    )  # fmt: skip
+    figures = ("`secl_ops` ms", "fastest rival", "rival ms", "times as fast", "of the products", "as wanted")
+    head = ("case", "N x M x D", *figures)
     stands, lines = standings(), []
     for name, rows in cases("cases.csv").items():
         shape = f"{int(rows[0]['rows']):,} x {int(rows[0]['keys']):,} x {rows[0]['width']}"

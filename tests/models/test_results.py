@@ -14,16 +14,14 @@ from secl_models.options.methods import BASELINE
 from secl_models.study.rows import STEPS, TIME
 from tests.conftest import REPOSITORY
 from tests.models.results import (
-    OURS,
     RESULTS,
     SETTINGS,
     TABLES,
     _time,
-    cases,
     difference,
-    fastest,
     interval,
     signed,
+    standings,
     table,
 )
 
