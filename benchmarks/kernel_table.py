@@ -37,7 +37,8 @@ _MERGE = {"BLOCK_N": tiles.MERGE_TILE.block_n}
 _BATCH = {"BATCH": tiles.LIVE_BATCH, "POSITIVE": True}
 _FEW = {"CLEAN": False, "SUM": tiles.REDUCE_ROWS}
 _FEW_KERNELS: tuple[tuple[str, str, dict[str, int]], ...] = (
-    ("value", "value", {"SELF": False}),
+    ("value", "value", {"SELF": False, "BOUNDED": True}),
+    ("value_running", "value", {"SELF": True, "BOUNDED": False}),
     ("gradient_self", "gradient", {"MEAN": True, "SELF": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True}),
     ("gradient_anchors", "gradient", {"MEAN": True, "SELF": False, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False}),
     ("gradient_keys", "gradient", {"MEAN": True, "SELF": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True}),

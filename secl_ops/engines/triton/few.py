@@ -100,7 +100,7 @@ def few_value_kernel(
     p_labels, p_key_labels, p_groups, p_key_groups, p_exclude,  # [N], [M], [N] or None, [M] or None, [N] or None
     p_state,  # [4, N]
     n_anchors, n_keys, scale2,
-    WIDTH: tl.constexpr, SELF: tl.constexpr, NEGATIVES: tl.constexpr, CLEAN: tl.constexpr,
+    WIDTH: tl.constexpr, SELF: tl.constexpr, NEGATIVES: tl.constexpr, CLEAN: tl.constexpr, BOUNDED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Loss, log-sum-exp (base 2), pull and number of positives of each anchor."""
@@ -111,6 +111,8 @@ def few_value_kernel(
     m_anchor = real(anchor[0], o_anchor, n_anchors, CLEAN)
     p_row = tile_pointers(p_anchors, o_anchor.to(tl.int64), o_column, WIDTH)
     b_top = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    if BOUNDED:  # of unit rows no logit is above the scale
+        b_top = tl.full([BLOCK_N], 0.0, tl.float32) + scale2
     b_sum = tl.zeros([BLOCK_N], tl.float32)
     b_near = tl.zeros([BLOCK_N], tl.float32)  # of the positives: logits, or what they lack of their negatives
     b_pull = tl.zeros([BLOCK_N], tl.float32)
@@ -127,7 +129,7 @@ def few_value_kernel(
         if not NEGATIVES:
             b_near += tl.sum(tl.where(m_positive, b_logit, 0.0), 1)
         b_logit = tl.where(m_inside, b_logit, float("-inf"))
-        b_top, b_sum, _, _ = merge_logits(b_logit, b_top, b_sum, False)
+        b_top, b_sum, _, _ = merge_logits(b_logit, b_top, b_sum, BOUNDED)
     b_lse = tl.log2(b_sum) + finite_or_zero(b_top)
     if NEGATIVES:
         for start in range(0, n_keys, BLOCK_M):

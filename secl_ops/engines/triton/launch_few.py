@@ -19,7 +19,7 @@ from secl_ops import tiles
 from secl_ops.engines.reference import Origin
 from secl_ops.engines.triton.few import few_gradient_kernel, few_reduce_kernel, few_value_kernel
 from secl_ops.engines.triton.grids import Launch, cells, kinds, on
-from secl_ops.engines.triton.launch import LOG2E
+from secl_ops.engines.triton.launch import BOUNDED_SCALE, LOG2E
 from secl_ops.engines.triton.launch_rows import on_map, on_rows
 from secl_ops.engines.triton.launch_sample import Maps, Request, halves, sampler
 from secl_ops.engines.triton.pixels import gather_kernel, gather_unit_kernel, nearest_kernel, scatter_kernel
@@ -62,6 +62,7 @@ class ContrastRequest(NamedTuple):
     reduction: str
     scale: float
     clean: bool  # an ignored row is zero, whatever it was
+    unit: bool  # every row has norm 1 or 0
 
 
 class Contrast:
@@ -83,8 +84,8 @@ class Contrast:
                 *blocks, tile.block_out, tiles.REDUCE_ROWS, **options,
             )  # fmt: skip
 
-        rows = (cells(count, tile.block_n),)
-        self.find = Launch(few_value_kernel, rows, count, others, scale2, *rules, *blocks, **options)
+        rows, bounded = (cells(count, tile.block_n),), request.unit and request.scale <= BOUNDED_SCALE
+        self.find = Launch(few_value_kernel, rows, count, others, scale2, *rules, bounded, *blocks, **options)
         self.of_anchors = gradient(count, others, anchors=True, keys=self.shared)
         self.of_keys = gradient(others, count, anchors=False, keys=True)
         self.reduce = Launch(few_reduce_kernel, (1,), count, mean, tiles.REDUCE_ROWS, num_warps=8)
@@ -156,7 +157,7 @@ class RowsPlan:
             ContrastRequest(
                 anchors.size[0], request.sides[1].size[0] if len(self.sides) > 1 else None, anchors.size[1],
                 anchors.dtype, request.beside, device, request.denominator, request.reduction, request.scale,
-                request.normalize,
+                request.normalize, request.normalize,
             )
         )  # fmt: skip
 
@@ -246,7 +247,7 @@ class StepPlan:
         self.contrast = contrast(
             ContrastRequest(
                 draws, key_draws[0] if key_draws else None, anchors.size[1], anchors.dtype, beside, request.device,
-                options.denominator, options.reduction, options.scale, True,
+                options.denominator, options.reduction, options.scale, True, options.normalize,
             )
         )  # fmt: skip
         self.back: tuple[Back, Back] = self.sides[0].back, self.sides[-1].back
