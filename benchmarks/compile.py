@@ -148,7 +148,7 @@ def _launch(build: Build, tile: tiles.Tile | None) -> tuple[dict[str, object], d
     if kernel.few:
         tile = tiles.pick_few(build.width)
         found: dict[str, object] = {"WIDTH": build.width, **kernel.switches, **tile.blocks()}
-        return found, {"num_warps": tile.warps, "num_stages": tile.stages}
+        return found, {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tiles.MOST_REGISTERS}
     if not kernel.purpose:
         rows, columns = tiles.pick_rows(build.width) if kernel.whole_rows else (tiles.COPY_ROWS, tiles.COPY_COLUMNS)
         values: dict[str, object] = {

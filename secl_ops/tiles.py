@@ -106,6 +106,7 @@ def sorts(rows: int, columns: int, width: int, dtype: torch.dtype) -> bool:
     return rows * columns * width >= _SORTED_WORK.get(dtype, _SORTED_WORK_HALF)
 
 
+MOST_REGISTERS = 255  # of a thread: left to itself the assembler spills 8 bytes to stay at 128
 FEW_ROWS = 2048  # of either side whose contrast is a launch or two: one program streams all rows of the other side
 MERGE_TILE = Tile(16, 16, 64, 64, 4, 1)  # of the kernels that add parts up
 

@@ -74,7 +74,7 @@ class Contrast:
         negatives, mean = request.denominator == "negatives", request.reduction == "mean"
         scale2, tile = request.scale * LOG2E, tiles.pick_few(request.width)
         blocks = (tile.block_n, tile.block_m, tile.block_d)
-        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+        options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tiles.MOST_REGISTERS}
         rules = (request.width, self.shared, negatives, request.clean)
 
         def gradient(rows: int, streamed: int, *, anchors: bool, keys: bool) -> Launch:
