@@ -204,7 +204,7 @@ def pick_few(width: int) -> Tile:
         >>> pick_few(24)
         Tile(block_n=16, block_m=32, block_d=32, block_out=32, warps=4, stages=3)
     """
-    return fitted(Tile(16, 32, 64, 64, 4, 3 if width <= 256 else 2), width)
+    return fitted(Tile(16, 32, 64, 64 if width <= 256 else 32, 4, 3), width)
 
 
 @cache
