@@ -8,7 +8,6 @@ these do not serve, and every call that breaks a rule, goes the long way, which 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,11 +18,8 @@ from secl_ops.autograd import once
 from secl_ops.engines import reference
 from secl_ops.engines.reference import Origin
 from secl_ops.inputs import ContrastInput
-from secl_ops.small_call import Back, Call, Kept, Pixels, Wanted
+from secl_ops.small_call import Back, Call, Check, Kept, Pixels, Wanted
 from secl_ops.spec import ContrastSpec, SampleSpec
-
-Check = Callable[[], None]
-"""Refuses, by name, what breaks a rule; asked where a call is of a kind not seen before."""
 
 
 def serves(options: ContrastSpec, rows: object) -> bool:
@@ -106,11 +102,9 @@ def _batched(kept: Kept, origin: Origin, upstream: Tensor) -> Tensor:
     if kept.pixels is None:
         return grad
     images, width, *spatial = origin.size
-    place = (
-        kept.pixels // math.prod(spatial),
-        kept.pixels % math.prod(spatial),
-    )  # of no pixel: the last; it gets a zero
-    found = grad.new_zeros(images, math.prod(spatial), width).index_put(place, grad, accumulate=True)
+    pixels = math.prod(spatial)  # a row of no pixel, -1, is 0: the last pixel gets nothing by it
+    place = kept.pixels // pixels, kept.pixels % pixels
+    found = grad.new_zeros(images, pixels, width).index_put(place, grad, accumulate=True)
     return found.transpose(1, 2).reshape(origin.size)
 
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from secl_ops.engines.reference import Origin
 
+Check = Callable[[], None]
+"""Refuses, by name, what breaks a rule; asked where a call is of a kind not seen before."""
+
 
 class Wanted(NamedTuple):
     """Whose gradient is asked for."""

@@ -17,13 +17,12 @@ from torch import Tensor
 from secl_ops import tiles
 from secl_ops.engines import select, triton
 from secl_ops.inputs import ContrastInput
-from secl_ops.small_call import Call, Pixels, is_plain
+from secl_ops.small_call import Call, Check, Pixels, is_plain
 from secl_ops.spec import ContrastSpec, SampleSpec
 
 if TYPE_CHECKING:  # it imports Triton, which a call on a CPU never needs
     from secl_ops.engines.triton import launch_few
 
-Check = Callable[[], None]
 MOST_PLANS = 512
 """Plans that are kept; with one more all are forgotten."""
 PLANS: dict[Any, Any] = {}

@@ -18,7 +18,7 @@ from secl_ops.engines import triton
 from tests.budget import assert_within_budget
 from tests.cases import alone, labels, rows, separate
 from tests.oracle import Call
-from tests.test_small import microseconds
+from tests.test_small import microseconds, tiny_steps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FEATURES = rows(2 * 16, 64, 0).view(2, 16, 8, 8).to(DEVICE)
@@ -174,24 +174,8 @@ def test_plans_do_not_pile_up(launches: Launches, monkeypatch: pytest.MonkeyPatc
 
 def test_the_host_spends_little_time_on_a_step(launches: Launches, threads: Callable[[int], None]) -> None:
     threads(1)
-    bare_rows, classes = torch.randn(16, 16, requires_grad=True), torch.arange(16) % 4
-    features, label_map = torch.randn(1, 16, 4, 4, requires_grad=True), classes.view(1, 4, 4)
-    few, few_labels = torch.randn(8, 16, requires_grad=True), torch.arange(8) % 4
-
-    def bare() -> None:
-        bare_rows.grad = None
-        torch.nn.functional.cross_entropy(bare_rows @ bare_rows.T, classes).backward()
-
-    def pixels() -> None:
-        features.grad = None
-        secl_ops.pixel_contrast(features, label_map, per_class=4, num_classes=4, seed=0, backend="triton").backward()
-
-    def of_rows() -> None:
-        few.grad = None
-        secl_ops.info_nce(few, anchor_labels=few_labels, backend="triton").backward()
-
     most = {"pixels": 2.5, "rows": 2.5}
-    found = microseconds({"bare": bare, "pixels": pixels, "rows": of_rows}, most)
+    found = microseconds(tiny_steps("triton"), most)
     assert all(found[name] <= factor * found["bare"] for name, factor in most.items()), found
 
 

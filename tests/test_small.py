@@ -344,8 +344,8 @@ def microseconds(steps: dict[str, Callable[[], object]], most: dict[str, float])
     return best
 
 
-def test_a_small_step_costs_little_more_than_a_bare_loss(threads: Callable[[int], None]) -> None:
-    threads(1)
+def tiny_steps(backend: str) -> dict[str, Callable[[], object]]:
+    """A bare loss of torch with its gradient, a pixel step and `info_nce`, all of a few numbers."""
     bare_rows, classes = torch.randn(16, 16, requires_grad=True), torch.arange(16) % 4
     features, label_map = torch.randn(1, 16, 4, 4, requires_grad=True), classes.view(1, 4, 4)
     few, few_labels = torch.randn(8, 16, requires_grad=True), torch.arange(8) % 4
@@ -356,12 +356,17 @@ def test_a_small_step_costs_little_more_than_a_bare_loss(threads: Callable[[int]
 
     def pixels() -> None:
         features.grad = None
-        secl_ops.pixel_contrast(features, label_map, per_class=4, num_classes=4, seed=0).backward()
+        secl_ops.pixel_contrast(features, label_map, per_class=4, num_classes=4, seed=0, backend=backend).backward()
 
     def of_rows() -> None:
         few.grad = None
-        secl_ops.info_nce(few, anchor_labels=few_labels).backward()
+        secl_ops.info_nce(few, anchor_labels=few_labels, backend=backend).backward()
 
+    return {"bare": bare, "pixels": pixels, "rows": of_rows}
+
+
+def test_a_small_step_costs_little_more_than_a_bare_loss(threads: Callable[[int], None]) -> None:
+    threads(1)
     most = {"pixels": 2.5, "rows": 2.0}
-    found = microseconds({"bare": bare, "pixels": pixels, "rows": of_rows}, most)
+    found = microseconds(tiny_steps("auto"), most)
     assert all(found[name] <= factor * found["bare"] for name, factor in most.items()), found

@@ -17,8 +17,7 @@ from secl_models.method import checkpoint
 from secl_models.method.learner import Learner
 from secl_models.options.errors import InputError
 from secl_models.train import run as train
-from tests.models.test_interrupt import assert_same_run
-from tests.models.test_train import CONFIG, rows, run, set_train, write_toy
+from tests.models.test_train import CONFIG, assert_same_run, rows, run, set_train, write_toy
 
 
 @pytest.fixture(scope="module")

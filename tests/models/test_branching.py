@@ -15,7 +15,7 @@ from secl_models.method import checkpoint
 from secl_models.method.learner import Learner
 from secl_models.options.errors import InputError
 from secl_models.options.methods import METHODS
-from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
+from tests.models.test_train import CONFIG, assert_same, assert_same_run, run, set_train, write_toy
 
 WARM = 4  # of 8 steps
 BRANCHING = set_train(CONFIG, warm_start=WARM / 8)
@@ -33,15 +33,6 @@ def start(toy: tuple[DataSet, Split], tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("start") / "run"
     run(LABELS, toy, out, max_steps=WARM)
     return out
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    for name in (checkpoint.LAST, checkpoint.BEST):
-        our, their = (checkpoint.load(folder / name) for folder in (ours, theirs))
-        for state in (our, their):
-            del state["seconds"], state["processor_seconds"]
-        assert_same(our, their, where=name)
-    assert rows(ours) == rows(theirs)
 
 
 @pytest.mark.parametrize("method", METHODS)

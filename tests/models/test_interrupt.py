@@ -33,7 +33,7 @@ from secl_models.train import run as train
 from secl_models.train import run_folder as records
 from secl_models.train.stopping import Terminated
 from tests.models.ranks import finish, start
-from tests.models.test_train import CONFIG, assert_same, rows, run, set_train, write_toy
+from tests.models.test_train import CONFIG, assert_same_run, run, set_train, write_toy
 
 FAST = set_train(CONFIG, validate_every=4, checkpoint_every=1)
 
@@ -50,16 +50,6 @@ def whole(toy: tuple[DataSet, Split], tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("whole") / "run"
     run(FAST, toy, out)
     return out
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    for name in (checkpoint.LAST, checkpoint.BEST):
-        our, their = (checkpoint.load(folder / name) for folder in (ours, theirs))
-        for state in (our, their):
-            del state["seconds"], state["processor_seconds"]
-        assert_same(our, their, where=name)
-    assert rows(ours) == rows(theirs)
-    assert not [path.name for path in ours.iterdir() if path.name.endswith(".partial")]
 
 
 def killed(task: Callable[[], object]) -> None:

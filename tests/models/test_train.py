@@ -105,6 +105,17 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
         assert ours == theirs, where
 
 
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Two folders hold one run: its checkpoints but for the time, its history, and nothing half-written."""
+    for name in (checkpoint.LAST, checkpoint.BEST):
+        our, their = (checkpoint.load(folder / name) for folder in (ours, theirs))
+        for state in (our, their):
+            del state["seconds"], state["processor_seconds"]
+        assert_same(our, their, where=name)
+    assert rows(ours) == rows(theirs)
+    assert not [path.name for path in ours.iterdir() if path.name.endswith(".partial")]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_everything_the_next_command_needs(
     method: str, toy: tuple[DataSet, Split], tmp_path: Path

@@ -25,6 +25,7 @@ def on(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 HERE = nullcontext()
+PIXEL_AXES = 3  # that the kernels know; a map of fewer has some of one pixel
 
 
 class Card(NamedTuple):

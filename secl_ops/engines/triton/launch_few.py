@@ -18,7 +18,7 @@ from torch import Tensor
 from secl_ops import tiles
 from secl_ops.engines.reference import Origin
 from secl_ops.engines.triton.few import few_gradient_kernel, few_reduce_kernel, few_value_kernel
-from secl_ops.engines.triton.grids import Launch, cells, kinds, on
+from secl_ops.engines.triton.grids import PIXEL_AXES, Launch, cells, kinds, on
 from secl_ops.engines.triton.launch import BOUNDED_SCALE, LOG2E
 from secl_ops.engines.triton.launch_rows import on_map, on_rows
 from secl_ops.engines.triton.launch_sample import Maps, Request, halves, sampler
@@ -26,8 +26,6 @@ from secl_ops.engines.triton.pixels import gather_kernel, gather_unit_kernel, ne
 from secl_ops.engines.triton.rows import unit_rows_backward_kernel, unit_rows_kernel
 from secl_ops.small_call import Back, Found, Kept, Pixels, Wanted
 from secl_ops.spec import ContrastSpec, SampleSpec
-
-PIXEL_AXES = 3
 
 
 class Beside(NamedTuple):

@@ -15,10 +15,8 @@ from secl_ops import tiles
 from secl_ops.engines import reference
 from secl_ops.engines.reference import Origin
 from secl_ops.engines.triton import pixels as pixel_kernels
-from secl_ops.engines.triton.grids import Launch, cells, copy_width, kinds, on
+from secl_ops.engines.triton.grids import PIXEL_AXES, Launch, cells, copy_width, kinds, on
 from secl_ops.engines.triton.rows import unit_rows_backward_kernel, unit_rows_kernel
-
-PIXEL_AXES = 3
 
 
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

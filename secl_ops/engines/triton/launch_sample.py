@@ -13,11 +13,9 @@ from torch import Tensor
 
 from secl_ops import tiles
 from secl_ops.engines.draws import CELLS_PER_AXIS
-from secl_ops.engines.triton.grids import Launch, cells, kinds, laid_out, on
+from secl_ops.engines.triton.grids import PIXEL_AXES, Launch, cells, kinds, laid_out, on
 from secl_ops.engines.triton.listing import count_kernel, list_kernel
 from secl_ops.engines.triton.sampling import aim_kernel, sample_kernel
-
-PIXEL_AXES = 3
 
 
 class Maps(NamedTuple):
