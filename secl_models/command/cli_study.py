@@ -50,6 +50,7 @@ def study(
         int | None,
         typer.Option(min=0, help="Labels-only steps, taken once a seed, that all methods go on from; default: preset."),
     ] = None,
+    split: Annotated[str, typer.Option(help="Patients scored: `test`, or `val` to choose settings by.")] = "test",
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, one thread each if several.")] = 1,
     set_: SetOption = None,
     keep_runs: Annotated[
@@ -68,20 +69,22 @@ def study(
     if data is None:
         raise InputError("--data", rule="a data set to study", got="nothing", cure="add --data DIR")
     from secl_models.data.check import require_sound
+    from secl_models.inference.evaluate import require_scored
     from secl_models.study.jobs import Job
     from secl_models.study.rows import curves_file
     from secl_models.study.runs import run_study
     from secl_models.study.table import as_table
 
+    require_scored(split)
     config = configure(preset, data, set_ or [])
     options = (*(set_ or ()), *_warm_start(warm_start, config))
     config = replace(config, labeled=labeled if labeled is not None else config.labeled)
-    data_set, split = data_and_split(data, config)
-    whole = [*split.labeled, *split.unlabeled, *split.val, *split.test]
+    data_set, lists = data_and_split(data, config)
+    whole = [*lists.labeled, *lists.unlabeled, *lists.val, *lists.test]
     with progress_bar(f"checking {len(whole)} cases") as progress:
         require_sound(data_set, whole, progress)
     planned = [
-        Job(data, preset or config.preset, config.labeled, method, seed, overrides=options)
+        Job(data, preset or config.preset, config.labeled, method, seed, overrides=options, split=split)
         for seed in _numbers(seeds)
         for method in _methods(methods)
     ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,7 +51,9 @@ def read_table(file: Path, kind: type[Kind], what: str, cure: str) -> list[Kind]
 
 
 def _typed(values: dict[str, Any], kind: type[Kind]) -> Kind:
-    return kind(**{field.name: _TYPES[str(field.type)](values[field.name]) for field in fields(kind)})
+    """A row; a column that is younger than the file has its default."""
+    known = [field for field in fields(kind) if field.name in values or field.default is MISSING]
+    return kind(**{field.name: _TYPES[str(field.type)](values[field.name]) for field in known})
 
 
 def write_table(file: Path, kind: type[Kind], rows: Iterable[Kind]) -> None:

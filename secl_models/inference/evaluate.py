@@ -119,6 +119,19 @@ def _evaluate_all(
     return named
 
 
+def require_scored(split: str) -> None:
+    """Refuse the name of a list that is not scored.
+
+    Args:
+        split: `test` or `val`.
+
+    Raises:
+        InputError: It is another word.
+    """
+    if split not in ("test", "val"):
+        raise InputError("--split", rule="test or val", got=split, cure="ask for test or val")
+
+
 def evaluated_cases(run: Path, data: DataSet, split: str) -> tuple[Case, ...]:
     """The labelled cases of one list of a run's own split.
 
@@ -134,8 +147,7 @@ def evaluated_cases(run: Path, data: DataSet, split: str) -> tuple[Case, ...]:
         InputError: If `split` is another word, the stored split is missing or breaks a rule of `load_split`
             (a patient in two parts, a case without label), or the list is empty.
     """
-    if split not in ("test", "val"):
-        raise InputError("--split", rule="test or val", got=split, cure="ask for test or val")
+    require_scored(split)
     file = run / "split.json"
     if not file.is_file():
         raise InputError(

@@ -28,6 +28,7 @@ class Job:
         overrides: `key=value` options on top of the preset.
         steps: Optimiser steps; None: the preset's.
         single: Use one thread, for runs side by side.
+        split: The list that is scored: `test`, or `val` to choose settings by.
     """
 
     data: Path
@@ -39,6 +40,7 @@ class Job:
     overrides: tuple[str, ...] = ()
     steps: int | None = None
     single: bool = False
+    split: str = "test"
 
     @property
     def config(self) -> RunConfig:

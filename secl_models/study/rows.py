@@ -46,6 +46,7 @@ class Row:
     commit: str
     structures: str  # "Anterior=78.1;Posterior=77.0"
     options: str  # preset and overrides
+    split: str = "test"  # the list that was scored
 
     def __post_init__(self) -> None:
         _require_times(self.seconds, self.processor_seconds)

@@ -71,15 +71,24 @@ def run_study(
 
     Raises:
         InputError: A run was refused, as where its folder holds one of other options; rows of finished runs are kept.
-            Or another study writes to the folder or file.
+            Or the file holds scores of another list, or another study writes to the folder or file.
     """
     if not jobs:
         raise InputError("--methods", rule="at least one method and one seed", got="none", cure="name some")
     jobs = [replace(job, single=workers > 1 or job.config.train.threads == 1) for job in jobs]
     with held(out, "secl study"), held(file.parent, "secl study", file=file.name):
+        _require_split(file, jobs[0].split)
         _run_all(jobs, out, file, workers, keep_runs, report)
         _run_all(timed_jobs(jobs, read_rows(file)), out, file, workers, keep_runs, report)
         return read_rows(file)
+
+
+def _require_split(file: Path, split: str) -> None:
+    """Refuse to put scores of one list beside those of another: they would be compared."""
+    others = {row.split for row in read_rows(file)} - {split}
+    if others:
+        rule, got = f"a study of the {split} list alone", f"rows of {', '.join(sorted(others))}"
+        raise InputError(file, rule=rule, got=got, cure="name another --csv")
 
 
 def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
@@ -217,7 +226,7 @@ def run_start(job: Job, out: Path, voice: tuple[str, bool] | None = None) -> Non
 
 
 def run_job(job: Job, out: Path, voice: tuple[str, bool] | None = None, start: Path | None = None) -> Finished:
-    """Train and evaluate on the test list.
+    """Train and evaluate.
 
     Args:
         job: What to run.
@@ -234,7 +243,7 @@ def run_job(job: Job, out: Path, voice: tuple[str, bool] | None = None, start: P
     data = _prepare(job, voice, f"{job.method} ({job.budget}) seed {job.seed}")
     split = make_split(data, job.labeled, job.seed)
     summary = train(job.config, data, split, out, resume=True, start=start, progress=False)
-    results = evaluate(out, data, progress=False)
+    results = evaluate(out, data, split=job.split, progress=False)
     rows = []
     for result in results:
         means = {row.structure: row for row in result.summary}
@@ -254,6 +263,7 @@ def run_job(job: Job, out: Path, voice: tuple[str, bool] | None = None, start: P
                 commit=summary.commit or "",
                 structures=";".join(f"{name}={_round(100 * row.dice[0])}" for name, row in means.items()),
                 options=job_key(job).options,
+                split=job.split,
             )
         )
     return Finished(rows, read_curve(out, job_key(job), summary.commit or ""))

@@ -283,6 +283,7 @@ def test_study_refuses_what_it_cannot_run(run: TinyRun, tmp_path: Path) -> None:
     _refused(_call(*base, "--seeds", "a"), "--seeds: whole numbers between commas; got a")
     _refused(_call(*base, "--methods", "secl,magic"), "--methods: known methods between commas; got magic")
     _refused(_call("study"), "--data: a data set to study; got nothing")
+    _refused(_call("study", "--data", run.data.root, "--split", "tset"), "--split: test or val; got tset")
     _refused(_call(*base, "--labeled", 99), "99", out=tmp_path / "s")
     _refused(_call("study", "table", tmp_path / "no.csv"), "no.csv: rows of a study; got no such file")
 

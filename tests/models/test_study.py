@@ -123,6 +123,32 @@ def test_finished_rows_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
         run_study(jobs, tmp_path, tmp_path / "study.csv")
 
 
+def test_scores_of_two_lists_never_stand_in_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "study.csv"
+    write_rows(file, [_row("secl", 0, 70)])
+    with pytest.raises(InputError, match=r"study\.csv: a study of the val list alone; got rows of test\."):
+        run_study([replace(JOB, split="val")], tmp_path, file)
+    assert read_rows(file) == [_row("secl", 0, 70)]
+
+
+def test_a_file_from_before_the_lists_were_told_apart_holds_the_test_list(tmp_path: Path) -> None:
+    file = tmp_path / "study.csv"
+    write_rows(file, [_row("secl", 0, 70)])
+    file.write_text("".join(line.rpartition(",")[0] + "\n" for line in file.read_text().splitlines()))
+    assert "split" not in file.read_text()
+    assert read_rows(file) == [_row("secl", 0, 70)]
+
+
+def test_a_job_scores_the_list_that_it_names(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    run: TinyRun = tiny_run(tmp_path_factory)
+    job = Job(run.data.root, "demo", 2, "secl", 3, overrides=TINY, single=True)
+    of_test, of_val = (
+        run_job(replace(job, split=split), run_folder(job, tmp_path)).rows[0] for split in ("test", "val")
+    )
+    assert (of_test.split, of_val.split) == ("test", "val")
+    assert of_test.dice != of_val.dice
+
+
 def test_a_job_makes_one_row_per_checkpoint(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     run: TinyRun = tiny_run(tmp_path_factory)
     job = Job(run.data.root, "demo", 2, "secl", 3, overrides=TINY, single=True)
