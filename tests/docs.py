@@ -19,7 +19,7 @@ from types import ModuleType
 import pdoc
 import pdoc.render
 
-PACKAGES = ("secl_ops", "secl_models")
+PACKAGES = ("secl_ops", "secl_ops.compat", "secl_models")
 
 
 def modules() -> Iterator[ModuleType]:
