@@ -13,7 +13,7 @@ from benchmarks.gpu import gpu
 from benchmarks.memory import BUDGET_MIB, largest
 from benchmarks.provenance import RESULTS
 from benchmarks.published import SQUARE_ROWS, SQUARE_WIDTHS, listing
-from benchmarks.run import Options, run, run_pixel, sweep
+from benchmarks.run import Options, run, run_originals, run_pixel, sweep
 from benchmarks.static import report
 from benchmarks.training import SETTINGS, training
 from benchmarks.tune import ROWS, WIDTHS, tune
@@ -50,6 +50,8 @@ def _timing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     timing.set_defaults(call=lambda given: run(_options(given), given.case), table="cases.csv")
     pixel = commands.add_parser("pixel", help="time the whole pixel step: feature map -> loss -> gradient of the map")
     pixel.set_defaults(call=lambda given: run_pixel(_options(given), given.case), table="pixel.csv")
+    compat = commands.add_parser("compat", help="time the losses of other projects beside ours under their names")
+    compat.set_defaults(call=lambda given: run_originals(_options(given), given.case), table="compat.csv")
     growing = commands.add_parser("sweep", help="time and memory for N = M: python -m benchmarks sweep --width 64 128")
     growing.add_argument("--kind", nargs="+", choices=("self", "frozen", "both"), default=["self"])
     growing.add_argument("--width", nargs="+", type=int, default=list(SQUARE_WIDTHS))
@@ -57,9 +59,9 @@ def _timing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     growing.set_defaults(
         call=lambda given: sweep(_options(given), given.kind, given.width, given.largest), table="growth.csv"
     )
-    for command in (timing, pixel):
+    for command in (timing, pixel, compat):
         command.add_argument("--case", default="", help="only cases whose name holds this; `cases` lists them")
-    for command in (timing, pixel, growing):
+    for command in (timing, pixel, compat, growing):
         name = command.get_default("table")
         command.add_argument("--out", type=Path, default=RESULTS / name, help=f"rows are appended; default {name}")
         command.add_argument("--rounds", type=int, default=5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -76,11 +76,11 @@ class Case:
         """Operations of the matrix products of loss and gradient: 6 N^2 D, 4 N M D, or 8 N M D where both learn."""
         return {"self": 6, "frozen": 4, "both": 8}[self.kind] * self.pairs * self.width
 
-    def on(self, device: str, dtype: str) -> Case:
+    def on(self, device: str, dtype: str) -> Self:
         """The same case elsewhere."""
         return replace(self, device=device, dtype=dtype)
 
-    def small(self) -> Case:
+    def small(self) -> Self:
         """A case of the same kind that takes no time: it loads libraries and starts threads."""
         rows = min(self.rows, 256)
         return replace(self, rows=rows, keys=min(self.keys, max(rows, 1024)))

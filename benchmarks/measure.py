@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.contenders import COMPILED, contender
+from benchmarks.originals import OriginalCase, original_contender
 from benchmarks.pixel import PixelCase, pixel_contender
 
 STATUS = Path("/proc/self/status")
@@ -28,6 +29,7 @@ FLUSH = 256 << 20  # bytes, five times the L2 cache of an H200
 Work = Callable[[], object]
 BUILDERS: dict[str, tuple[Callable[..., Any], Callable[[Any, str], Work]]] = {
     "Case": (Case, contender),
+    "OriginalCase": (OriginalCase, original_contender),
     "PixelCase": (PixelCase, pixel_contender),
 }
 

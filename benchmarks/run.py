@@ -7,16 +7,18 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from benchmarks import pixel
 from benchmarks.cases import Case
 from benchmarks.contenders import YARDSTICKS, Step
-from benchmarks.gate import admit, reason
+from benchmarks.gate import Admitted, admit, agree, reason
 from benchmarks.limits import device_name, floor_ms
 from benchmarks.load import Load, Watch
 from benchmarks.measure import Clock, Work, allocated_mib, cap_memory, extra_mib, milliseconds, percentiles
+from benchmarks.originals import CONTENDERS, ORIGINALS, OURS, OriginalCase, original_contender
 from benchmarks.pixel import PixelCase
 from benchmarks.provenance import ORIGIN, origin, shown, write_rows
 from benchmarks.published import CASES, SQUARE_ROWS, square
@@ -30,6 +32,7 @@ BUDGET_GFLOP = {"cpu": 500.0, "cuda": 110_000.0}  # a case above takes minutes t
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 PRODUCTS = "the bare matrix products in this run"
 Cells = tuple[object, ...]
+Kind = TypeVar("Kind", Case, OriginalCase, PixelCase)
 TIME = FIELDS.index("p50_ms")
 UNTIMED = ("",) * (FIELDS.index("note") - FIELDS.index("p20_ms"))  # cells of a row without a time
 
@@ -84,15 +87,24 @@ def run(options: Options, only: str = "", cases: Sequence[Case] = CASES) -> None
     Raises:
         SystemExit: No case is named so, or our own result is wrong.
     """
+    for case, load, source in _each(options, only, cases):
+        _append(options.out, measured(case, options), source, load)
+    print(f"written to {shown(options.out)}")
+
+
+def _each(options: Options, only: str, cases: Sequence[Kind]) -> Iterator[tuple[Kind, Load, Cells]]:
+    """The cases whose name holds this, on the device of the options, with what was seen of others before each.
+
+    Raises:
+        SystemExit: No case is named so.
+    """
     chosen = [case.on(options.device, options.kind) for case in cases if only in case.name]
     if not chosen:
         raise SystemExit(f"--case must be part of one of {', '.join(case.name for case in cases)}; got {only}")
     options.prepare()
     source, watch = origin(options.threads, options.device), Watch(options.device, options.busy)
     for case in chosen:
-        load = watch.before(case.name)
-        _append(options.out, measured(case, options), source, load)
-    print(f"written to {shown(options.out)}")
+        yield case, watch.before(case.name), source
 
 
 def _append(out: Path, rows: Sequence[Cells], source: Cells, load: Load) -> None:
@@ -174,13 +186,7 @@ def run_pixel(options: Options, only: str = "", cases: Sequence[PixelCase] = pix
     Raises:
         SystemExit: No case is named so, or our own result is wrong.
     """
-    chosen = [case.on(options.device, options.kind) for case in cases if only in case.name]
-    if not chosen:
-        raise SystemExit(f"--case must be part of one of {', '.join(case.name for case in cases)}; got {only}")
-    options.prepare()
-    source, watch = origin(options.threads, options.device), Watch(options.device, options.busy)
-    for case in chosen:
-        load = watch.before(case.name)
+    for case, load, source in _each(options, only, cases):
         admitted = pixel.admit(case)
         clock = Clock(options.device, options.cold)
         times = milliseconds(admitted.steps, options.rounds, clock, options.patience)
@@ -196,3 +202,42 @@ def run_pixel(options: Options, only: str = "", cases: Sequence[PixelCase] = pix
         _tell_standing(case.anchors, times, judged=False)
         _append(options.out, rows, source, load)
     print(f"written to {shown(options.out)}")
+
+
+def run_originals(options: Options, only: str = "", cases: Sequence[OriginalCase] = ORIGINALS) -> None:
+    """Time the losses of other projects beside ours that take their place by another import line.
+
+    Raises:
+        SystemExit: No case is named so, or our own result is wrong.
+    """
+    for case, load, source in _each(options, only, cases):
+        admitted = _originals(case)
+        clock = Clock(options.device, options.cold)
+        times = milliseconds(admitted.steps, options.rounds, clock, options.patience)
+        print(f"\n{case.name}: {case.theirs}", flush=True)
+        rows: list[Cells] = []
+        for name, values in times.items():
+            spread = [f"{value:.4g}" for value in percentiles(values)]
+            memory, note = _memory(case, name, admitted.steps[name], options)
+            print(f"  {name:28}{spread[1]:>11} ms{memory:>11} MiB  {note}", flush=True)
+            rows.append((case.name, name, *_shape(case), *spread, *[""] * 4, memory, len(values), clock.cache, note))
+        rows += [(case.name, name, *_shape(case), *UNTIMED, *cells) for name, cells in _refusals(admitted.refused)]
+        _append(options.out, rows, source, load)
+    print(f"written to {shown(options.out)}")
+
+
+def _originals(case: OriginalCase) -> Admitted[Step]:
+    """Who computes the case and is right, and why each of the others is not timed."""
+    admitted = Admitted[Step]({}, {})
+    for name in CONTENDERS:
+        try:
+            step = original_contender(case, name)
+            agree(case, name, step())
+            admitted.steps[name] = step
+        except AssertionError as error:
+            if name == OURS:
+                raise SystemExit(f"{error}; nothing was timed") from error
+            admitted.refused[name] = f"wrong: {error}"
+        except Exception as error:  # an original may fail in any way of its own; the table says how
+            admitted.refused[name] = reason(error)
+    return admitted

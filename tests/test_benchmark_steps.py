@@ -10,8 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import baseline, figures, limits, load, memory, pixel, plot, provenance, published, run, training
-from benchmarks.cases import Answer, Case
+from benchmarks import (
+    baseline,
+    figures,
+    gate,
+    limits,
+    load,
+    memory,
+    originals,
+    pixel,
+    plot,
+    provenance,
+    published,
+    rivals,
+    run,
+    training,
+)
+from benchmarks.cases import Answer, Case, Problem
 from benchmarks.contenders import BY_ROWS, NATIVE
 from benchmarks.pixel import EAGER, LEAN, LOOP, PixelCase, PixelProblem, pixel_contender
 from tests.conftest import skip_or_fail
@@ -231,3 +246,42 @@ def test_small_cases_keep_the_kind() -> None:
     for maps in pixel.CASES:
         grown = replace(maps.small(), batch=maps.batch, size=maps.size, classes=maps.classes)
         assert replace(grown, per_class=maps.per_class) == maps
+
+
+def few_rows(case: originals.OriginalCase) -> originals.OriginalCase:
+    """A case of its kind on which every contender is quick."""
+    return replace(case, rows=64, keys=min(case.keys, 96), width=8, classes=min(case.classes, 32))
+
+
+@pytest.mark.parametrize("case", list(map(few_rows, originals.ORIGINALS)), ids=lambda case: case.name)
+@pytest.mark.parametrize("name", originals.CONTENDERS)
+def test_a_loss_of_another_project_and_ours_are_right(name: str, case: originals.OriginalCase) -> None:
+    try:
+        step = originals.original_contender(case, name)
+    except ModuleNotFoundError as error:
+        if name == originals.OURS and not case.memory:
+            raise
+        pytest.skip(str(error))
+    gate.agree(case, name, step())
+
+
+def test_the_table_of_other_projects_has_every_contender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(problem: Problem) -> rivals.Loss:
+        return lambda: rivals.dense(problem) * 1.001
+
+    monkeypatch.setattr(run, "extra_mib", lambda case, name, threads: 1.0)
+    monkeypatch.setattr(run, "cap_memory", lambda: None)
+    monkeypatch.setattr(rivals, "eager", wrong)
+    case = next(case for case in originals.ORIGINALS if case.name == "supcontrast")
+    run.run_originals(run.Options(tmp_path / "compat.csv", rounds=1, threads=1), cases=[few_rows(case)])
+    rows = {row["contender"]: row for row in provenance.read_rows(tmp_path / "compat.csv")}
+    assert set(rows) == set(originals.CONTENDERS)
+    assert rows[originals.EAGER]["note"].startswith("wrong: ")
+    assert rows[originals.THEIRS]["note"] == "ModuleNotFoundError: No module named 'losses'"
+    assert float(rows[originals.OURS]["p50_ms"]) > 0
+    assert [provenance.fault(row) for row in rows.values()] == [None] * 3
+    monkeypatch.setattr(originals, "called", lambda case, problem, kind: wrong(problem))
+    with pytest.raises(SystemExit, match="nothing was timed"):
+        run.run_originals(run.Options(tmp_path / "compat.csv", rounds=1, threads=1), cases=[few_rows(case)])
+    with pytest.raises(SystemExit, match="--case must be part of one of metric-learning-supcon"):
+        run.run_originals(run.Options(tmp_path / "compat.csv"), "no such case")

@@ -10,6 +10,8 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from benchmarks.originals import ORIGINALS, THEIRS
+from benchmarks.originals import OURS as MINE
 from benchmarks.provenance import BUSY
 from benchmarks.standing import Standing, standing
 from secl_models.method.profiler import STEP
@@ -161,6 +163,23 @@ def growth_markdown() -> str:
     return markdown(("rows, N = M", *names), lines)
 
 
+def compat_markdown() -> str:
+    """Import lines that take the place of another, with time and memory beside that one's; empty: not measured yet."""
+    head = ("you import", "import instead", "N x M x D", "`secl_ops` ms", "theirs ms", "`secl_ops` MiB", "theirs MiB")
+    measured = cases("compat.csv") if (RESULTS / "compat.csv").exists() else {}
+    lines = []
+    for case in ORIGINALS:
+        rows = {row["contender"]: row for row in measured.get(case.name, [])}
+        found = [rows.get(name) for name in (MINE, THEIRS)]
+        shape = f"{case.rows:,} x {case.keys or case.rows:,} x {case.width}"
+        line = f"`{case.theirs}`" + (" in its `CrossBatchMemory`" if case.memory else "")
+        times = ("" if row is None else _time(row) if row["p50_ms"] else row["note"] for row in found)
+        lines.append(
+            (line, f"`{case.ours}`", shape, *times, *("" if row is None else row["extra_mib"] for row in found))
+        )
+    return markdown(head, lines, left=3)
+
+
 def memory_markdown() -> str:
     """The most rows of every contender, or why it has none."""
 
@@ -199,6 +218,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "published": published_markdown,
     "pixel": pixel_markdown,
     "growth": growth_markdown,
+    "compat": compat_markdown,
     "memory": memory_markdown,
     "training": training_markdown,
 }
