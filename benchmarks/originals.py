@@ -25,7 +25,6 @@ class OriginalCase(Case):
 
     theirs: str = ""  # the line that imports it
     ours: str = ""  # the line that takes its place
-    memory: bool = False  # the keys are its CrossBatchMemory
     views: str = ""  # "stacked" or "apart", where the rows are two views of a batch
 
 
@@ -41,8 +40,8 @@ ORIGINALS = (
                  **_family(*_METRIC, "SupConLoss")),
     OriginalCase("metric-learning-ntxent", 128, 128, denominator="negatives", classes=8, title="NTXentLoss",
                  **_family(*_METRIC, "NTXentLoss")),
-    OriginalCase("metric-learning-memory", 256, 128, 4096, classes=16, memory=True, title="in its CrossBatchMemory",
-                 **_family(*_METRIC, "SupConLoss")),
+    OriginalCase("metric-learning-memory", 256, 128, 4096, classes=16, title="SupConLoss in a memory",
+                 **_family(*_METRIC, "CrossBatchMemory, SupConLoss")),
     OriginalCase("supcontrast", 2048, 128, classes=16, views="stacked", title="two views",
                  **_family("supcontrast", "losses", "SupConLoss")),
     OriginalCase("monai", 512, 128, temperature=0.5, classes=256, views="apart", title="two views",
@@ -52,23 +51,21 @@ ORIGINALS = (
 )  # fmt: skip
 
 
-def imported(line: str) -> Callable[..., Any]:
-    """The class that a line of the form `from module import name` imports."""
-    _, module, _, name = line.split()
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    return found
+def imported(line: str) -> list[Callable[..., Any]]:
+    """The classes that a line of the form `from module import name, other` imports."""
+    module, names = line.removeprefix("from ").split(" import ")
+    return [getattr(import_module(module), name) for name in names.split(", ")]
 
 
-def called(case: OriginalCase, problem: Problem, kind: Callable[..., Any]) -> Loss:
-    """The loss by a class, called as its project calls it."""
+def called(case: OriginalCase, problem: Problem, line: str) -> Loss:
+    """The loss by the classes of an import line, called as their project calls them."""
+    *around, kind = imported(line)
     anchors, keys, labels, key_labels, temperature, _ = problem
-    if case.memory and keys is not None:
-        from pytorch_metric_learning.losses import CrossBatchMemory
-
-        memory = CrossBatchMemory(kind(temperature), case.width, memory_size=case.keys).to(case.device)
-        memory.embedding_memory.copy_(keys)
-        memory.label_memory.copy_(key_labels)
-        memory.has_been_filled = True
+    for memory_of in around:
+        memory = memory_of(kind(temperature), case.width, memory_size=case.keys).to(case.device)
+        everybody = torch.ones(case.keys, dtype=torch.bool, device=case.device)
+        with torch.no_grad():
+            memory(keys, key_labels, enqueue_mask=everybody)
         nobody = torch.zeros(case.rows, dtype=torch.bool, device=case.device)  # so that each call finds the same keys
         return lambda: memory(anchors, labels, enqueue_mask=nobody)
     half = case.rows // 2
@@ -95,7 +92,7 @@ def original_contender(case: OriginalCase, name: str) -> Callable[[], Answer]:
     if name == EAGER:
         evaluate = rivals.eager(problem)
     else:
-        evaluate = called(case, problem, imported(case.ours if name == OURS else case.theirs))
+        evaluate = called(case, problem, case.ours if name == OURS else case.theirs)
 
     def step() -> Answer:
         loss = evaluate()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from secl_ops.compat import pytorch_metric_learning as ours
 from tests.budget import assert_within_budget
@@ -129,24 +130,60 @@ def test_products_of_rows_that_are_not_normalised(name: str) -> None:
 @pytest.mark.parametrize("enqueue", [False, True])
 @pytest.mark.parametrize("size", [20, 23, 64])
 @pytest.mark.parametrize("name", NAMES)
-def test_inside_their_cross_batch_memory(name: str, size: int, enqueue: bool) -> None:
+@pytest.mark.parametrize("whose", [theirs.CrossBatchMemory, ours.CrossBatchMemory], ids=["their memory", "our memory"])
+def test_in_a_memory_of_earlier_batches(whose: Any, name: str, size: int, enqueue: bool) -> None:
     """A memory that wraps within a batch, one that does not, and one that never fills."""
-    memories = [theirs.CrossBatchMemory(loss, 8, memory_size=size) for loss in pair(name, temperature=0.2)]
-    wide = theirs.CrossBatchMemory(getattr(theirs, name)(temperature=0.2), 8, memory_size=size)
+    losses = pair(name, temperature=0.2)
+    found_in, near_in, truth_in = (
+        kind(loss, 8, memory_size=size)
+        for kind, loss in ((whose, losses[0]), *((theirs.CrossBatchMemory, losses[1]),) * 2)
+    )
     mask = torch.arange(10) % 3 == 0 if enqueue else None
     positive = 0
     for step in range(6):
-        batch, classes_of = rows(10, 8, step), labels(10, 3, step)
+        batch, classes_of = rows(10, 8, step), labels(10, 3, step) - 1
 
         def of(memory: Any, classes_of: Tensor = classes_of) -> Any:
             return lambda leaf: memory(leaf, classes_of, enqueue_mask=mask)
 
-        found, near = (outputs(of(memory), [batch], torch.float32) for memory in memories)
-        truth = outputs(of(wide), [batch], torch.float64)
+        found, near = (outputs(of(memory), [batch], torch.float32) for memory in (found_in, near_in))
+        truth = outputs(of(truth_in), [batch], torch.float64)
         for number, values in enumerate(zip(found, truth, near, strict=True)):
             assert_within_budget(f"step {step}, output {number}", *values, amplification=20)
         positive += int(found[0] > 0)
     assert positive >= 5
+
+
+@pytest.mark.parametrize("reduction", ["avg_non_zero", "mean", "sum"])
+def test_our_memory_reduces_over_the_rows_that_are_compared(reduction: str) -> None:
+    made = {value: key for key, value in ours.REDUCERS.items()}[reduction]
+    own = ours.CrossBatchMemory(ours.SupConLoss(reduction=reduction), 8, 16)
+    original = theirs.CrossBatchMemory(theirs.SupConLoss(reducer=getattr(reducers, made)()), 8, 16)
+    mask = torch.arange(10) % 3 == 0
+    for step in range(3):
+        batch, singletons = rows(10, 8, step), labels(10, 30, step)
+        loss = own(batch, singletons, enqueue_mask=mask)
+        truth = original(batch.double(), singletons, enqueue_mask=mask)
+        assert_within_budget("loss", loss, truth, truth.float(), amplification=40, magnitude=40)
+
+
+def test_our_memory_goes_on_from_a_checkpoint_and_compiles_to_one_graph() -> None:
+    batch, mine = rows(10, 8, 1).requires_grad_(), labels(10, 3, 1)
+    eager, repeated, graph = (ours.CrossBatchMemory(ours.NTXentLoss(), 8, 23) for _ in range(3))
+    torch._dynamo.reset()
+    compiled = torch.compile(graph, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        (expected,) = torch.autograd.grad(eager(batch, mine), batch)
+        (found,) = torch.autograd.grad(checkpoint(repeated, batch, mine, use_reentrant=False), batch)
+        assert torch.equal(found, expected)
+        (found,) = torch.autograd.grad(compiled(batch, mine), batch)
+        assert (found - expected).abs().max() <= 40 * torch.finfo(torch.float32).eps * expected.abs().max()
+    for other in (repeated, graph):
+        assert all(torch.equal(one, two) for one, two in zip(eager.buffers(), other.buffers(), strict=True))
+    assert set(eager.state_dict()) == {"rows", "row_labels", "written"}
+    eager.reset_queue()
+    fresh = ours.CrossBatchMemory(ours.NTXentLoss(), 8, 23)
+    assert torch.equal(eager(batch, mine), fresh(batch, mine))
 
 
 @pytest.mark.drawn
@@ -220,6 +257,7 @@ def test_mined_pairs_are_refused(change: Any) -> None:
 
 
 BATCH, CLASSES = rows(6, 4, 1), torch.arange(6) % 2
+MEMORY = ours.CrossBatchMemory(ours.SupConLoss(), 4, 8)
 UNKNOWN: dict[str, Any] = {"embedding_regularizer": None}
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "distance": (lambda: ours.SupConLoss(distance=distances.LpDistance()), ValueError,
@@ -238,6 +276,17 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "alone": (lambda: ours.SupConLoss()(BATCH, CLASSES, ref_emb=BATCH), ValueError, "ref_emb needs ref_labels as well"),
     "width": (lambda: ours.SupConLoss()(BATCH, CLASSES, None, BATCH[:, 1:], CLASSES), ValueError,
               "ref_emb and embeddings must have the same width"),
+    "loss": (lambda: ours.CrossBatchMemory(theirs.SupConLoss(), 4), TypeError,
+             "loss must be a SupConLoss or NTXentLoss of"),
+    "miner": (lambda: ours.CrossBatchMemory(ours.SupConLoss(), 4, miner=len), ValueError,
+              "miner must be None; got builtin"),
+    "memory": (lambda: ours.CrossBatchMemory(ours.SupConLoss(), 4, 0), ValueError,
+               "memory_size must be at least 1; got 0"),
+    "pairs": (lambda: MEMORY(BATCH, CLASSES, all_pairs(6)), ValueError, "indices_tuple must be None; got tuple; mined"),
+    "too many": (lambda: MEMORY(rows(9, 4, 1), torch.zeros(9).long()), ValueError, "at most memory_size=8 rows; got 9"),
+    "narrow": (lambda: MEMORY(BATCH[:, 1:], CLASSES), ValueError, "embeddings must be 4 wide; got 3"),
+    "memory labels": (lambda: MEMORY(BATCH, CLASSES[1:]), ValueError, "labels must have shape [6]"),
+    "mask": (lambda: MEMORY(BATCH, CLASSES, enqueue_mask=CLASSES), TypeError, "enqueue_mask must be torch.bool"),
     "ref_labels": (lambda: ours.NTXentLoss()(BATCH, CLASSES, None, BATCH, CLASSES[1:]), ValueError,
                    "ref_labels must have shape [6]"),
 }  # fmt: skip

@@ -73,6 +73,7 @@ COMPAT: dict[str, dict[str, tuple[str, str]]] = {
         "u2pl": ("anchors anchor_labels prototypes keys key_classes", "negatives temperature backend"),
     },
     "pytorch_metric_learning": {
+        "CrossBatchMemory": ("loss embedding_size memory_size miner", ""),
         "NTXentLoss": ("temperature distance reducer", "reduction backend"),
         "SupConLoss": ("temperature distance reducer", "reduction backend"),
     },
@@ -83,6 +84,7 @@ FORWARD = {
     ("lightly", "NTXentLoss"): "out0 out1",
     ("lightly", "SupConLoss"): "out0 out1 labels",
     ("monai", "ContrastiveLoss"): "input target",
+    ("pytorch_metric_learning", "CrossBatchMemory"): "embeddings labels indices_tuple enqueue_mask",
     ("pytorch_metric_learning", "NTXentLoss"): "embeddings labels indices_tuple ref_emb ref_labels",
     ("pytorch_metric_learning", "SupConLoss"): "embeddings labels indices_tuple ref_emb ref_labels",
     ("supcontrast", "SupConLoss"): "features labels mask",

@@ -97,7 +97,8 @@ class NTXentLoss(nn.Module):
         count = self.rows.shape[0] - 1
         place = self.place + torch.arange(batch.shape[0], device=batch.device)
         unit = torch.nn.functional.normalize(batch.to(self.rows.dtype), dim=1)
-        self.rows.index_copy_(0, place.clamp(max=count), unit)
+        lost = place >= count
+        self.rows.index_copy_(0, torch.where(lost, count, place), unit.masked_fill(lost[:, None], 0.0))
         after = self.place + batch.shape[0]
         self.place.copy_(torch.where(after >= count, 0, after))
 

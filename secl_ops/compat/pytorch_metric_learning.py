@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SupConLoss` and `NTXentLoss` of pytorch-metric-learning, also inside its `CrossBatchMemory`."""
+"""`SupConLoss` and `NTXentLoss` of pytorch-metric-learning, inside its `CrossBatchMemory` or one without pair lists."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secl_ops import spec
 from secl_ops.compat.common import alike, raised
 from secl_ops.functional import info_nce
+from secl_ops.replay import recall
 from secl_ops.spec import ContrastSpec
 
 REDUCERS = {
@@ -28,6 +29,7 @@ class _Arranged(NamedTuple):
     key_labels: Tensor | None  # [M]
     exclude: Tensor | None  # [N]
     contrasted: Tensor  # [] bool: there is a negative pair
+    rows: int | Tensor  # anchors, without those that are ignored
 
     def positives(self) -> Tensor:
         """Positives of each anchor [N]; a key that it is blind to is always one of its label."""
@@ -120,10 +122,13 @@ class SupConLoss(_PairLoss):
         ref_labels: Tensor | None = None,  # [M]
     ) -> Tensor:
         """The loss of one batch; `indices_tuple` is what `CrossBatchMemory` passes, and waits for the device."""
-        given = _arrange(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return self.reduced(_arrange(embeddings, labels, indices_tuple, ref_emb, ref_labels))
+
+    def reduced(self, given: _Arranged) -> Tensor:
+        """The loss of what is compared."""
         if self.reduction in ("mean", "sum"):
             total = self._loss(given, "sum")
-            return total / max(1, embeddings.shape[0]) if self.reduction == "mean" else total
+            return total / given.rows if self.reduction == "mean" else total
         losses = self._loss(given, "none")
         if self.reduction == "none":
             return losses
@@ -185,9 +190,108 @@ class NTXentLoss(_PairLoss):
         ref_labels: Tensor | None = None,  # [M]
     ) -> Tensor:
         """The loss of one batch; `indices_tuple` is what `CrossBatchMemory` passes, and waits for the device."""
-        given = _arrange(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        wide = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+        return self.reduced(_arrange(embeddings, labels, indices_tuple, ref_emb, ref_labels))
+
+    def reduced(self, given: _Arranged) -> Tensor:
+        """The loss of what is compared."""
+        wide = torch.float64 if given.anchors.dtype == torch.float64 else torch.float32
         return self._loss(given, self.reduction, given.positives().to(wide))
+
+
+class CrossBatchMemory(nn.Module):
+    """`pytorch_metric_learning.losses.CrossBatchMemory` around one of these losses, without its lists of all pairs.
+
+    The batch enters a ring of the last K rows, and each of its rows is compared with all rows of the ring but itself:
+    L_i is that of the loss inside. The ring lies on the device in fixed shapes; its rows are in `state_dict`. Source:
+    Wang et al., CVPR 2020, arXiv:1912.06798.
+
+    Args:
+        loss: A `SupConLoss` or `NTXentLoss` of this module.
+        embedding_size: Width D of a row.
+        memory_size: K.
+        miner: None.
+
+    Raises:
+        TypeError, ValueError: An option or argument breaks its rule, or cannot be computed; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from secl_ops.compat.pytorch_metric_learning import CrossBatchMemory, SupConLoss
+        >>> criterion = CrossBatchMemory(SupConLoss(), embedding_size=8, memory_size=64)
+        >>> for step in range(3):
+        ...     loss = criterion(torch.randn(12, 8, requires_grad=True), torch.arange(12) % 3)
+        >>> loss.backward()
+    """
+
+    rows: Tensor  # [K + 1, D]; the last takes what is not enqueued
+    row_labels: Tensor  # [K + 1] int64
+    written: Tensor  # [1] int64, rows so far
+
+    def __init__(
+        self, loss: SupConLoss | NTXentLoss, embedding_size: int, memory_size: int = 1024, miner: object | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, _PairLoss):
+            raise TypeError(f"loss must be a SupConLoss or NTXentLoss of this module; got {type(loss).__name__}")
+        for name, value in (("embedding_size", embedding_size), ("memory_size", memory_size)):
+            spec.check_positive_int(name, value)
+        _refuse_mining("miner", miner)
+        self.loss, self.embedding_size, self.memory_size = loss, embedding_size, memory_size
+        self.register_buffer("rows", torch.zeros(memory_size + 1, embedding_size))
+        self.register_buffer("row_labels", torch.zeros(memory_size + 1, dtype=torch.int64))
+        self.register_buffer("written", torch.zeros(1, dtype=torch.int64))
+
+    def forward(
+        self,
+        embeddings: Tensor,  # [N, D]
+        labels: Tensor,  # [N]
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        enqueue_mask: Tensor | None = None,  # [N] bool
+    ) -> Tensor:
+        """The loss of one batch; under a mask its rows alone enter the ring, and the others alone are anchors."""
+        _refuse_mining("indices_tuple", indices_tuple)
+        spec.check_rows("embeddings", embeddings)
+        spec.check_tensor("labels", labels)
+        labels = labels.to(embeddings.device)
+        count = embeddings.shape[0]
+        spec.check_integers("labels", labels, count, embeddings, "embeddings")
+        if embeddings.shape[1] != self.embedding_size:
+            raise ValueError(f"embeddings must be {self.embedding_size} wide; got {embeddings.shape[1]}")
+        if count > self.memory_size:
+            raise ValueError(f"embeddings must be at most memory_size={self.memory_size} rows; got {count}")
+        taken = torch.ones(count, dtype=torch.bool, device=embeddings.device)
+        if enqueue_mask is not None:
+            spec.check_like_labels("enqueue_mask", enqueue_mask, labels, torch.bool)
+            taken = enqueue_mask
+        (rows, row_labels, written), first, _ = recall(self, self.rows, self.row_labels, self.written)
+        slot = (written + taken.cumsum(0) - 1) % self.memory_size
+        place = torch.where(taken, slot, self.memory_size)
+        for ring, its_labels in ((rows, row_labels), (self.rows, self.row_labels))[: 2 if first else 1]:
+            ring.index_copy_(0, place, embeddings.detach().to(ring.dtype).masked_fill(~taken[:, None], 0.0))
+            its_labels.index_copy_(0, place, labels.long().masked_fill(~taken, 0))
+        held = written + taken.sum()
+        if first:
+            self.written.copy_(held)
+        known = torch.arange(self.memory_size, device=embeddings.device) < held
+        some = labels[:1].long() if count else row_labels[:1]  # an empty place adds no class
+        labels, key_labels, contrasted = raised(labels, torch.where(known, row_labels[:-1], some))
+        key_labels, keys = torch.where(known, key_labels, -1), rows[:-1].to(embeddings.dtype)
+        if enqueue_mask is None:
+            given = _Arranged(embeddings, labels, keys, key_labels, slot, contrasted, max(1, count))
+        else:
+            anchors = (~taken).sum().clamp(min=1)
+            labels = torch.where(taken, -1, labels)
+            given = _Arranged(embeddings, labels, keys, key_labels, None, contrasted, anchors)
+        return self.loss.reduced(given)
+
+    def reset_queue(self) -> None:
+        """Empty the ring."""
+        self.written.zero_()
+
+
+def _refuse_mining(name: str, value: object) -> None:
+    if value is not None:
+        raise ValueError(f"{name} must be None; got {type(value).__name__}; mined pairs cannot be taken: leave it out")
 
 
 def _normalizes(distance: object | None) -> bool:
@@ -231,7 +335,7 @@ def _arrange(
     if ref_emb is None or ref_labels is None:
         labels, _, contrasted = raised(labels, labels)
         if indices_tuple is None:
-            return _Arranged(embeddings, labels, None, None, None, contrasted)
+            return _Arranged(embeddings, labels, None, None, None, contrasted, max(1, embeddings.shape[0]))
         ref_emb, key_labels = embeddings, labels
     else:
         spec.check_rows("ref_emb", ref_emb, like=embeddings, like_name="embeddings")
@@ -244,7 +348,7 @@ def _arrange(
         exclude = _blind(indices_tuple, labels, key_labels)
     elif same:
         exclude = torch.arange(embeddings.shape[0], device=embeddings.device)
-    return _Arranged(embeddings, labels, ref_emb, key_labels, exclude, contrasted)
+    return _Arranged(embeddings, labels, ref_emb, key_labels, exclude, contrasted, max(1, embeddings.shape[0]))
 
 
 def _blind(pairs: tuple[Tensor, ...], labels: Tensor, key_labels: Tensor) -> Tensor:

@@ -172,11 +172,9 @@ def compat_markdown() -> str:
         rows = {row["contender"]: row for row in measured.get(case.name, [])}
         found = [rows.get(name) for name in (MINE, THEIRS)]
         shape = f"{case.rows:,} x {case.keys or case.rows:,} x {case.width}"
-        line = f"`{case.theirs}`" + (" in its `CrossBatchMemory`" if case.memory else "")
         times = ("" if row is None else _time(row) if row["p50_ms"] else row["note"] for row in found)
-        lines.append(
-            (line, f"`{case.ours}`", shape, *times, *("" if row is None else row["extra_mib"] for row in found))
-        )
+        memory = ("" if row is None else row["extra_mib"] for row in found)
+        lines.append((f"`{case.theirs}`", f"`{case.ours}`", shape, *times, *memory))
     return markdown(head, lines, left=3)
 
 
