@@ -39,6 +39,8 @@ _FEW = {"CLEAN": False, "SUM": tiles.REDUCE_ROWS}
 _FEW_KERNELS: tuple[tuple[str, str, dict[str, int]], ...] = (
     ("value", "value", {"SELF": False, "BOUNDED": True}),
     ("value_running", "value", {"SELF": True, "BOUNDED": False}),
+    ("sums", "sums", {"SELF": True, "BOUNDED": True}),
+    ("sums_running", "sums", {"SELF": False, "BOUNDED": False}),
     ("gradient_self", "gradient", {"MEAN": True, "SELF": True, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": True}),
     ("gradient_anchors", "gradient", {"MEAN": True, "SELF": False, "ROWS_ARE_ANCHORS": True, "ROWS_ARE_KEYS": False}),
     ("gradient_keys", "gradient", {"MEAN": True, "SELF": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True}),
@@ -76,12 +78,24 @@ KERNELS: dict[str, Kernel] = {
     ),
     **{
         f"few_{name}{ending}": Kernel(
-            "few", f"few_{kernel}_kernel", switches={**_FEW, **roles, "NEGATIVES": negatives},
+            "few_gradient" if kernel == "gradient" else "few", f"few_{kernel}_kernel",
+            switches={**_FEW, **roles, "NEGATIVES": negatives},
             overrides={"p_exclude": "*i64"}, few=True,
         )
         for negatives, ending in ((True, "_negatives"), (False, "_all")) for name, kernel, roles in _FEW_KERNELS
     },
-    "few_reduce": Kernel("few", "few_reduce_kernel", switches={"MEAN": True, "SUM": tiles.REDUCE_ROWS}, warps=8),
+    "few_draws": Kernel(
+        "few", "few_draws_kernel", switches={"SELF": False, "CLEAN": False}, overrides={"p_exclude": "*i64"}, few=True
+    ),
+    **{
+        f"few_merge{ending}": Kernel(
+            "few", "few_merge_kernel", switches={"NEGATIVES": negatives, "BLOCK_N": tiles.MERGED_ANCHORS}
+        )
+        for negatives, ending in ((True, "_negatives"), (False, "_all"))
+    },
+    "few_reduce": Kernel(
+        "few_gradient", "few_reduce_kernel", switches={"MEAN": True, "SUM": tiles.REDUCE_ROWS}, warps=8
+    ),
     "nearest": Kernel(
         "pixels", "nearest_kernel", switches={"BLOCK": tiles.SAMPLE_PIXELS},
         overrides={"p_labels": "*i64", "p_new_labels": "*i64"},

@@ -95,7 +95,7 @@ class Contrast(torch.autograd.Function):
             key_rows = key_unit.to(rows.dtype)
         # The gradient of shared rows needs every row's log-sum-exp first.
         flags = options.flags(shared=shared, anchors=of_anchors and not shared, keys=of_keys, ordered=ordered)
-        loss, lse, pull, count, grad_rows = ops.contrast(
+        loss, lse, pull, count, grad_rows, met = ops.contrast(
             rows, key_rows, *pairs, factor, None, options.scale, flags, options.backend
         )
         value, *factors = ops.reduce(loss, pull, count, weights, options.reduction, options.backend)
@@ -104,7 +104,7 @@ class Contrast(torch.autograd.Function):
             key_unit = key_inverse = None
         ctx.save_for_backward(
             unit, inverse, key_unit, key_inverse, temperature, shrink, grad_rows, lse, *factors, *weighing, *places,
-            *pairs[:5],
+            met if shared else None, *pairs[:5],
         )  # fmt: skip
         ctx.options, ctx.ordered, ctx.range = options, ordered, (pairs.positive_start, pairs.negative_stop)
         ctx.origins = Origin.of(anchors), None if keys is None else Origin.of(keys)
@@ -113,7 +113,7 @@ class Contrast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         unit, inverse, key_unit, key_inverse, temperature, shrink, grad_rows, lse, *rest = ctx.saved_tensors
-        (factor, push, draw), weighing, places, pairs = rest[:3], rest[3:7], rest[7:9], rest[9:]
+        (factor, push, draw), weighing, places, met, pairs = rest[:3], rest[3:7], rest[7:9], rest[9], rest[10:]
         options: ContrastSpec = ctx.options
         of_anchors, of_keys, of_temperature, of_weights = ctx.needs_input_grad[:4]
         shared = ctx.origins[1] is None
@@ -124,7 +124,7 @@ class Contrast(torch.autograd.Function):
             flags = options.flags(shared=shared, anchors=shared, keys=of_keys, ordered=ctx.ordered)
             grad_both, grad_keys = ops.contrast_backward(
                 upstream, push, draw, rows, rows if shared else key_unit.to(rows.dtype), *pairs, *ctx.range,
-                lse, options.scale, flags, options.backend,
+                lse, options.scale, flags, options.backend, met,
             )  # fmt: skip
             if shared:
                 grad_rows, scales = grad_both, None

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from secl_ops import tiles
 from secl_ops.engines.reference import ContrastState, Origin, Reduction
 from secl_ops.engines.select import select
 from secl_ops.spec import REDUCTIONS, Flag, Pairs, check_choice, check_places
@@ -27,10 +28,10 @@ SCHEMAS = {
     "unit_rows_backward": "(Tensor grad, Tensor? factor, Tensor? upstream, Tensor unit, Tensor inverse, str backend)"
     " -> Tensor",
     "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, Tensor? key_inverse, Tensor? known_lse,"
-    " float scale, int flags, str backend)"
-    " -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)",
+    " float scale, int flags, str backend, Tensor? met=None)"
+    " -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors, Tensor met)",
     "contrast_backward": f"(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, {_PAIRS},"
-    " Tensor lse, float scale, int flags, str backend) -> (Tensor grad_anchors, Tensor grad_keys)",
+    " Tensor lse, float scale, int flags, str backend, Tensor? met=None) -> (Tensor grad_anchors, Tensor grad_keys)",
     "reduce": "(Tensor loss, Tensor pull, Tensor count, Tensor? weights, str reduction, str backend)"
     " -> (Tensor value, Tensor factor, Tensor push, Tensor draw)",
     "gather": "(Tensor features, Tensor index, bool normalize, ScalarType dtype, str backend)"
@@ -158,7 +159,7 @@ def _contrast(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
     positive_start: int, negative_stop: int, key_inverse: Tensor | None, known_lse: Tensor | None,
-    scale: float, flags: int, backend: str,
+    scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> ContrastState:  # fmt: skip
     pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
     _demand_pairs(anchors, keys, pairs)
@@ -168,11 +169,36 @@ def _contrast(
     ):
         if value is not None:
             _demand(name, value, length)
+    places = _met_places(anchors, keys, pairs, flags, met)
+    _demand_met(met, anchors, keys, pairs, flags)
     module = select(backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         state = _contrast_outputs(anchors, flags)
-        return ContrastState._make(tensor.zero_() for tensor in state)
-    return module.contrast_forward(anchors, keys, pairs, scale, Flag(flags), known_lse, key_inverse)
+        state = ContrastState(*(value.zero_() for value in state if value is not None))
+    else:
+        state = module.contrast_forward(anchors, keys, pairs, scale, Flag(flags), known_lse, key_inverse, met)
+    return state if state.met is not None else state._replace(met=anchors.new_zeros(places, dtype=torch.int32))
+
+
+def _met_places(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: int, met: Tensor | None) -> int:
+    """Size of what this pass leaves to the next one: nothing where none follows, or where it was handed the same."""
+    if met is not None or not flags & (Flag.SELF | Flag.SCAN):
+        return 0
+    return _met_size(anchors, keys, pairs, flags)
+
+
+def _met_size(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: int) -> int:
+    shared = bool(flags & Flag.SELF)
+    return tiles.met_places(
+        anchors.shape[0], None if shared else keys.shape[0], not shared and pairs.exclude is not None
+    )
+
+
+def _demand_met(met: Tensor | None, anchors: Tensor, keys: Tensor, pairs: Pairs, flags: int) -> None:
+    if met is not None:
+        _demand("met", met, _met_size(anchors, keys, pairs, flags))
+        if met.dtype != torch.int32:
+            raise TypeError(f"met must be int32, as the forward pass left it; got {met.dtype}")
 
 
 def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
@@ -187,9 +213,11 @@ def _contrast_fake(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
     positive_start: int, negative_stop: int, key_inverse: Tensor | None, known_lse: Tensor | None,
-    scale: float, flags: int, backend: str,
+    scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> ContrastState:  # fmt: skip
-    return _contrast_outputs(anchors, flags)
+    pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
+    places = _met_places(anchors, keys, pairs, flags, met)
+    return _contrast_outputs(anchors, flags)._replace(met=anchors.new_empty(places, dtype=torch.int32))
 
 
 @_implement("contrast_backward")
@@ -197,17 +225,18 @@ def _contrast_backward(
     grad_loss: Tensor, push: Tensor, draw: Tensor, anchors: Tensor, keys: Tensor,
     anchor_labels: Tensor, key_labels: Tensor, anchor_groups: Tensor | None, key_groups: Tensor | None,
     exclude: Tensor | None, positive_start: int, negative_stop: int, lse: Tensor,
-    scale: float, flags: int, backend: str,
+    scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
     _demand_pairs(anchors, keys, pairs)
     for name, value in (("grad_loss", grad_loss), ("push", push), ("draw", draw), ("lse", lse)):
         _demand(name, value, anchors.shape[0])
+    _demand_met(met, anchors, keys, pairs, flags)
     module = select(backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         grad_anchors, grad_keys = _contrast_gradients(anchors, keys, flags)
         return grad_anchors.zero_(), grad_keys.zero_()
-    return module.contrast_backward((grad_loss, push, draw), anchors, keys, pairs, lse, scale, Flag(flags))
+    return module.contrast_backward((grad_loss, push, draw), anchors, keys, pairs, lse, scale, Flag(flags), met)
 
 
 def _contrast_gradients(anchors: Tensor, keys: Tensor, flags: int) -> tuple[Tensor, Tensor]:
@@ -225,7 +254,7 @@ def _contrast_backward_fake(
     grad_loss: Tensor, push: Tensor, draw: Tensor, anchors: Tensor, keys: Tensor,
     anchor_labels: Tensor, key_labels: Tensor, anchor_groups: Tensor | None, key_groups: Tensor | None,
     exclude: Tensor | None, positive_start: int, negative_stop: int, lse: Tensor,
-    scale: float, flags: int, backend: str,
+    scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _contrast_gradients(anchors, keys, flags)
 

@@ -85,7 +85,7 @@ class ShardedContrast(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         mean, lse = None, known_lse
         if lse is None:
-            lse, mean = _scan(calls, wanted)
+            calls, lse, mean = _scan(calls, wanted)
         loss, pull, count, near = _near(calls, lse, wanted)
         value, factor, push, draw = ops.reduce(loss, pull, count, weights, options.reduction, options.backend)
         weighing = (weights, loss, count, value) if ctx.needs_input_grad[3] else (None,) * 4
@@ -149,13 +149,15 @@ class _Call(NamedTuple):
     factor: Tensor | None
     options: ContrastSpec
     ordered: bool
+    met: Tensor | None = None  # what an earlier pass over the shard found of its order
 
     def run(self, known_lse: Tensor | None, gradient: bool) -> tuple[Tensor, ...]:
         """The log-sum-exp alone, or the positives at a known one; with its gradient, or without."""
         flags = self.options.flags(anchors=gradient, scan=known_lse is None, ordered=self.ordered)
         found: tuple[Tensor, ...] = ops.contrast(
-            self.rows, self.keys, *self.pairs, self.factor, known_lse, self.options.scale, flags, self.options.backend
-        )
+            self.rows, self.keys, *self.pairs, self.factor, known_lse, self.options.scale, flags,
+            self.options.backend, self.met,
+        )  # fmt: skip
         return found
 
     @property
@@ -169,18 +171,20 @@ class _Call(NamedTuple):
         return self.pairs.negative_stop > 0 or (self.attracts and self.options.denominator == "all")
 
 
-def _scan(calls: Sequence[_Call], wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """The log-sum-exp over all shards [N] and, where wanted, its gradient [N, D]."""
-    found = [call.run(None, wanted) for call in calls if call.repels]
+def _scan(calls: Sequence[_Call], wanted: bool) -> tuple[list[_Call], Tensor, Tensor | None]:
+    """The calls with what they met, the log-sum-exp over all shards [N] and, where wanted, its gradient [N, D]."""
+    ran = [call.run(None, wanted) if call.repels else None for call in calls]
+    again = [call if each is None else call._replace(met=each[5]) for call, each in zip(calls, ran, strict=True)]
+    found = [each for each in ran if each is not None]
     if not found:
         rows, wide = calls[0].rows, calls[0].rows if calls[0].rows.dtype == torch.float64 else calls[0].rows.float()
         empty = wide.new_full((rows.shape[0],), -torch.inf)
-        return empty, torch.zeros_like(wide) if wanted else None
+        return again, empty, torch.zeros_like(wide) if wanted else None
     lse = torch.logsumexp(torch.stack([each[1] for each in found]), dim=0)
     if not wanted:
-        return lse, None
+        return again, lse, None
     shares = [torch.where(each[1] == -torch.inf, 0.0, torch.exp(each[1] - lse)) for each in found]
-    return lse, _total([_weighted(each[4], share) for share, each in zip(shares, found, strict=True)])
+    return again, lse, _total([_weighted(each[4], share) for share, each in zip(shares, found, strict=True)])
 
 
 def _near(calls: Sequence[_Call], lse: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

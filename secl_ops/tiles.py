@@ -108,6 +108,7 @@ def sorts(rows: int, columns: int, width: int, dtype: torch.dtype) -> bool:
 
 MOST_REGISTERS = 255  # of a thread: left to itself the assembler spills 8 bytes to stay at 128
 FEW_ROWS = 2048  # of either side whose contrast is a launch or two: one program streams all rows of the other side
+MERGED_ANCHORS = 128  # of a program that merges what parts of the keys add to few anchors
 MERGE_TILE = Tile(16, 16, 64, 64, 4, 1)  # of the kernels that add parts up
 
 
@@ -119,6 +120,26 @@ def counts(rows: int, others: int) -> bool:
         (True, False)
     """
     return (rows + others) ** 2 <= _MOST_COUNTED
+
+
+def met_places(rows: int, others: int | None, zoned: bool) -> int:
+    """Integers that the order of two sides takes, and where each row of the first meets the second, by place.
+
+    Args:
+        rows: Of the first side.
+        others: Of the second; None: they are the same.
+        zoned: Whether rows of the first exclude some of the second.
+
+    Example:
+        >>> met_places(5, None, False), met_places(4, 8, True)
+        (28, 36)
+    """
+    return whole(rows) + whole(4 * rows) + (0 if others is None else whole(others)) + (2 * rows if zoned else 0)
+
+
+def whole(places: int) -> int:
+    """Up to the next address that is a multiple of 16 bytes, of four."""
+    return -(-places // 4) * 4
 
 
 @cache
@@ -205,6 +226,16 @@ def pick_few(width: int) -> Tile:
         Tile(block_n=16, block_m=32, block_d=32, block_out=32, warps=4, stages=3)
     """
     return fitted(Tile(16, 32, 64, 64 if width <= 256 else 32, 4, 3), width)
+
+
+def few_parts(programs: int, tiles_of_other: int, multiprocessors: int) -> int:
+    """The same of few rows: a part of less than four tiles is not worth the launch that merges it.
+
+    Example:
+        >>> few_parts(57, 29, 132), few_parts(16, 17, 132), few_parts(4, 4, 132)
+        (5, 4, 1)
+    """
+    return min(parts(programs, tiles_of_other, multiprocessors), max(1, tiles_of_other // 4))
 
 
 @cache

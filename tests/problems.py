@@ -79,10 +79,10 @@ class Problem(NamedTuple):
             *rows, self.pairs, self.scale, self.flags | ANCHORS, self.known_lse, self.key_inverse
         )
         if self.key_inverse is not None or Flag.SCAN in self.flags:  # frozen keys, and sums without a backward pass
-            return [*state]
+            return [*state[:5]]
         factors = (weight_of_anchors(self).to(state.loss.dtype), *push_and_draw(state))
         both = self.flags | ANCHORS | KEYS
-        return [*state, *backend.contrast_backward(factors, *rows, self.pairs, state.lse, self.scale, both)]
+        return [*state[:5], *backend.contrast_backward(factors, *rows, self.pairs, state.lse, self.scale, both)]
 
 
 def forward(problem: Problem) -> reference.ContrastState:

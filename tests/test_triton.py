@@ -60,7 +60,7 @@ def check(anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag
         both = flags | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT
         factors = (weights.to(state.loss.dtype), *push_and_draw(state))
         gradients = module.contrast_backward(factors, a, k, pairs, state.lse, scale, both)
-        found[name] = [*state, *gradients]
+        found[name] = [*state[:5], *gradients]
     peak = scale * float(anchors.float().norm(dim=1).max() * keys.float().norm(dim=1).max())
     rounding = torch.finfo(anchors.dtype).eps / torch.finfo(torch.float32).eps  # the weights take the rows' dtype
     for number, (actual, plain, truth) in enumerate(zip(*found.values(), strict=True)):
@@ -146,7 +146,7 @@ def test_nothing_is_read_outside_the_rows() -> None:
     pairs = every_rule(19, 35)
     inside = triton.contrast_forward(anchors, keys, pairs, 0.3, Flag.ANCHOR_GRADIENT)
     alone = triton.contrast_forward(anchors.clone(), keys.clone(), pairs, 0.3, Flag.ANCHOR_GRADIENT)
-    assert all(map(torch.equal, inside, alone))
+    assert all(map(torch.equal, inside[:5], alone[:5]))
     assert inside.loss.isfinite().all()
 
 

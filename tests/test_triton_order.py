@@ -13,11 +13,11 @@ from torch import Tensor
 
 import secl_ops
 from benchmarks.model import kinds
-from secl_ops import tiles
+from secl_ops import ops, tiles
 from secl_ops.engines import triton
 from secl_ops.engines.triton import grids, launch
 from secl_ops.engines.triton.grids import Card
-from secl_ops.engines.triton.sides import Names, meet, meet_by_sorting
+from secl_ops.engines.triton.sides import Names, meet
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, separate
@@ -208,7 +208,9 @@ def test_the_model_counts_the_tiles_that_the_kernel_meets(
 @pytest.mark.parametrize("excluding", ["", "rows", "others"])
 @pytest.mark.parametrize("grouped", [False, True], ids=["", "grouped"])
 @pytest.mark.parametrize(("count", "others"), [(1, 1), (70, 45), (33, 200), (257, 0)], ids=str)
-def test_counting_and_sorting_give_the_same_order(count: int, others: int, grouped: bool, excluding: str) -> None:
+def test_counting_and_sorting_give_the_same_order(
+    count: int, others: int, grouped: bool, excluding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def side(size: int, seed: int) -> Names:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(-1, 4, (size,), generator=generator)
@@ -223,7 +225,9 @@ def test_counting_and_sorting_give_the_same_order(count: int, others: int, group
         "other_exclude": torch.randperm(max(count, others))[:others].to(DEVICE)
         if others and excluding == "others" else None,
     }  # fmt: skip
-    for found, expected in zip(meet(first, second, **given), meet_by_sorting(first, second, **given), strict=True):
+    counted = meet(first, second, **given)
+    monkeypatch.setattr(tiles, "counts", lambda *_: False)
+    for found, expected in zip(counted[:-1], meet(first, second, **given)[:-1], strict=True):
         assert (found is None) == (expected is None)
         if found is None or expected is None:
             continue
@@ -344,3 +348,47 @@ def test_sizes_alone_decide() -> None:
     assert not tiles.sorts(8192, 8192, 256, torch.bfloat16)  # a pixel step is bound by its launches
     assert tiles.sorts(8192, 8192, 256, torch.float32)
     assert not tiles.sorts(65536, 0, 128, torch.bfloat16)
+
+
+@pytest.mark.parametrize("denominator", ["all", "negatives"])
+def test_the_order_is_found_once_for_each_piece_of_the_keys(denominator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "FEW_ROWS", 0)
+    sizes: list[tuple[int, int]] = []
+
+    def counted(side: Names, other: Names, **given: Tensor | None) -> Any:
+        sizes.append((len(side.labels), len(other.labels)))
+        return meet(side, other, **given)
+
+    monkeypatch.setattr(launch, "meet", counted)
+    options: dict[str, Any] = {"denominator": denominator, "backend": "triton"}
+    call, (anchors, keys) = on(separate(19, 27, 8), DEVICE).leaves()
+    own = secl_ops.info_nce(anchors, anchor_labels=call.anchor_labels, **options)
+    own.backward()
+    assert sizes == [(19, 19)]  # the gradient of shared rows has no other
+    sizes.clear()
+    frozen, names = keys.detach(), call.key_labels
+    pieces: dict[str, Any] = {"keys": [frozen[:11], frozen[11:]], "key_labels": [names[:11], names[11:]]}
+    secl_ops.info_nce(anchors, anchor_labels=call.anchor_labels, **pieces, **options).backward()
+    assert sizes == [(19, 11), (19, 16)]  # of the sums; the positives are met as they were
+
+
+@pytest.mark.parametrize("count", [257, 256])
+def test_what_a_pass_met_serves_the_next_one_bit_for_bit(count: int) -> None:
+    rows, labels = torch.randn(count, 16, device=DEVICE), torch.randint(-1, 4, (count,), device=DEVICE).int()
+    pairs = Pairs(labels, labels, None, None, None, 0, count)
+    flags = Flag.SELF | Flag.NEGATIVES | Flag.UNIT
+    state = triton.contrast_forward(rows, rows, pairs, 5.0, flags)
+    factors = (torch.ones(count, device=DEVICE), state.pull, state.pull / count)
+    given = factors, rows, rows, pairs, state.lse, 5.0, flags | Flag.ANCHOR_GRADIENT
+    assert state.met is not None
+    assert torch.equal(triton.contrast_backward(*given)[0], triton.contrast_backward(*given, state.met)[0])
+
+
+def test_what_a_pass_met_is_refused_at_another_size() -> None:
+    call = separate(9, 13, 8)
+    pairs = (call.anchor_labels.int(), call.key_labels.int(), None, None, None, 0, 13)
+    options = (None, torch.zeros(9), 10.0, 0, "reference")
+    with pytest.raises(ValueError, match=r"met must have shape \[64\]; got \(3,\)"):
+        ops.contrast(call.anchors, call.keys, *pairs, *options, torch.zeros(3, dtype=torch.int32))
+    with pytest.raises(TypeError, match=r"met must be int32, as the forward pass left it; got torch\.float32"):
+        ops.contrast(call.anchors, call.keys, *pairs, *options, torch.zeros(64))

@@ -72,6 +72,7 @@ def contrast_forward(
     flags: Flag,
     known_lse: Tensor | None = None,
     key_inverse: Tensor | None = None,
+    met: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference for the other arguments."""
     order = ordering.by_class(pairs, flags) if serves_cuda(anchors) and ordering.pays(anchors, keys, flags) else None
@@ -95,6 +96,7 @@ def contrast_backward(
     lse: Tensor,
     scale: float,
     flags: Flag,
+    met: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for.
 

@@ -31,6 +31,7 @@ class ContrastState(NamedTuple):
     # The name hides tuple.count, which nobody calls on tensors.
     count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor
     grad_anchors: Tensor  # [N, D] d loss_i / d a_i under ANCHOR_GRADIENT, 0 where count is 0; else [0, D]
+    met: Tensor | None = None  # [any] int32, what spares the next pass over the same pairs; only its engine reads it
 
 
 class Reduction(NamedTuple):
@@ -126,6 +127,7 @@ def contrast_forward(
     flags: Flag,
     known_lse: Tensor | None = None,
     key_inverse: Tensor | None = None,
+    met: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the module's formula.
 
@@ -180,6 +182,7 @@ def contrast_backward(
     lse: Tensor,
     scale: float,
     flags: Flag,
+    met: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for.
 

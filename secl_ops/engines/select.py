@@ -26,11 +26,11 @@ class Backend(Protocol):
     ) -> Tensor: ...
     def contrast_forward(
         self, anchors: Tensor, keys: Tensor, pairs: Pairs, scale: float, flags: Flag,
-        known_lse: Tensor | None = None, key_inverse: Tensor | None = None,
+        known_lse: Tensor | None = None, key_inverse: Tensor | None = None, met: Tensor | None = None,
     ) -> ContrastState: ...  # fmt: skip
     def contrast_backward(
         self, factors: tuple[Tensor, Tensor, Tensor], anchors: Tensor, keys: Tensor, pairs: Pairs,
-        lse: Tensor, scale: float, flags: Flag,
+        lse: Tensor, scale: float, flags: Flag, met: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
     def reduce(
         self, loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str

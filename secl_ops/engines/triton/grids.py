@@ -49,6 +49,11 @@ def card(tensor: Tensor) -> Card:
     return _card(tensor.device.index) if tensor.is_cuda else INTERPRETED
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Of this GPU."""
+    return (_card(device.index) if device.type == "cuda" else INTERPRETED).multiprocessors
+
+
 _SMALLER: dict[tuple[str, Tile], Tile] = {}
 """Kernels and tiles that did not fit on this GPU, and what served instead."""
 

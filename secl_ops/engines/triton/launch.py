@@ -69,12 +69,18 @@ def contrast_forward(
     flags: Flag,
     known_lse: Tensor | None = None,
     key_inverse: Tensor | None = None,
+    met: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula and arguments."""
     rules, shared, scan = _rules(pairs), Flag.SELF in flags, Flag.SCAN in flags
     anchor_names, key_names = _names(pairs)
     exclude = None if pairs.exclude is None or shared else pairs.exclude.contiguous()
-    meeting = _met(meet(anchor_names, anchor_names if shared else key_names, exclude=exclude), rules)
+    if met is None:
+        meeting = meet(anchor_names, anchor_names if shared else key_names, exclude=exclude)
+    else:
+        meeting = Meeting.of(met, *_sizes(anchors, keys, flags), exclude is not None)
+    kept = meeting.met if met is None and (shared or scan) else None
+    meeting = _met(meeting, rules)
     sums = Flag.NEGATIVES not in flags and not scan
     key_side = arrange(keys, key_names.labels, meeting.other_row, factor=key_inverse, sums=sums)
     anchor_side = key_side if shared else arrange(anchors, anchor_names.labels, meeting.row)
@@ -87,7 +93,12 @@ def contrast_forward(
         meeting = meeting._replace(own=torch.zeros_like(meeting.own))
     finish = _merge if scan else _class_mean if sums else _positive
     finish(_Forward(anchor_side, key_side, meeting, parts, known_lse, state, scale, flags))
-    return state
+    return state._replace(met=kept)
+
+
+def _sizes(anchors: Tensor, keys: Tensor, flags: Flag) -> tuple[int, int | None]:
+    """Rows of either side of a meeting; None: of the same one."""
+    return anchors.shape[0], None if Flag.SELF in flags else keys.shape[0]
 
 
 def _state(anchors: Tensor, value: bool, scan: bool) -> ContrastState:
@@ -194,7 +205,7 @@ def _positive(call: _Forward) -> None:
         launch(
             contrast.positive_kernel, _pick(rows, call.width, "positive", meeting), _grid(len(meeting.row), columns),
             rows, call.keys.rows, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
-            *call.parts[:3], *call.state,
+            *call.parts[:3], *call.state[:5],
             len(meeting.row), call.parts.number, float(call.scale) * LOG2E, float(call.scale), **call.options,
         )  # fmt: skip
 
@@ -206,7 +217,7 @@ def _class_mean(call: _Forward) -> None:
         launch(
             contrast.class_mean_kernel, _pick(rows, call.width, "classes", meeting), _grid(len(meeting.row), 0),
             rows, call.keys.rows, call.keys.sums, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
-            *call.parts[:3], *call.state,
+            *call.parts[:3], *call.state[:5],
             len(meeting.row), call.parts.number, float(call.scale), SUM_ROWS=tiles.SUM_ROWS, **call.options,
         )  # fmt: skip
 
@@ -223,6 +234,7 @@ def contrast_backward(
     lse: Tensor,
     scale: float,
     flags: Flag,
+    met: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum_i grad_loss_i L_i: of the anchors [N, D] and of the keys [M, D], [0, D] where not asked for.
 
@@ -238,7 +250,11 @@ def contrast_backward(
     upstream = Upstream(grad_loss, push.contiguous(), draw.contiguous(), lse.contiguous(), scale)
     grad_anchors, grad_keys = (anchors.new_empty((0, anchors.shape[1]), dtype=torch.float32) for _ in range(2))
     if shared or Flag.ANCHOR_GRADIENT in flags:
-        meeting = _met(meet(anchor_names, anchor_names if shared else key_names, exclude=exclude), rules)
+        if shared and met is not None:
+            meeting = Meeting.of(met, *_sizes(anchors, keys, flags), False)
+        else:
+            meeting = meet(anchor_names, anchor_names if shared else key_names, exclude=exclude)
+        meeting = _met(meeting, rules)
         anchor_side = arrange(anchors, anchor_names.labels, meeting.row, upstream=upstream)
         key_side = anchor_side if shared else arrange(keys, key_names.labels, meeting.other_row)
         grad_anchors = _gradient(anchor_side, key_side, meeting, anchors.shape, scale, flags, rules, keys=shared)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from secl_ops import tiles
 from secl_ops.engines.reference import Origin
-from secl_ops.engines.triton.few import few_gradient_kernel, few_reduce_kernel, few_value_kernel
-from secl_ops.engines.triton.grids import PIXEL_AXES, Launch, cells, kinds, on
+from secl_ops.engines.triton.few import few_draws_kernel, few_merge_kernel, few_sums_kernel, few_value_kernel
+from secl_ops.engines.triton.few_gradient import few_gradient_kernel, few_reduce_kernel
+from secl_ops.engines.triton.gradient import sum_parts_kernel
+from secl_ops.engines.triton.grids import PIXEL_AXES, Launch, cells, kinds, multiprocessors, on
 from secl_ops.engines.triton.launch import BOUNDED_SCALE, LOG2E
 from secl_ops.engines.triton.launch_rows import on_map, on_rows
 from secl_ops.engines.triton.launch_sample import Maps, Request, halves, sampler
@@ -26,6 +28,7 @@ from secl_ops.engines.triton.pixels import gather_kernel, gather_unit_kernel, ne
 from secl_ops.engines.triton.rows import unit_rows_backward_kernel, unit_rows_kernel
 from secl_ops.small_call import Back, Found, Kept, Pixels, Wanted
 from secl_ops.spec import ContrastSpec, SampleSpec
+from secl_ops.tiles import Tile
 
 
 class Beside(NamedTuple):
@@ -62,46 +65,111 @@ class ContrastRequest(NamedTuple):
     clean: bool  # an ignored row is zero, whatever it was
     unit: bool  # every row has norm 1 or 0
 
+    @property
+    def shared(self) -> bool:
+        """Whether the anchors are the keys."""
+        return self.keys is None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Anchors and keys."""
+        return self.rows, self.rows if self.keys is None else self.keys
+
+
+class _Values:
+    """The launches that find the state [4, N] of the anchors: one, or a few where the keys are cut into parts."""
+
+    def __init__(self, request: ContrastRequest) -> None:
+        count, others = request.sides
+        tile, negatives, shared = tiles.pick_few(request.width), request.denominator == "negatives", request.shared
+        blocks, options = _blocks(tile), _options(tile)
+        bounded, scale2 = request.unit and request.scale <= BOUNDED_SCALE, request.scale * LOG2E
+        rows, numbers = cells(count, tile.block_n), (count, others, scale2)
+        rules = (request.width, shared, negatives, request.clean, bounded)
+        self.parts = tiles.few_parts(rows, cells(others, tile.block_m), multiprocessors(request.device))
+        self.size = (5, self.parts, count)
+        if self.parts == 1:
+            self.whole = Launch(few_value_kernel, (rows,), *numbers, *rules, *blocks, **options)
+            return
+        grid = (rows, self.parts)
+        self.sums = Launch(few_sums_kernel, grid, *numbers, *rules, *blocks, **options)
+        draws = (request.width, shared, request.clean, *blocks)
+        self.draws = Launch(few_draws_kernel, grid, *numbers, *draws, **options) if negatives else None
+        merged = (cells(count, tiles.MERGED_ANCHORS),)
+        self.merge = Launch(few_merge_kernel, merged, count, self.parts, negatives, tiles.MERGED_ANCHORS)
+
+    def __call__(self, state: Tensor, *given: Tensor | None) -> None:
+        """Write the state of anchors and keys with their names."""
+        if self.parts == 1:
+            self.whole(*given, state)
+            return
+        parts = state.new_empty(self.size)
+        self.sums(*given, parts)
+        if self.draws is not None:
+            self.draws(*given, parts)
+        self.merge(parts, state)
+
+
+class _Gradient:
+    """The launches that find the gradient of one side's rows: one, or two where the other side is cut into parts."""
+
+    def __init__(self, request: ContrastRequest, *, anchors: bool, keys: bool) -> None:
+        count, others = request.sides if anchors else request.sides[::-1]
+        tile, width, scale = tiles.pick_few(request.width), request.width, request.scale
+        rules = (width, request.shared, request.denominator == "negatives", request.clean, request.reduction == "mean")
+        rows, columns = cells(count, tile.block_n), cells(width, tile.block_out)
+        self.parts = tiles.few_parts(rows * columns, cells(others, tile.block_m), multiprocessors(request.device))
+        self.find = Launch(
+            few_gradient_kernel, (rows, columns, self.parts), count, others, scale, scale * LOG2E, *rules,
+            anchors, keys, *_blocks(tile), tile.block_out, tiles.REDUCE_ROWS, **_options(tile),
+        )  # fmt: skip
+        merge = tiles.MERGE_TILE
+        grid = (cells(count, merge.block_n), cells(width, merge.block_out))
+        self.add = Launch(sum_parts_kernel, grid, count, self.parts, width, merge.block_n, merge.block_out)
+
+    def __call__(self, rows: Tensor, *given: Tensor | None) -> Tensor:
+        """The gradient of these rows, from the other side, the names of both, the state, weights and the value."""
+        found = torch.empty_like(rows, dtype=torch.float32)
+        if self.parts == 1:
+            self.find(rows, *given, found)
+            return found
+        parts = found.new_empty((self.parts, *found.shape))
+        self.find(rows, *given, parts)
+        self.add(parts, None, found)
+        return found
+
+
+def _blocks(tile: Tile) -> tuple[int, int, int]:
+    return tile.block_n, tile.block_m, tile.block_d
+
+
+def _options(tile: Tile) -> dict[str, int]:
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tiles.MOST_REGISTERS}
+
 
 class Contrast:
     """The launches of the contrast of few rows."""
 
     def __init__(self, request: ContrastRequest) -> None:
-        self.request, self.shared = request, request.keys is None
-        count, others = request.rows, request.rows if request.keys is None else request.keys
-        negatives, mean = request.denominator == "negatives", request.reduction == "mean"
-        scale2, tile = request.scale * LOG2E, tiles.pick_few(request.width)
-        blocks = (tile.block_n, tile.block_m, tile.block_d)
-        options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tiles.MOST_REGISTERS}
-        rules = (request.width, self.shared, negatives, request.clean)
-
-        def gradient(rows: int, streamed: int, *, anchors: bool, keys: bool) -> Launch:
-            grid = (cells(rows, tile.block_n), cells(request.width, tile.block_out))
-            return Launch(
-                few_gradient_kernel, grid, rows, streamed, request.scale, scale2, *rules, mean, anchors, keys,
-                *blocks, tile.block_out, tiles.REDUCE_ROWS, **options,
-            )  # fmt: skip
-
-        rows, bounded = (cells(count, tile.block_n),), request.unit and request.scale <= BOUNDED_SCALE
-        self.find = Launch(few_value_kernel, rows, count, others, scale2, *rules, bounded, *blocks, **options)
-        self.of_anchors = gradient(count, others, anchors=True, keys=self.shared)
-        self.of_keys = gradient(others, count, anchors=False, keys=True)
-        self.reduce = Launch(few_reduce_kernel, (1,), count, mean, tiles.REDUCE_ROWS, num_warps=8)
+        self.size = (4, request.rows)
+        self.find = _Values(request)
+        self.of_anchors = _Gradient(request, anchors=True, keys=request.shared)
+        self.of_keys = _Gradient(request, anchors=False, keys=True)
+        mean = request.reduction == "mean"
+        self.reduce = Launch(few_reduce_kernel, (1,), request.rows, mean, tiles.REDUCE_ROWS, num_warps=8)
 
     def __call__(self, anchors: Tensor, keys: Tensor, beside: Beside, wanted: Wanted) -> Contrasted:
         """The loss of unit rows, or of rows as they are, and the gradients that are wanted."""
         labels, key_labels, groups, key_groups, exclude, weights = beside
-        state = anchors.new_empty((4, self.request.rows), dtype=torch.float32)
+        state = anchors.new_empty(self.size, dtype=torch.float32)
         value, of_anchors, of_keys = anchors.new_empty((), dtype=torch.float32), None, None
-        self.find(anchors, keys, labels, key_labels, groups, key_groups, exclude, state)
+        self.find(state, anchors, keys, labels, key_labels, groups, key_groups, exclude)
         if wanted.anchors:
-            of_anchors = torch.empty_like(anchors, dtype=torch.float32)
             names = (labels, key_labels, groups, key_groups)
-            self.of_anchors(anchors, keys, *names, exclude, state, weights, value, of_anchors)
+            of_anchors = self.of_anchors(anchors, keys, *names, exclude, state, weights, value)
         if wanted.keys:
-            of_keys = torch.empty_like(keys, dtype=torch.float32)
             names = (key_labels, labels, key_groups, groups)
-            self.of_keys(keys, anchors, *names, exclude, state, weights, value, of_keys)
+            of_keys = self.of_keys(keys, anchors, *names, exclude, state, weights, value)
         if of_anchors is None and of_keys is None:
             self.reduce(state, weights, value)
         return Contrasted(value, of_anchors, of_keys)

@@ -30,36 +30,46 @@ class Meeting(NamedTuple):
     Runs are places [first, stop) on the other side, [2, n] int32 by place.
     """
 
-    row: Tensor  # [n]: the row at each place
-    other_row: Tensor  # [m]
+    row: Tensor  # [n] int32: the row at each place
+    other_row: Tensor  # [m] int32
     run: Tensor  # of the rows that may be compared
     own: Tensor  # of those of the same label
     zone: Tensor | None  # between which those lie that an exclusion parts from the row
     excluded: Tensor | None = None  # [m] int32: the row that each place of the other side excludes, -1 for none
+    met: Tensor | None = None  # all but `excluded` as one buffer, for a later pass over the same sides
+
+    @classmethod
+    def of(cls, met: Tensor, rows: int, others: int | None, zoned: bool) -> Meeting:
+        """The parts of a buffer of `tiles.met_places`; others None: the same side twice."""
+        runs, behind = tiles.whole(rows), tiles.whole(rows) + tiles.whole(4 * rows)
+        row, other_row = met[:rows], met[:rows] if others is None else met[behind : behind + others]
+        behind += 0 if others is None else tiles.whole(others)
+        run, own = met[runs : runs + 4 * rows].view(4, rows).split(2)
+        return cls(row, other_row, run, own, met[behind:].view(2, rows) if zoned else None, met=met)
 
 
 def meet(side: Names, other: Names, *, exclude: Tensor | None = None, other_exclude: Tensor | None = None) -> Meeting:
     """Order both sides, the same one or two; rows of either may exclude one of the other's, by its number."""
-    if not tiles.counts(side.labels.shape[0], other.labels.shape[0]):
-        return meet_by_sorting(side, other, exclude=exclude, other_exclude=other_exclude)
-    rows, others, shared = side.labels.shape[0], other.labels.shape[0], side.labels is other.labels
-    row = side.labels.new_empty(rows)
-    other_row = row if shared else row.new_empty(others)
-    runs = row.new_empty((4, rows))
-    zone = None if exclude is None and other_exclude is None else row.new_empty((2, rows))
-    excluded = None if other_exclude is None else row.new_empty(others)
-    blocks = cells(rows, tiles.ORDER_ROWS) + (0 if shared else cells(others, tiles.ORDER_ROWS))
-    with on(row):
+    rows, shared = side.labels.shape[0], side.labels is other.labels
+    others, zoned = None if shared else other.labels.shape[0], exclude is not None or other_exclude is not None
+    gaps = rows % 4 or (others or 0) % 4  # between the parts, which no kernel writes
+    fresh = side.labels.new_zeros if gaps else side.labels.new_empty
+    meeting = Meeting.of(fresh(tiles.met_places(rows, others, zoned)), rows, others, zoned)
+    if not tiles.counts(rows, other.labels.shape[0]):
+        return _sort(meeting, side, other, exclude=exclude, other_exclude=other_exclude)
+    excluded = None if other_exclude is None else torch.empty_like(meeting.other_row)
+    blocks = cells(rows, tiles.ORDER_ROWS) + (0 if others is None else cells(others, tiles.ORDER_ROWS))
+    with on(meeting.row):
         order_kernel[(blocks,)](
-            *side, exclude, *other, other_exclude, row, None if shared else other_row, runs, zone, excluded,
-            rows, others, BLOCK_N=tiles.ORDER_ROWS, BLOCK_M=tiles.ORDER_OTHERS,
+            *side, exclude, *other, other_exclude, meeting.row, None if shared else meeting.other_row, meeting.run,
+            meeting.zone, excluded,
+            rows, other.labels.shape[0], BLOCK_N=tiles.ORDER_ROWS, BLOCK_M=tiles.ORDER_OTHERS,
         )  # fmt: skip
-    run, own = runs.split(2)
-    return Meeting(row, other_row, run, own, zone, excluded)
+    return meeting._replace(excluded=excluded)
 
 
-def meet_by_sorting(
-    side: Names, other: Names, *, exclude: Tensor | None = None, other_exclude: Tensor | None = None
+def _sort(
+    meeting: Meeting, side: Names, other: Names, *, exclude: Tensor | None = None, other_exclude: Tensor | None = None
 ) -> Meeting:
     """The same of many rows."""
     row, rank = _sorted(side)
@@ -71,15 +81,20 @@ def meet_by_sorting(
     else:
         last = torch.searchsorted(other_rank, rank.new_full((1,), IGNORED))
         run = [torch.zeros_like(own[0]), last.expand_as(own[0])]
-    runs = torch.where(rank < IGNORED, torch.stack([*run, *own]), 0).int().split(2)
-    zone = excluded = None
+    meeting.row.copy_(row)
+    meeting.other_row.copy_(other_row)
+    for found, ends in ((meeting.run, run), (meeting.own, own)):
+        found.copy_(torch.where(rank < IGNORED, torch.stack(ends), 0))
+    if meeting.zone is None:
+        return meeting
     if exclude is not None:
         places = excluded_places(exclude, row, other_row)
-        zone = torch.stack([places, torch.where(places < 0, places, places + 1)])
-    if other_exclude is not None:
-        excluded = excluded_places(other_exclude, other_row, row)
-        zone = _zone_of_excluding(excluded, len(row))
-    return Meeting(row, other_row, runs[0], runs[1], zone, excluded)
+        meeting.zone.copy_(torch.stack([places, torch.where(places < 0, places, places + 1)]))
+    if other_exclude is None:
+        return meeting
+    excluded = excluded_places(other_exclude, other_row, row)
+    meeting.zone.copy_(_zone_of_excluding(excluded, len(row)))
+    return meeting._replace(excluded=excluded)
 
 
 def _zone_of_excluding(excluded: Tensor, count: int) -> Tensor:
