@@ -177,7 +177,10 @@ def _contrast(
         state = ContrastState(*(value.zero_() for value in state if value is not None))
     else:
         state = module.contrast_forward(anchors, keys, pairs, scale, Flag(flags), known_lse, key_inverse, met)
-    return state if state.met is not None else state._replace(met=anchors.new_zeros(places, dtype=torch.int32))
+    if state.met is not None:
+        return state
+    fresh = anchors.new_zeros if places else anchors.new_empty
+    return state._replace(met=fresh(places, dtype=torch.int32))
 
 
 def _met_places(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: int, met: Tensor | None) -> int:

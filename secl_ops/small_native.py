@@ -16,6 +16,8 @@ from secl_ops.spec import REDUCTIONS, STRATEGIES, ContrastSpec, Flag, SampleSpec
 
 MOST = 2
 """Similarities that are kept, for each number in the rows of both sides."""
+NEVER_FEW = 1 << 21
+"""More are never kept: 8 MiB, what a core's cache holds; beyond it finding them twice is the quicker way."""
 NEVER_MANY = 1 << 14
 """So many are kept however narrow the rows: 64 KiB."""
 TILE, VECTOR = 32, 16
@@ -104,7 +106,7 @@ def _serves(options: ContrastSpec, rows: Tensor) -> bool:
 def _fits(rows: int, keys: int, width: int, dtype: torch.dtype) -> bool:
     """Whether the similarities are no more than the numbers in the rows, times `MOST`, and worth keeping."""
     kept = -(-rows // TILE) * TILE * keys + keys * (-width % VECTOR)
-    if kept > max(MOST * (rows + keys) * width, NEVER_MANY):
+    if kept > min(max(MOST * (rows + keys) * width, NEVER_MANY), NEVER_FEW):
         return False
     many = dtype == torch.bfloat16 and rows * keys * width > MOST_HALVES
     return not (many and torch.ops.secl_native.matrix_unit.default())

@@ -275,6 +275,7 @@ def test_many_rows_go_the_long_way() -> None:
     most = small_native.MOST * 2 * width  # rows against as many
     assert is_small(info_nce(learning(separate(most, most, width))))
     assert not is_small(info_nce(learning(separate(most + 1, most, width))))
+    assert not is_small(info_nce(learning(separate(64, small_native.NEVER_FEW // 64 + 1, width))))  # by far
     features = torch.randn(1, width, 40, 40, requires_grad=True)
     classes = torch.zeros(1, 40, 40, dtype=torch.int64)
     for count, few in ((most, True), (most + 1, False)):

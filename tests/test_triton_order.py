@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import secl_ops
 from benchmarks.model import kinds
@@ -374,7 +375,8 @@ def test_the_order_is_found_once_for_each_piece_of_the_keys(denominator: str, mo
 
 @pytest.mark.parametrize("count", [257, 256])
 def test_what_a_pass_met_serves_the_next_one_bit_for_bit(count: int) -> None:
-    rows, labels = torch.randn(count, 16, device=DEVICE), torch.randint(-1, 4, (count,), device=DEVICE).int()
+    call = alone(count, 16)
+    rows, labels = functional.normalize(call.anchors).to(DEVICE), call.anchor_labels.int().to(DEVICE)
     pairs = Pairs(labels, labels, None, None, None, 0, count)
     flags = Flag.SELF | Flag.NEGATIVES | Flag.UNIT
     state = triton.contrast_forward(rows, rows, pairs, 5.0, flags)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from secl_ops import tiles
 from secl_ops.engines.triton.arrange import arrange_kernel
@@ -41,22 +42,25 @@ class Meeting(NamedTuple):
     @classmethod
     def of(cls, met: Tensor, rows: int, others: int | None, zoned: bool) -> Meeting:
         """The parts of a buffer of `tiles.met_places`; others None: the same side twice."""
-        runs, behind = tiles.whole(rows), tiles.whole(rows) + tiles.whole(4 * rows)
-        row, other_row = met[:rows], met[:rows] if others is None else met[behind : behind + others]
+        behind = tiles.whole(rows) + tiles.whole(4 * rows)
+        row = met.narrow(0, 0, rows)
+        run, own = met.narrow(0, tiles.whole(rows), 4 * rows).view(4, rows).split(2)
+        other_row = row if others is None else met.narrow(0, behind, others)
         behind += 0 if others is None else tiles.whole(others)
-        run, own = met[runs : runs + 4 * rows].view(4, rows).split(2)
-        return cls(row, other_row, run, own, met[behind:].view(2, rows) if zoned else None, met=met)
+        zone = met.narrow(0, behind, 2 * rows).view(2, rows) if zoned else None
+        return cls(row, other_row, run, own, zone, met=met)
 
 
 def meet(side: Names, other: Names, *, exclude: Tensor | None = None, other_exclude: Tensor | None = None) -> Meeting:
     """Order both sides, the same one or two; rows of either may exclude one of the other's, by its number."""
-    rows, shared = side.labels.shape[0], side.labels is other.labels
+    rows, shared = side.labels.shape[0], side is other
     others, zoned = None if shared else other.labels.shape[0], exclude is not None or other_exclude is not None
+    if not tiles.counts(rows, other.labels.shape[0]):
+        found, excluded = _sort(side, other, exclude=exclude, other_exclude=other_exclude)
+        return Meeting.of(found, rows, others, zoned)._replace(excluded=excluded)
     gaps = rows % 4 or (others or 0) % 4  # between the parts, which no kernel writes
     fresh = side.labels.new_zeros if gaps else side.labels.new_empty
     meeting = Meeting.of(fresh(tiles.met_places(rows, others, zoned)), rows, others, zoned)
-    if not tiles.counts(rows, other.labels.shape[0]):
-        return _sort(meeting, side, other, exclude=exclude, other_exclude=other_exclude)
     excluded = None if other_exclude is None else torch.empty_like(meeting.other_row)
     blocks = cells(rows, tiles.ORDER_ROWS) + (0 if others is None else cells(others, tiles.ORDER_ROWS))
     with on(meeting.row):
@@ -69,11 +73,11 @@ def meet(side: Names, other: Names, *, exclude: Tensor | None = None, other_excl
 
 
 def _sort(
-    meeting: Meeting, side: Names, other: Names, *, exclude: Tensor | None = None, other_exclude: Tensor | None = None
-) -> Meeting:
-    """The same of many rows."""
+    side: Names, other: Names, *, exclude: Tensor | None, other_exclude: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The same of many rows: the buffer of the meeting, and the row that each place of the other side excludes."""
     row, rank = _sorted(side)
-    other_row, other_rank = (row, rank) if side.labels is other.labels else _sorted(other)
+    other_row, other_rank = (row, rank) if side is other else _sorted(other)
     own = [torch.searchsorted(other_rank, rank, right=right) for right in (False, True)]
     if side.groups is not None:
         group = rank - rank % _LABELS
@@ -81,20 +85,17 @@ def _sort(
     else:
         last = torch.searchsorted(other_rank, rank.new_full((1,), IGNORED))
         run = [torch.zeros_like(own[0]), last.expand_as(own[0])]
-    meeting.row.copy_(row)
-    meeting.other_row.copy_(other_row)
-    for found, ends in ((meeting.run, run), (meeting.own, own)):
-        found.copy_(torch.where(rank < IGNORED, torch.stack(ends), 0))
-    if meeting.zone is None:
-        return meeting
+    parts = [row, torch.where(rank < IGNORED, torch.stack([*run, *own]), 0).flatten()]
+    parts += [] if side is other else [other_row]
+    excluded = None
     if exclude is not None:
         places = excluded_places(exclude, row, other_row)
-        meeting.zone.copy_(torch.stack([places, torch.where(places < 0, places, places + 1)]))
-    if other_exclude is None:
-        return meeting
-    excluded = excluded_places(other_exclude, other_row, row)
-    meeting.zone.copy_(_zone_of_excluding(excluded, len(row)))
-    return meeting._replace(excluded=excluded)
+        parts += [places, torch.where(places < 0, places, places + 1)]
+    if other_exclude is not None:
+        excluded = excluded_places(other_exclude, other_row, row)
+        parts += [_zone_of_excluding(excluded, len(row)).flatten()]
+    aligned = [functional.pad(part, (0, -len(part) % 4)) for part in parts[: 2 if side is other else 3]]
+    return torch.cat([*aligned, *parts[len(aligned) :]]).int(), excluded
 
 
 def _zone_of_excluding(excluded: Tensor, count: int) -> Tensor:
