@@ -84,7 +84,7 @@ KERNELS: dict[str, Kernel] = {
         )
         for negatives, ending in ((True, "_negatives"), (False, "_all")) for name, kernel, roles in _FEW_KERNELS
     },
-    "few_draws": Kernel(
+    "few_draws_negatives": Kernel(
         "few", "few_draws_kernel", switches={"SELF": False, "CLEAN": False}, overrides={"p_exclude": "*i64"}, few=True
     ),
     **{

@@ -233,7 +233,7 @@ def few_parts(programs: int, tiles_of_other: int, multiprocessors: int) -> int:
 
     Example:
         >>> few_parts(57, 29, 132), few_parts(16, 17, 132), few_parts(4, 4, 132)
-        (5, 4, 1)
+        (7, 4, 1)
     """
     return min(parts(programs, tiles_of_other, multiprocessors), max(1, tiles_of_other // 4))
 

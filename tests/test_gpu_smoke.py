@@ -20,12 +20,15 @@ import secl_ops
 from benchmarks.kernel_table import KERNELS, Kernel
 from secl_ops import ops, small, tiles
 from secl_ops.engines import triton
+from secl_ops.engines.triton import grids
+from secl_ops.engines.triton.grids import Card
 from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
-from tests.cases import CASES, separate
+from tests.cases import CASES, alone, labels, separate
 from tests.conftest import skip_or_fail
-from tests.oracle import dense
+from tests.oracle import Call, dense
 from tests.test_backends import check, on
+from tests.test_few_launches import forget
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -48,6 +51,18 @@ def runs() -> None:
 def contrast(name: str, denominator: str, dtype: torch.dtype) -> Step:
     """A shared case, both sides of which learn."""
     return lambda: check(replace(CASES[name](), denominator=denominator).to(dtype), "triton", DEVICE)
+
+
+def in_parts(call: Call, denominator: str) -> Step:
+    """Few rows against enough of them to be cut into parts, on any card."""
+
+    def step() -> None:
+        with patch.object(grids, "INTERPRETED", Card(90, 132)):
+            forget()
+            check(replace(call, denominator=denominator), "triton", DEVICE)
+        forget()
+
+    return step
 
 
 def one_side(side: str, denominator: str) -> Step:
@@ -245,6 +260,7 @@ MANY: dict[str, Step] = {
     "sample int32": sample("uniform", torch.int32),
     **{f"pixels {name}, {way}": pixels(name, way) for way in DENOMINATORS for name in ("stratified", "hard")},
 }  # fmt: skip
+AS_THEY_ARE = replace(separate(20, 270, 8), exclude=labels(20, 270, 5, 0.3), normalize=False, temperature=3.0)
 # What few rows launch, and the same of as few by the kernels for many.
 FEW: dict[str, Step] = {
     **{f"{name}, {way}": contrast(name, way, BF16) for way in DENOMINATORS for name in ("self", "excluding")},
@@ -254,6 +270,8 @@ FEW: dict[str, Step] = {
     "reduction sum": reduction("sum"),
     **{f"pixels {name}, {way}": pixels(name, way) for name, way in (("uniform", "negatives"), ("hard", "all"))},
     "labels of another size": larger_labels,
+    **{f"in parts, self, {way}": in_parts(alone(270, 8), way) for way in DENOMINATORS},
+    **{f"in parts, as they are, {way}": in_parts(AS_THEY_ARE, way) for way in DENOMINATORS},
 }
 
 
@@ -331,7 +349,6 @@ def missing(launches: Sequence[Launch], kernels: Mapping[str, Kernel]) -> list[s
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU each process runs a share of the variants")
 def test_the_variants_reach_every_kernel_and_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     from secl_ops.engines.triton import launch
-    from secl_ops.engines.triton.grids import Card
 
     monkeypatch.setattr(launch, "card", lambda _: Card(90, 132))  # which cuts even a few rows into parts
     with recorded() as launches:
