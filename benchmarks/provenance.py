@@ -18,7 +18,17 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SOURCE = ("threads", "machine", "versions", "commit", "date")  # of a whole run
 ORIGIN = (*SOURCE, "load")  # of a row: `load` is that before its case; empty in rows from before it was read
 BUSY = "BUSY: "  # begins what a note says of the load
-PACKAGES = ("torch", "triton", "pytorch-metric-learning", "pykeops", "cut-cross-entropy", "inf-cl", "memeff")
+PACKAGES = (
+    "torch",
+    "triton",
+    "pytorch-metric-learning",
+    "pykeops",
+    "cut-cross-entropy",
+    "inf-cl",
+    "memeff",
+    "monai",
+    "lightly",
+)
 NO_GPU = "no GPU: a rehearsal"  # in the place of a GPU's name: no number beside it means anything
 Row = dict[str, str]
 

@@ -167,15 +167,17 @@ def test_our_memory_reduces_over_the_rows_that_are_compared(reduction: str) -> N
         assert_within_budget("loss", loss, truth, truth.float(), amplification=40, magnitude=40)
 
 
-def test_our_memory_goes_on_from_a_checkpoint_and_compiles_to_one_graph() -> None:
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_our_memory_steps_once_inside_a_checkpoint_and_compiles_to_one_graph(reentrant: bool) -> None:
     batch, mine = rows(10, 8, 1).requires_grad_(), labels(10, 3, 1)
     eager, repeated, graph = (ours.CrossBatchMemory(ours.NTXentLoss(), 8, 23) for _ in range(3))
     torch._dynamo.reset()
     compiled = torch.compile(graph, fullgraph=True, backend="aot_eager")
     for _ in range(3):
         (expected,) = torch.autograd.grad(eager(batch, mine), batch)
-        (found,) = torch.autograd.grad(checkpoint(repeated, batch, mine, use_reentrant=False), batch)
-        assert torch.equal(found, expected)
+        batch.grad = None
+        checkpoint(repeated, batch, mine, use_reentrant=reentrant).backward()
+        assert torch.equal(torch.as_tensor(batch.grad), expected)
         (found,) = torch.autograd.grad(compiled(batch, mine), batch)
         assert (found - expected).abs().max() <= 40 * torch.finfo(torch.float32).eps * expected.abs().max()
     for other in (repeated, graph):

@@ -170,10 +170,11 @@ def test_what_lightly_s_bank_holds(size: int) -> None:
         assert torch.equal(own.bank, bank)
 
 
-def test_a_recomputation_reads_the_bank_of_the_pass_that_it_repeats() -> None:
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_recomputation_reads_the_bank_of_the_pass_that_it_repeats(reentrant: bool) -> None:
     own, leaf, second = lightly.NTXentLoss(0.2, (9, 6)), rows(4, 6, 1).requires_grad_(), rows(4, 6, 2)
     other = copy.deepcopy(own)
-    checkpoint(own, leaf, second, use_reentrant=False).backward()
+    checkpoint(own, leaf, second, use_reentrant=reentrant).backward()
     found, leaf.grad = leaf.grad, None
     other(leaf, second).backward()
     assert found is not None
