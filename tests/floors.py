@@ -46,6 +46,7 @@ FLOORS: dict[str, int] = {
     "secl_ops.engines.select": 10,
     "secl_ops.ops": 11,
     "secl_ops.autograd": 12,
+    "secl_ops.merging": 12,
     "secl_ops.small_native": 12,
     "secl_ops.small_triton": 12,
     "secl_ops.small": 13,
