@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from secl_ops import small, spec
+from secl_ops import joined, small, spec
 from secl_ops.autograd import Contrast, Places, apply, graphless
 from secl_ops.inputs import ContrastInput
 from secl_ops.remembered import remembered
@@ -35,6 +36,7 @@ def info_nce(
     reduction: str = "mean",
     backend: str = "auto",
     validate: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Contrast labelled rows: pull each anchor to the keys of its own label, push it from those of others.
 
@@ -48,6 +50,15 @@ def info_nce(
     Either grows as log M with more keys: losses compare at one M, and a queue that fills raises them.
     Memory is O((N + M) D) on every backend but "reference"; the same call gives the same bits; nothing waits for the
     device.
+
+    With a group every process gives the same options and as many anchors and keys, padded with label -1. The loss
+    under "mean" and "sum" is that of the joined batch, all anchors against all keys, the same bits in each process;
+    under "none" that of the own anchors. The backward pass, which all must run, gives a row the sum of the gradients
+    of all these losses, which is the world size times that of one: the world size is `DistributedDataParallel`'s to
+    divide by, and its average is the gradient of the joined batch, also of a temperature and of weights. Keys beyond
+    64 MiB in all go round in a ring: memory stays that of one process's rows. A list of keys is joined first, `exclude`
+    numbers the process's own keys, `positives` stay with its own anchors, and a key that every process holds counts
+    once for each. The first call of each kind waits for the device, and torch.compile leaves it between two graphs.
 
     Args:
         anchors: Rows [N, D] that learn: fp32, bf16, fp16 (accumulated in fp32) or fp64 ("reference" only). On a GPU
@@ -70,6 +81,8 @@ def info_nce(
         reduction: "mean" over the anchors that have a positive (weighted by `weights`), "sum" or "none".
         backend: "auto", "reference", "native" or "triton".
         validate: Also check values (ranges of labels and exclude, weights, temperature), which waits for the device.
+        group: The keys are those of all processes of this `torch.distributed` group, for example `group.WORLD` after
+            `init_process_group`; None: this process's.
 
     Returns:
         The loss in fp32 (fp64 for fp64 rows): a scalar, or [N] under "none"; without a valid anchor 0, with a graph.
@@ -91,6 +104,10 @@ def info_nce(
         anchors, keys, anchor_labels, key_labels, weights,
         positives, positive_labels, positive_groups, anchor_groups, key_groups, exclude,
     )  # fmt: skip
+    if group is not None:
+        joined_loss = joined.info_nce(given, options, group)
+        if joined_loss is not None:
+            return joined_loss
     small_loss = small.info_nce(given, options, lambda: given.check(options))
     if small_loss is not None:
         return small_loss
@@ -141,7 +158,8 @@ def info_nce_parts(
         L_i = sum_k c_k L_k / sum_k c_k
 
     Both the loss and the lse carry gradients, so that plain torch (or a differentiable collective) may stand between
-    the two calls. After the log-sum-exp merge of FlashAttention (Dao et al. 2022, arXiv:2205.14135).
+    the two calls; over the processes of a group `info_nce` does all of it. After the log-sum-exp merge of
+    FlashAttention (Dao et al. 2022, arXiv:2205.14135).
 
     Args:
         anchors: As in `info_nce`, and so are all arguments that are not named here.

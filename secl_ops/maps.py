@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from secl_ops import small, spec
 from secl_ops.autograd import Gather, Places, apply
+from secl_ops.distributed import Ranks, between_graphs
 from secl_ops.functional import contrast_sources
 from secl_ops.inputs import ContrastInput, Shard
+from secl_ops.joined import contrast_joined
 from secl_ops.pixels import PixelSample, check_seed, draw_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.remembered import remembered
@@ -48,6 +51,7 @@ def pixel_contrast(
     reduction: str = "mean",
     backend: str = "auto",
     validate: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Sample pixels by label, gather their features, and contrast them: `info_nce` on feature maps.
 
@@ -55,6 +59,10 @@ def pixel_contrast(
     feature map's by nearest neighbour. With a teacher's map the keys are its pixels (drawn apart, a gradient only if it
     asks for one); without, the anchors contrast themselves. A head projects the gathered rows, never a whole map. A
     queue adds its rows to the keys and then takes this call's: not in its `eval()`, nor under `no_grad`.
+
+    With a group the anchors meet the pixels that all its processes drew, as `info_nce` says. Each process draws in a
+    stream of its own, also from one seed. A queue takes the rows of all: it stays equal in all processes, each of
+    which reads its own, once.
 
     Args:
         features: The student's map [B, D, *spatial].
@@ -81,6 +89,7 @@ def pixel_contrast(
         reduction: See `info_nce`; "none" gives one loss per drawn place.
         backend: See `info_nce`.
         validate: See `info_nce`.
+        group: See `info_nce`; in each process maps of as many images.
 
     Returns:
         The loss; 0 with a graph where nothing could be contrasted.
@@ -104,7 +113,7 @@ def pixel_contrast(
         remembered(SampleSpec, per_class, num_classes, ignore_index, strategy, backend, validate),
         (seed, key_seed),
         remembered(ContrastSpec, temperature, denominator, normalize, reduction, backend, validate),
-        Parts(head, key_head, queue),
+        Parts(head, key_head, queue, Ranks.of(group)),
     )  # fmt: skip
 
 
@@ -138,11 +147,12 @@ class Maps(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Modules that a call may use."""
+    """Modules that a call may use, and the processes that share it."""
 
-    head: nn.Module | None
-    key_head: nn.Module | None
-    queue: ClassQueue | None
+    head: nn.Module | None = None
+    key_head: nn.Module | None = None
+    queue: ClassQueue | None = None
+    ranks: Ranks | None = None
 
     def check(self, num_classes: int) -> None:
         """Refuse what is no such module, or not made for these classes."""
@@ -168,29 +178,44 @@ def contrast_maps(
     parts: Parts,
 ) -> Tensor:
     """`pixel_contrast` with its options packed."""
-    few = _few(given, sampling, seeds, options) if parts == (None, None, None) else None
+    few = _few(given, sampling, seeds, options) if parts == Parts() else None
     if few is not None:
         return few
+    return (_contrast_maps if parts.ranks is None else _joined_maps)(given, sampling, seeds, options, parts)
+
+
+def _contrast_maps(
+    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: ContrastSpec,
+    parts: Parts,
+) -> Tensor:  # fmt: skip
     _check(given, sampling, seeds, options, parts)
     features, key_features = given.features, given.key_features
-    seed, key_seed = seeds
-    anchor = _draw(features, given.labels, given.eligible, given.scores, sampling, seed)
+    (seed, key_seed), stream = seeds, 0 if parts.ranks is None else parts.ranks.stream
+    anchor = _draw(features, given.labels, given.eligible, given.scores, sampling, seed, stream)
     key = anchor
     if key_features is not None:
         key_labels, eligible = _of_keys(given)
         uniform = replace(sampling, strategy="uniform") if sampling.strategy == "hard" else sampling
-        again = (seed, KEY_DRAW) if key_seed is None else (key_seed, 0)
+        again = (seed, KEY_DRAW ^ stream) if key_seed is None else (key_seed, stream)
         key = _draw(key_features, key_labels, eligible, None, uniform, *again)
     pairs = Pairs(anchor.label, key.label, None, None, None, 0, key.label.shape[0])
     if parts.head is None and parts.queue is None:
         places = Places(anchor.index, None if key_features is None else key.index)
+        if parts.ranks is not None:
+            shard = Shard(key_features, pairs)
+            return contrast_joined(features, [shard], options, parts.ranks, places=places, ordered=True)
         return contrast_sources(features, key_features, pairs, options, places=places, ordered=True)
     anchors, keys = _project(given, anchor.index, key.index, options.backend, parts)
-    if parts.queue is None:
-        rows = ContrastInput(anchors, keys, anchor.label, None if keys is None else key.label)
-        few = small.info_nce(rows, options, lambda: rows.check(options))
-        return contrast_sources(anchors, keys, pairs, options, ordered=True) if few is None else few
-    return _with_queue(anchors, Shard(keys, pairs), parts.queue, options)
+    if parts.queue is not None:
+        return _with_queue(anchors, Shard(keys, pairs), parts.queue, options, parts.ranks)
+    if parts.ranks is not None:
+        return contrast_joined(anchors, [Shard(keys, pairs)], options, parts.ranks, ordered=True)
+    rows = ContrastInput(anchors, keys, anchor.label, None if keys is None else key.label)
+    few = small.info_nce(rows, options, lambda: rows.check(options))
+    return contrast_sources(anchors, keys, pairs, options, ordered=True) if few is None else few
+
+
+_joined_maps = between_graphs(_contrast_maps)
 
 
 def _few(
@@ -201,7 +226,7 @@ def _few(
     anchors = Pixels(given.features, given.labels, given.eligible, given.scores, seed)
 
     def check() -> None:
-        _check(given, sampling, seeds, options, Parts(None, None, None))
+        _check(given, sampling, seeds, options, Parts())
 
     if given.key_features is None:
         alone = given.key_labels is None and given.key_eligible is None and key_seed is None
@@ -276,18 +301,24 @@ def _headed(name: str, head: nn.Module, rows: Tensor) -> Tensor:
     return found
 
 
-def _with_queue(anchors: Tensor, newest: Shard, queue: ClassQueue, options: ContrastSpec) -> Tensor:
+def _with_queue(
+    anchors: Tensor, newest: Shard, queue: ClassQueue, options: ContrastSpec, ranks: Ranks | None
+) -> Tensor:
     """The loss against this call's keys and the queue's, which then takes this call's."""
     keys = anchors if newest.keys is None else newest.keys
     _check_width(queue, anchors.shape[1], "head(rows)")
-    queue.warn_if_overwritten()
+    if ranks is None:  # else the rows of rank 0 are those of every rank
+        queue.warn_if_overwritten()
     (past, past_labels), first, learns = recall(queue, queue.keys, queue.key_labels)
     # The rows are read where they lie; the labels are copied, for they change before the backward pass reads them.
     pairs = Pairs(newest.pairs.anchor_labels, past_labels.clone(), None, None, None, 0, past_labels.shape[0])
     shards = [newest, Shard(past.to(anchors.dtype), pairs)]
-    loss = contrast_shards(anchors, shards, options, ordered=True).loss
+    if ranks is None:
+        loss = contrast_shards(anchors, shards, options, ordered=True).loss
+    else:
+        loss = contrast_joined(anchors, shards, options, ranks, ordered=True)
     if first and learns and queue.training:
-        queue.enqueue(keys.detach(), newest.pairs.key_labels)
+        queue.enqueue(keys.detach(), newest.pairs.key_labels, group=None if ranks is None else ranks.group)
     return loss
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
+from secl_ops.distributed import Ranks
 from secl_ops.maps import Maps, Parts, contrast_maps
 from secl_ops.queue import ClassQueue
 from secl_ops.replay import recall
@@ -57,6 +59,7 @@ class PixelContrastLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         backend: "auto", "reference", "native" or "triton".
         validate: Also check values, which waits for the device.
+        group: See `pixel_contrast`; a module that has one cannot be pickled, its `state_dict` can.
         seed: Start of the sequence of draws.
 
     Raises:
@@ -92,6 +95,7 @@ class PixelContrastLoss(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
         validate: bool = False,
+        group: ProcessGroup | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -101,9 +105,19 @@ class PixelContrastLoss(nn.Module):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed must be an int; got {type(seed).__name__}")
         self.temperature, self.head, self.key_head, self.queue = temperature, head, key_head, queue
+        self.group = group
         # An odd factor keeps different seeds apart, and far from each other's sequences.
         first = (seed * SEED_STRIDE + 2**63) % 2**64 - 2**63
         self.register_buffer("draws", torch.tensor([first], dtype=torch.int64))
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The processes that share the loss; None: this one alone."""
+        return None if self._ranks is None else self._ranks.group
+
+    @group.setter
+    def group(self, group: ProcessGroup | None) -> None:
+        self._ranks = Ranks.of(group)
 
     def extra_repr(self) -> str:
         """The options, for `print(module)`."""
@@ -126,7 +140,7 @@ class PixelContrastLoss(nn.Module):
         options, temperature = self.contrast, self.temperature
         if temperature is not options.temperature:
             options = replace(options, temperature=temperature)
-        parts = Parts(self.head, self.key_head, self.queue)
+        parts = Parts(self.head, self.key_head, self.queue, self._ranks)
         (seed,), first, _ = recall(self, self.draws)
         loss = contrast_maps(given, self.sampling, (seed, None), options, parts)
         if first:

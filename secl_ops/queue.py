@@ -7,9 +7,11 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from secl_ops import spec
+from secl_ops.distributed import rows_of_all
 
 
 class ClassQueue(nn.Module):
@@ -18,7 +20,7 @@ class ClassQueue(nn.Module):
     The state is in `state_dict`: a resumed run goes on with the same keys. The loss reads `keys` where they lie and
     never again: rows may be enqueued before the backward pass. `DistributedDataParallel` overwrites buffers by those of
     rank 0 at each forward pass: under `forward_sync_buffers=False` (`broadcast_buffers=False` before torch 2.13) each
-    rank keeps its own rows.
+    rank keeps its own rows. With `group=` every rank takes the rows of all, and the queues stay equal.
 
     Args:
         num_classes: C; rows with a label outside 0 .. C - 1 are left out.
@@ -74,8 +76,10 @@ class ClassQueue(nn.Module):
             )
 
     @torch.no_grad()
-    def enqueue(self, rows: Tensor, labels: Tensor) -> None:
+    def enqueue(self, rows: Tensor, labels: Tensor, *, group: ProcessGroup | None = None) -> None:
         """Append rows [n, D] with labels [n]; of more than `size` rows of one class the last stay.
+
+        With a group each of its processes appends the rows of all, as many of each, in the order of the processes.
 
         Raises:
             TypeError, ValueError: An argument breaks its rule; the message names it.
@@ -85,6 +89,8 @@ class ClassQueue(nn.Module):
             raise ValueError(f"rows must be {self.dim} wide, the queue's dim; got {rows.shape[1]}")
         spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
         spec.check_device("rows", rows, self.rows, "the queue")
+        if group is not None:
+            rows, labels = rows_of_all(rows, labels, group)
         labels = labels.long()
         member = labels.unsqueeze(1) == torch.arange(self.num_classes, device=labels.device)  # [n, C]
         place = member.cumsum(dim=0) - 1  # how many of its class came before

@@ -23,7 +23,7 @@ SAMPLE = "num_classes ignore_index strategy"
 CONTRACT: dict[str, tuple[str, str]] = {
     "ClassQueue": ("num_classes size dim", ""),
     "ContrastParts": ("loss lse count", ""),
-    "PixelContrastLoss": ("per_class num_classes", f"ignore_index strategy queue seed {LOSS}"),
+    "PixelContrastLoss": ("per_class num_classes", f"ignore_index strategy queue group seed {LOSS}"),
     "PixelSample": ("index label", ""),
     "backends": ("", ""),
     "class_means": ("rows labels num_classes", ""),
@@ -33,7 +33,8 @@ CONTRACT: dict[str, tuple[str, str]] = {
     "info_nce": (
         "anchors keys",
         "anchor_labels key_labels weights positives positive_labels positive_groups anchor_groups key_groups exclude "
-        + LOSS,
+        + LOSS
+        + " group",
     ),
     "info_nce_parts": (
         "anchors keys",
@@ -42,7 +43,7 @@ CONTRACT: dict[str, tuple[str, str]] = {
     ),
     "pixel_contrast": (
         "features labels key_features key_labels",
-        f"per_class seed eligible key_eligible scores queue {SAMPLE} {LOSS}",
+        f"per_class seed eligible key_eligible scores queue group {SAMPLE} {LOSS}",
     ),
     "pool_regions": ("features grid", ""),
     "sample_pixels": ("labels per_class", f"eligible scores seed backend {SAMPLE}"),

@@ -89,6 +89,16 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ),
     ("a wrong key in a list", loss(A, [K, Y], key_labels=[Z, Y]), ValueError, r"keys\[1\] must have two dimensions"),
     ("an empty list of keys", loss(A, [], key_labels=[]), ValueError, "keys must hold at least one tensor"),
+    ("group", loss(group="world"), TypeError, "group must be a torch.distributed.ProcessGroup .*, or None; got str; p"),
+    (
+        "group of a queue",
+        lambda: untyped.ClassQueue(2, 2, 3).enqueue(A, Y, group=2), TypeError, "group must be .*; got int; pass torch",
+    ),
+    ("group of maps", maps(group=[0, 1]), TypeError, "group must be a torch.distributed.ProcessGroup .*; got list"),
+    (
+        "group of a module",
+        lambda: untyped.PixelContrastLoss(2, 2, group=object()), TypeError, "group must be .*; got object; pass torch",
+    ),
     ("a wrong lse", lambda: secl_ops.info_nce_parts(A, anchor_labels=Y, lse=A), ValueError, r"lse must have shape"),
     ("groups alone", loss(A, K, key_labels=Z, anchor_groups=Y), ValueError, "anchor_groups needs key_groups as well"),
     ("key groups alone", loss(key_groups=Z), ValueError, "key_groups goes with keys"),
