@@ -16,6 +16,8 @@ from secl_ops.queue import ClassQueue
 from secl_ops.replay import recall
 from secl_ops.spec import ContrastSpec
 
+BITS = 30  # of chance beside a class and its kind in one int64
+
 
 class PixelContrastLoss(nn.Module):
     """`PixelContrastLoss` of ContrastiveSeg: anchors half hard and half easy, drawn on the device in fixed shapes.
@@ -188,10 +190,11 @@ def _draw_anchors(
     if images * pixels == 0:
         nothing = torch.full((max_samples,), -1, device=labels.device)
         return nothing, nothing
-    classes, kinds = labels.flatten(1).long(), (labels != predict).flatten(1).long()
-    chance = torch.rand(images, pixels, device=labels.device).argsort(dim=1)
-    code, order = (2 * classes + kinds).gather(1, chance).sort(dim=1, stable=True)  # by class, the easy pixels first
-    order = chance.gather(1, order)
+    kinds = (labels != predict).flatten(1).long()
+    chance = torch.randint(2**BITS, kinds.shape, device=labels.device)
+    # By class, the easy pixels first, and by chance among them: what is below 0 is not drawn, whatever it is.
+    code, order = ((2 * labels.flatten(1).long().clamp(min=-1) + kinds) * 2**BITS + chance).sort(dim=1)
+    code = code >> BITS
     hard, one = code % 2, code - code % 2
     first, middle, last = (torch.searchsorted(code, one + kind) for kind in range(3))  # where its class begins, ...
     place = torch.arange(pixels, device=labels.device).expand_as(code)
