@@ -188,6 +188,20 @@ def test_our_memory_steps_once_inside_a_checkpoint_and_compiles_to_one_graph(ree
     assert torch.equal(eager(batch, mine), fresh(batch, mine))
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_recomputation_does_not_set_our_memory_back(reentrant: bool) -> None:
+    batches, mine = [rows(10, 8, seed).requires_grad_() for seed in (1, 2)], labels(10, 3, 1)
+    eager, own = (ours.CrossBatchMemory(ours.SupConLoss(), 8, 23) for _ in range(2))
+    torch.stack([eager(batch, mine) for batch in batches]).sum().backward()
+    expected = [batch.grad for batch in batches]
+    for batch in batches:
+        batch.grad = None
+    torch.stack([checkpoint(own, batch, mine, use_reentrant=reentrant) for batch in batches]).sum().backward()
+    for batch, gradient in zip(batches, expected, strict=True):
+        assert torch.equal(torch.as_tensor(batch.grad), torch.as_tensor(gradient))
+    assert all(torch.equal(one, two) for one, two in zip(eager.buffers(), own.buffers(), strict=True))
+
+
 @pytest.mark.drawn
 @examples(60, st.integers(0, 2**31))
 def test_any_batch(seed: int) -> None:

@@ -29,7 +29,7 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: Divides the similarity.
         memory_bank_size: 0, or (rows, width) of the bank.
-        gather_distributed: False; for keys of other processes merge `info_nce_parts`.
+        gather_distributed: False; for the keys of other processes call `info_nce` with `group`.
         backend: As in `info_nce`.
 
     Raises:
@@ -115,7 +115,7 @@ class SupConLoss(nn.Module):
 
     Args:
         temperature: Divides the similarity.
-        gather_distributed: False; for keys of other processes merge `info_nce_parts`.
+        gather_distributed: False; for the keys of other processes call `info_nce` with `group`.
         rescale: Multiply the loss by the temperature.
         backend: As in `info_nce`.
 
@@ -163,8 +163,8 @@ class SupConLoss(nn.Module):
 def _refuse_gathering(gather_distributed: object) -> None:
     if gather_distributed is not False:
         raise ValueError(
-            f"gather_distributed must be False; got {gather_distributed!r}; gather the rows yourself, or merge "
-            "info_nce_parts over the processes"
+            f"gather_distributed must be False; got {gather_distributed!r}; for the keys of other processes call "
+            "secl_ops.info_nce with group"
         )
 
 
