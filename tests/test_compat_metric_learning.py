@@ -167,6 +167,14 @@ def test_our_memory_reduces_over_the_rows_that_are_compared(reduction: str) -> N
         assert_within_budget("loss", loss, truth, truth.float(), amplification=40, magnitude=40)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_places_of_our_memory_are_no_class(name: str) -> None:
+    """A batch of one class has no negative pair, whatever number an empty place holds."""
+    batch, mine = rows(10, 8, 1), torch.ones(10, dtype=torch.int64)
+    found = [kind.CrossBatchMemory(getattr(kind, name)(), 8, 23)(batch, mine).item() for kind in (ours, theirs)]
+    assert found == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_our_memory_steps_once_inside_a_checkpoint_and_compiles_to_one_graph(reentrant: bool) -> None:
     batch, mine = rows(10, 8, 1).requires_grad_(), labels(10, 3, 1)
