@@ -81,6 +81,13 @@ def test_keys_under_the_very_labels_of_the_anchors_hide_their_own_number(name: s
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_inside_their_self_supervised_loss(name: str, symmetric: bool) -> None:
+    own, original = (theirs.SelfSupervisedLoss(loss, symmetric=symmetric) for loss in pair(name, temperature=0.2))
+    hold(own, original, [rows(11, 8, 1), rows(11, 8, 2)], 0.2)
+
+
 @pytest.mark.parametrize("reducer", ["AvgNonZeroReducer", "MeanReducer", "SumReducer"])
 @pytest.mark.parametrize("name", NAMES)
 def test_their_reducers(name: str, reducer: str) -> None:
