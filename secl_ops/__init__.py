@@ -9,6 +9,7 @@ from secl_ops.modules import PixelContrastLoss
 from secl_ops.pixels import PixelSample, class_means, gather_pixels, pool_regions, sample_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.shards import ContrastParts
+from secl_ops.tapping import Tap, tap
 from secl_ops.version import __version__
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ContrastParts",
     "PixelContrastLoss",
     "PixelSample",
+    "Tap",
     "__version__",
     "backends",
     "class_means",
@@ -27,4 +29,5 @@ __all__ = [
     "pixel_contrast",
     "pool_regions",
     "sample_pixels",
+    "tap",
 ]

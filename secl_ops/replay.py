@@ -64,7 +64,7 @@ def recall(owner: nn.Module, *state: Tensor) -> Recalled:
     """State that a call of `owner` reads: its own, or in a recomputation a copy of what the repeated call read."""
     if not torch.compiler.is_compiling():
         return _recall(owner, *state)
-    if _compiled_inside():
+    if compiled_inside():
         found: Recalled = _recall_between_graphs(owner, *state)
         return found
     return Recalled(state, True, torch.is_grad_enabled())  # a graph is recomputed by itself, from what it read
@@ -88,12 +88,17 @@ def _recall(owner: nn.Module, *state: Tensor) -> Recalled:
 _recall_between_graphs = _disable_dynamo(_recall)
 
 
-def _compiled_inside() -> bool:
+def compiled_inside() -> bool:
     """Whether a checkpoint runs what is compiled: its recomputation then runs the same graphs again."""
     return any(True for _ in _passes(sys._getframe(1)))
 
 
-_compiled_inside._dynamo_marked_constant = True  # type: ignore[attr-defined]
+compiled_inside._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def inside_reentrant() -> bool:
+    """Whether gradients are off because a reentrant checkpoint runs its first pass: a backward pass can follow."""
+    return not torch.is_grad_enabled() and any(each.learns for each in _passes(sys._getframe(1)))
 
 
 _CHECKPOINT = vars(checkpoint)

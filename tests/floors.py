@@ -17,6 +17,7 @@ FLOORS: dict[str, int] = {
     "secl_ops.replay": 0,
     "secl_ops.remembered": 0,
     "secl_ops.engines": 0,
+    "secl_ops.tapping": 1,
     "secl_ops.inputs": 1,
     "secl_ops.distributed": 0,
     "secl_ops.engines.draws": 1,

@@ -25,6 +25,7 @@ CONTRACT: dict[str, tuple[str, str]] = {
     "ContrastParts": ("loss lse count", ""),
     "PixelContrastLoss": ("per_class num_classes", f"ignore_index strategy queue group seed {LOSS}"),
     "PixelSample": ("index label", ""),
+    "Tap": ("module name pick", ""),
     "backends": ("", ""),
     "class_means": ("rows labels num_classes", ""),
     "cuda_absence": ("", ""),
@@ -47,6 +48,7 @@ CONTRACT: dict[str, tuple[str, str]] = {
     ),
     "pool_regions": ("features grid", ""),
     "sample_pixels": ("labels per_class", f"eligible scores seed backend {SAMPLE}"),
+    "tap": ("model name", "pick"),
 }
 
 # The same of the names of other projects, by module of secl_ops.compat: their arguments by place, then ours.
