@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 TESTS = SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} \
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -p no:benchmark
 LANE := build/torch-$(TORCH)
+ORIGINALS := build/originals
 # The Triton of torch 2.11 interprets no loop under NumPy 2.4.
 LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
@@ -21,7 +22,7 @@ GPU_WORKERS = $$($(GPU_PYTHON) -c 'from benchmarks.gpu import PARALLEL; print(*P
 # What needs the packages of secl_models as well is no test of a GPU.
 OF_SECL_OPS := tests --ignore tests/models $(patsubst %,--ignore tests/test_%.py,docs floors wheel)
 
-.PHONY: help setup demo test test-all fuzz fuzz-commands test-torch test-gpu present sanitize lint docs bench clean
+.PHONY: help setup demo test test-all fuzz fuzz-commands test-originals test-torch test-gpu present sanitize lint docs bench clean
 
 help:            ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
@@ -55,6 +56,13 @@ fuzz: setup      ## The tests that draw their examples, over fresh ones for MINU
 
 fuzz-commands: setup ## The commands over CASES=10000 folders of broken files and edits; SEED=... FIRST=... repeat some
 	@$(BIN)/python -m tests.broken --cases $(or $(CASES),10000) --first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
+
+test-originals: setup $(ORIGINALS)/.ready ## The examples for nnU-Net, torchvision and segmentation_models_pytorch, with 0.6 GB of theirs
+	@PYTHONPATH=$(ORIGINALS) SECL_REQUIRE=originals $(BIN)/python -m pytest -q -p no:benchmark tests/test_examples.py tests/test_nnunet.py
+
+$(ORIGINALS)/.ready: .ci/originals.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(ORIGINALS) -r $<
+	@touch $@
 
 test-torch:      ## Every test on another release of torch, in a copy with its own environment: TORCH=2.14.1
 	@test -n "$(TORCH)" || { echo "make: say which release, as in: make test-torch TORCH=2.14.1" >&2; exit 2; }
