@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,18 +167,24 @@ def _sharded() -> list[Tensor]:
     return [each.full_tensor() for each in gradients]
 
 
+_compiled: Any = partial(torch.compile, backend="aot_eager")
+WRAPPED: tuple[Any, ...] = (  # nnU-Net wraps as in the last
+    DistributedDataParallel,
+    lambda model: _compiled(DistributedDataParallel(model)),
+    lambda model: DistributedDataParallel(_compiled(model)),
+)
+
+
 def _rank(rank: int, folder: Path) -> None:
     """The averaged gradient of a rank's own loss, tapped before or after it is wrapped, compiled or not, or sharded."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     found: list[Any] = [_sharded()]
-    for early, compiles in ((True, False), (False, False), (True, True), (False, True)):
+    for early, wrap in itertools.product((True, False), WRAPPED):
         torch._dynamo.reset()
         model = Net()
         taps = [secl_ops.tap(model, NAME)] if early else []
-        wrapped: Any = DistributedDataParallel(model)
-        if compiles:
-            wrapped = torch.compile(wrapped, backend="aot_eager")
+        wrapped: Any = wrap(model)
         features = taps[0] if early else secl_ops.tap(wrapped, NAME)
         logits = wrapped(IMAGES)
         ((1 + rank) * both_losses(logits, features())).backward()
