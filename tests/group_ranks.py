@@ -202,7 +202,9 @@ def never_waiting(asked: bool) -> Iterator[None]:
 
 
 def on(call: Call, device: str) -> Call:
-    moved = {name: value.to(device) for name, value in call.arguments().items() if isinstance(value, Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in call.arguments().items() if isinstance(value, Tensor)
+    }
     return replace(call, **moved)
 
 
@@ -234,7 +236,7 @@ def learned(rank: int, world: int) -> list[list[Tensor]]:
         model = DistributedDataParallel(Model())
         with exchanged(way):
             model(values[here], of_values[here], dist.group.WORLD).backward()
-        results.append([parameter.grad for parameter in model.parameters()])
+        results.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     return results
 
 
@@ -312,7 +314,7 @@ class Living(TorchDispatchMode):
     """Sums up the tensors of at least some bytes that live at once."""
 
     def __init__(self, least: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch types it not
         self.least, self.peak = least, 0
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
@@ -331,7 +333,11 @@ class Living(TorchDispatchMode):
 def blocks(rank: int, world: int) -> dict[str, int]:
     """Blocks of keys that live at once in a forward and a backward pass, beside the keys themselves."""
     anchors, keys = rows(3, 64, rank).requires_grad_(), rows(512, 64, rank + 9).requires_grad_()
-    of_rows = {"anchor_labels": labels(3, 2, rank), "key_labels": labels(512, 2, rank), "group": dist.group.WORLD}
+    of_rows: dict[str, Any] = {
+        "anchor_labels": labels(3, 2, rank),
+        "key_labels": labels(512, 2, rank),
+        "group": dist.group.WORLD,
+    }
     size, counts = 512 * 64 * 4, {}
     for way in WAYS:
         with exchanged(way), Living(size) as living:

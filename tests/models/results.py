@@ -10,7 +10,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.originals import ORIGINALS, THEIRS
+from benchmarks.originals import EAGER, ORIGINALS, THEIRS
 from benchmarks.originals import OURS as MINE
 from benchmarks.provenance import BUSY
 from benchmarks.standing import Standing, standing
@@ -164,17 +164,19 @@ def growth_markdown() -> str:
 
 
 def compat_markdown() -> str:
-    """Import lines that take the place of another, with time and memory beside that one's; empty: not measured yet."""
+    """Import lines that take the place of another, with time and memory beside that one's, or beside plain torch."""
     head = ("you import", "import instead", "N x M x D", "`secl_ops` ms", "theirs ms", "`secl_ops` MiB", "theirs MiB")
     measured = cases("compat.csv") if (RESULTS / "compat.csv").exists() else {}
     lines = []
     for case in ORIGINALS:
         rows = {row["contender"]: row for row in measured.get(case.name, [])}
-        found = [rows.get(name) for name in (MINE, THEIRS)]
         shape = f"{case.rows:,} x {case.keys or case.rows:,} x {case.width}"
-        times = ("" if row is None else _time(row) if row["p50_ms"] else row["note"] for row in found)
+        given = THEIRS if rows and rows[THEIRS]["p50_ms"] else EAGER  # theirs is in no package, or does not load here
+        found = [rows.get(name) for name in (MINE, given)]
+        mine, other = ("" if row is None else _time(row) for row in found)
         memory = ("" if row is None else row["extra_mib"] for row in found)
-        lines.append((f"`{case.theirs}`", f"`{case.ours}`", shape, *times, *memory))
+        other += " of plain torch" if rows and given == EAGER else ""
+        lines.append((f"`{case.theirs}`", f"`{case.ours}`", shape, mine, other, *memory))
     return markdown(head, lines, left=3)
 
 
