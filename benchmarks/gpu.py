@@ -57,6 +57,11 @@ _TESTS = tuple(
         "traps", "heads", "properties", "refusals", "tune", "few_launches", "few_parts",
     )
 )  # fmt: skip
+LATER = tuple(
+    f"tests/test_{name}.py"
+    for name in ("compat_contrastiveseg", "compat_metric_learning", "compat_published", "compat_views", "surroundings")
+)
+"""Tests that also take a device, of thin layers over what the stages run: `make test-gpu` has them."""
 _PLUGINS = ("-p", "no:cacheprovider", "-p", "no:benchmark")
 _PYTEST = ("-m", "pytest", "-v", "-W", "default", *_PLUGINS, "--color", "no", *PARALLEL)
 _REQUIRED = {"SECL_REQUIRE": "cuda,triton"}

@@ -270,8 +270,8 @@ FEW: dict[str, Step] = {
     "reduction sum": reduction("sum"),
     **{f"pixels {name}, {way}": pixels(name, way) for name, way in (("uniform", "negatives"), ("hard", "all"))},
     "labels of another size": larger_labels,
-    **{f"in parts, self, {way}": in_parts(alone(270, 8), way) for way in DENOMINATORS},
-    **{f"in parts, as they are, {way}": in_parts(AS_THEY_ARE, way) for way in DENOMINATORS},
+    "in parts, self, all": in_parts(alone(270, 8), "all"),
+    "in parts, as they are, negatives": in_parts(AS_THEY_ARE, "negatives"),
 }
 
 

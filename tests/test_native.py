@@ -59,7 +59,7 @@ class Problem:
             (self.grad_loss, *push_and_draw(state)), anchors, keys, self.pairs, state.lse, self.scale,
             self.flags | Flag.KEY_GRADIENT,
         )  # fmt: skip
-        return [*state, *gradients]
+        return [*state[:5], *gradients]
 
 
 def problem(seed: int, *, shared: bool = False, n: int = 101, m: int = 333, d: int = 37, unit: bool = True) -> Problem:
