@@ -115,9 +115,9 @@ def _costs(build: Build, built: Built) -> tuple[str, ...]:
 
 
 HEADER = (
-    f"{'kernel':19}{'dtype':6}{'D':>4} {'sm':>4} {'denominator':12}{'regs':>5}{'shared':>9}{'spill':>6} {'in':>6}"
+    f"{'kernel':31}{'dtype':6}{'D':>4} {'sm':>4} {'denominator':12}{'regs':>5}{'shared':>9}{'spill':>6} {'in':>6}"
     f"{'instructions a pair':>25}{'exp2':>6}   predicted bound\n"
-    f"{'':42}{'':9}{'KiB':>11}{'bytes':>6} {'flight':>6}{'far':>8}{'near':>8}{'weighted':>9}{'/pair':>6}"
+    f"{'':54}{'':9}{'KiB':>11}{'bytes':>6} {'flight':>6}{'far':>8}{'near':>8}{'weighted':>9}{'/pair':>6}"
     "   share of 790 TFLOP/s, unit"
 )
 
@@ -128,7 +128,7 @@ def line(values: Sequence[object]) -> str:
     far, near, weighing, exp2, _, _, _, limit, percent = rest
     predicted = f"{percent:>7} %, {limit}" if percent else ""
     return (
-        f"{kernel!s:19}{dtype!s:6}{width:>4} {capability:>4} {denominator!s:12}{registers:>5}"
+        f"{kernel!s:31}{dtype!s:6}{width:>4} {capability:>4} {denominator!s:12}{registers:>5}"
         f"{int(str(shared)) / 1024:>9.1f}{spill:>6} {in_flight!s:>6}{far:>8}{near:>8}{weighing:>9}{exp2:>6}"
         f"   {predicted}"
     ).rstrip()

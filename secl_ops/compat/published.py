@@ -141,11 +141,11 @@ def mona(
     arXiv:2209.13476, and NeurIPS 2023, arXiv:2302.01735.
 
     Args:
-        anchors: Rows that learn, there 256 of each class.
-        anchor_labels: Integers [N]; -1: ignored.
-        prototypes: Row c is the teacher's mean of class c; zeros: that class is absent. They get no gradient.
-        keys: Negatives; they get no gradient.
-        key_classes: The class [M] whose anchors each key is a negative of; -1: of none.
+        anchors: As in `u2pl`, and so are all arguments that are not named here.
+        anchor_labels: See `u2pl`.
+        prototypes: See `u2pl`.
+        keys: See `u2pl`.
+        key_classes: See `u2pl`.
         negatives: Keys drawn for each class.
         strata: S.
         antithetic: Draw in pairs that mirror each other (SAG), or each by itself (SG).

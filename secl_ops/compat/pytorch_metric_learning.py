@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,21 @@ class _PairLoss(nn.Module):
         """The options, for `print(module)`."""
         return f"temperature={self.temperature!r}, reduction={self.reduction!r}"
 
+    def forward(
+        self,
+        embeddings: Tensor,  # [N, D]
+        labels: Tensor,  # [N]
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,  # [M, D]
+        ref_labels: Tensor | None = None,  # [M]
+    ) -> Tensor:
+        """The loss of one batch; `indices_tuple` is what `CrossBatchMemory` passes, and waits for the device."""
+        return self.reduced(_arrange(embeddings, labels, indices_tuple, ref_emb, ref_labels))
+
+    @abstractmethod
+    def reduced(self, given: _Arranged) -> Tensor:
+        """The loss of what is compared."""
+
     def _loss(self, given: _Arranged, reduction: str, weights: Tensor | None = None) -> Tensor:
         loss = info_nce(
             given.anchors, given.keys, anchor_labels=given.labels, key_labels=given.key_labels, exclude=given.exclude,
@@ -112,17 +128,6 @@ class SupConLoss(_PairLoss):
         backend: str = "auto",
     ) -> None:
         super().__init__(temperature, distance, reducer, reduction, backend)
-
-    def forward(
-        self,
-        embeddings: Tensor,  # [N, D]
-        labels: Tensor,  # [N]
-        indices_tuple: tuple[Tensor, ...] | None = None,
-        ref_emb: Tensor | None = None,  # [M, D]
-        ref_labels: Tensor | None = None,  # [M]
-    ) -> Tensor:
-        """The loss of one batch; `indices_tuple` is what `CrossBatchMemory` passes, and waits for the device."""
-        return self.reduced(_arrange(embeddings, labels, indices_tuple, ref_emb, ref_labels))
 
     def reduced(self, given: _Arranged) -> Tensor:
         """The loss of what is compared."""
@@ -180,17 +185,6 @@ class NTXentLoss(_PairLoss):
         backend: str = "auto",
     ) -> None:
         super().__init__(temperature, distance, reducer, reduction, backend)
-
-    def forward(
-        self,
-        embeddings: Tensor,  # [N, D]
-        labels: Tensor,  # [N]
-        indices_tuple: tuple[Tensor, ...] | None = None,
-        ref_emb: Tensor | None = None,  # [M, D]
-        ref_labels: Tensor | None = None,  # [M]
-    ) -> Tensor:
-        """The loss of one batch; `indices_tuple` is what `CrossBatchMemory` passes, and waits for the device."""
-        return self.reduced(_arrange(embeddings, labels, indices_tuple, ref_emb, ref_labels))
 
     def reduced(self, given: _Arranged) -> Tensor:
         """The loss of what is compared."""
