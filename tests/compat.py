@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,6 +14,12 @@ from tests.budget import assert_within_budget
 from tests.cases import rows
 
 Loss = Callable[..., Tensor]  # of the tensors that learn
+
+
+def refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    """Hold a call against its refusal, which holds this text."""
+    with pytest.raises(error, match=re.escape(message)):
+        call()
 
 
 def nonzero_rows(n: int, d: int, seed: int) -> Tensor:
