@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secl_ops import ops
 from secl_ops.engines.reference import Origin, scaled
+from secl_ops.inputs import Options
 from secl_ops.spec import ContrastSpec, Pairs
 
 
@@ -148,9 +149,7 @@ class Contrast(torch.autograd.Function):
 Scales = tuple[Tensor, Tensor] | None  # [n] factor and upstream number of each row
 
 
-def unit_source(
-    source: Tensor, place: Tensor | None, labels: Tensor, options: ContrastSpec
-) -> tuple[Tensor, Tensor | None]:
+def unit_source(source: Tensor, place: Tensor | None, labels: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
     """Rows as the loss compares them, and 1 / norm of each where they were normalised."""
     if place is not None:
         unit, inverse = ops.gather(source, place, options.normalize, source.dtype, options.backend)
@@ -162,7 +161,7 @@ def unit_source(
 
 
 def key_source(
-    source: Tensor, place: Tensor | None, labels: Tensor, learns: bool, options: ContrastSpec
+    source: Tensor, place: Tensor | None, labels: Tensor, learns: bool, options: Options
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Key rows, 1 / norm of each where they were normalised, and the factor of each where they still are not.
 
@@ -218,7 +217,7 @@ def to_source(
     inverse: Tensor | None,  # [n]
     place: Tensor | None,  # [n]
     origin: Origin,
-    options: ContrastSpec,
+    options: Options,
 ) -> Tensor:
     """Gradient of what the rows came from, in its dtype and layout."""
     pair = scales or (None, None)

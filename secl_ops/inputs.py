@@ -4,15 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from secl_ops import spec
-from secl_ops.spec import ContrastSpec, Pairs
+from secl_ops.spec import Pairs
 
 Several = Tensor | Sequence[Tensor]  # one piece, or a list or tuple of one for each shard of the keys
+
+
+class Options(Protocol):
+    """What the options of every loss say of its rows."""
+
+    @property
+    def normalize(self) -> bool: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def validate(self) -> bool: ...
+    @property
+    def tensors(self) -> dict[str, Tensor]: ...
 
 
 class Shard(NamedTuple):
@@ -23,7 +36,7 @@ class Shard(NamedTuple):
 
 
 class ContrastInput(NamedTuple):
-    """Arguments of `info_nce` that are tensors; shapes and meaning stand there."""
+    """Arguments of a loss that are tensors; shapes and meaning stand with `info_nce`."""
 
     anchors: Tensor  # [N, D]
     keys: Several | None  # [M, D]
@@ -37,7 +50,7 @@ class ContrastInput(NamedTuple):
     key_groups: Several | None = None  # [M]
     exclude: Tensor | None = None  # [N]
 
-    def check(self, options: ContrastSpec) -> None:
+    def check(self, options: Options) -> None:
         """Refuse what breaks a rule; values are looked at only under `validate`, since that synchronises."""
         spec.check_rows("anchors", self.anchors)
         spec.check_integers("anchor_labels", self.anchor_labels, self.anchors.shape[0], self.anchors, "anchors")
@@ -49,8 +62,8 @@ class ContrastInput(NamedTuple):
                 spec.check_integers(name, value, self.anchors.shape[0], self.anchors, "anchors")
         if self.weights is not None:
             spec.check_per_anchor("weights", self.weights, self.anchors)
-        if isinstance(options.temperature, Tensor):
-            spec.check_device("temperature", options.temperature, self.anchors, "anchors")
+        for name, value in options.tensors.items():
+            spec.check_device(name, value, self.anchors, "anchors")
         if options.validate:
             self._check_values()
 

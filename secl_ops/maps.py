@@ -14,7 +14,7 @@ from secl_ops import small, spec
 from secl_ops.autograd import Gather, Places, apply
 from secl_ops.distributed import Ranks, between_graphs
 from secl_ops.functional import contrast_sources
-from secl_ops.inputs import ContrastInput, Shard
+from secl_ops.inputs import ContrastInput, Options, Shard
 from secl_ops.joined import contrast_joined
 from secl_ops.pixels import PixelSample, check_seed, draw_pixels
 from secl_ops.queue import ClassQueue
@@ -128,11 +128,11 @@ class Maps(NamedTuple):
     key_eligible: Tensor | None
     scores: Tensor | None
 
-    def check(self, parts: Parts, options: ContrastSpec) -> None:
+    def check(self, parts: Parts, options: Options) -> None:
         """Refuse feature maps that are none, or that do not go together."""
         spec.check_map("features", self.features)
-        if isinstance(options.temperature, Tensor):
-            spec.check_device("temperature", options.temperature, self.features, "features")
+        for name, value in options.tensors.items():
+            spec.check_device(name, value, self.features, "features")
         if self.key_features is not None:
             if parts.key_head is None:
                 spec.check_like_map("key_features", self.key_features, self.features)

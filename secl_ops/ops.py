@@ -18,7 +18,7 @@ from secl_ops.engines.select import select
 from secl_ops.spec import REDUCTIONS, Flag, Pairs, check_choice, check_places
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_PAIRS = (
+PAIRS = (
     "Tensor anchor_labels, Tensor key_labels, Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, "
     "SymInt positive_start, SymInt negative_stop"
 )
@@ -27,10 +27,10 @@ SCHEMAS = {
     "row_inverse": "(Tensor rows, Tensor labels, str backend) -> Tensor",
     "unit_rows_backward": "(Tensor grad, Tensor? factor, Tensor? upstream, Tensor unit, Tensor inverse, str backend)"
     " -> Tensor",
-    "contrast": f"(Tensor anchors, Tensor keys, {_PAIRS}, Tensor? key_inverse, Tensor? known_lse,"
+    "contrast": f"(Tensor anchors, Tensor keys, {PAIRS}, Tensor? key_inverse, Tensor? known_lse,"
     " float scale, int flags, str backend, Tensor? met=None)"
     " -> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors, Tensor met)",
-    "contrast_backward": f"(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, {_PAIRS},"
+    "contrast_backward": f"(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, {PAIRS},"
     " Tensor lse, float scale, int flags, str backend, Tensor? met=None) -> (Tensor grad_anchors, Tensor grad_keys)",
     "reduce": "(Tensor loss, Tensor pull, Tensor count, Tensor? weights, str reduction, str backend)"
     " -> (Tensor value, Tensor factor, Tensor push, Tensor draw)",
@@ -49,7 +49,9 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 """What runs behind each schema, by name."""
 
 
-def _implement(name: str) -> Callable[[Function], Function]:
+def implement(name: str) -> Callable[[Function], Function]:
+    """Register what runs behind a schema, on CPUs and on GPUs."""
+
     def register(function: Function) -> Function:
         IMPLEMENTATIONS[name] = function
         torch.library.impl(f"secl::{name}", ("cpu", "cuda"))(function)
@@ -58,7 +60,8 @@ def _implement(name: str) -> Callable[[Function], Function]:
     return register
 
 
-def _fake(name: str) -> Callable[[Function], Function]:
+def fake(name: str) -> Callable[[Function], Function]:
+    """Register what a traced graph takes the outputs of a schema to be."""
     decorator: Callable[[Function], Function] = torch.library.register_fake(f"secl::{name}")
     return decorator
 
@@ -67,7 +70,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _demand(name: str, value: Tensor | None, *shape: int | None) -> None:
+def demand(name: str, value: Tensor | None, *shape: int | None) -> None:
     """Refuse a shape that kernels, which trust it, would read past; None stands for any size."""
     if value is None:  # what the dispatcher makes of a None in a place that must hold a tensor
         raise TypeError(f"{name} must be a tensor; got None")
@@ -83,47 +86,48 @@ def _demand(name: str, value: Tensor | None, *shape: int | None) -> None:
 
 
 def _demand_map(name: str, value: Tensor, least: int) -> None:
-    _demand(name, value, *([None] * max(least, 0 if value is None else value.ndim)))
+    demand(name, value, *([None] * max(least, 0 if value is None else value.ndim)))
 
 
 def _demand_factors(factor: Tensor | None, upstream: Tensor | None, length: int) -> None:
     for name, value in (("factor", factor), ("upstream", upstream)):
         if value is not None:
-            _demand(name, value, length)
+            demand(name, value, length)
 
 
-def _demand_pairs(anchors: Tensor, keys: Tensor, pairs: Pairs) -> None:
-    _demand("anchors", anchors, None, None)
-    _demand("keys", keys, None, anchors.shape[1])
+def demand_pairs(anchors: Tensor, keys: Tensor, pairs: Pairs) -> None:
+    """Refuse sides and pairs of them that do not go together."""
+    demand("anchors", anchors, None, None)
+    demand("keys", keys, None, anchors.shape[1])
     for name, side in zip(Pairs._fields, (anchors, keys, anchors, keys, anchors), strict=False):
         value = getattr(pairs, name)
         if value is not None or name.endswith("labels"):
-            _demand(name, value, side.shape[0])
+            demand(name, value, side.shape[0])
 
 
-@_implement("unit_rows")
+@implement("unit_rows")
 def _unit_rows(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    _demand("rows", rows, None, None)
-    _demand("labels", labels, rows.shape[0])
+    demand("rows", rows, None, None)
+    demand("labels", labels, rows.shape[0])
     return select(backend, rows.device, rows.dtype, "info_nce", rows.shape[1]).unit_rows(rows, labels)
 
 
-@_fake("unit_rows")
+@fake("unit_rows")
 def _unit_rows_fake(rows: Tensor, labels: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    _demand("rows", rows, None, None)
+    demand("rows", rows, None, None)
     return rows.new_empty(rows.shape), rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
 
 
-@_implement("row_inverse")
+@implement("row_inverse")
 def _row_inverse(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
-    _demand("rows", rows, None, None)
-    _demand("labels", labels, rows.shape[0])
+    demand("rows", rows, None, None)
+    demand("labels", labels, rows.shape[0])
     return select(backend, rows.device, rows.dtype, "info_nce", rows.shape[1]).row_inverse(rows, labels)
 
 
-@_fake("row_inverse")
+@fake("row_inverse")
 def _row_inverse_fake(rows: Tensor, labels: Tensor, backend: str) -> Tensor:
-    _demand("rows", rows, None, None)
+    demand("rows", rows, None, None)
     return rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
 
 
@@ -131,30 +135,31 @@ def _together(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tens
     return None if first is None or second is None else (first, second)
 
 
-@_implement("unit_rows_backward")
+@implement("unit_rows_backward")
 def _unit_rows_backward(
     grad: Tensor, factor: Tensor | None, upstream: Tensor | None, unit: Tensor, inverse: Tensor, backend: str
 ) -> Tensor:
-    _demand("unit", unit, None, None)
-    _demand("grad", grad, *unit.shape)
-    _demand("inverse", inverse, unit.shape[0])
+    demand("unit", unit, None, None)
+    demand("grad", grad, *unit.shape)
+    demand("inverse", inverse, unit.shape[0])
     _demand_factors(factor, upstream, unit.shape[0])
     module = select(backend, unit.device, unit.dtype, "info_nce", unit.shape[1])
     return module.unit_rows_backward(grad, _together(factor, upstream), unit, inverse)
 
 
-@_fake("unit_rows_backward")
+@fake("unit_rows_backward")
 def _unit_rows_backward_fake(
     grad: Tensor, factor: Tensor | None, upstream: Tensor | None, unit: Tensor, inverse: Tensor, backend: str
 ) -> Tensor:
     return unit.new_empty(unit.shape)
 
 
-def _empty_gradient(rows: Tensor, wanted: bool) -> Tensor:
+def empty_gradient(rows: Tensor, wanted: bool) -> Tensor:
+    """Room for the gradient of rows [n, D], in fp32 or fp64; [0, D] where none is wanted."""
     return rows.new_empty((rows.shape[0] if wanted else 0, rows.shape[1]), dtype=_wide(rows.dtype))
 
 
-@_implement("contrast")
+@implement("contrast")
 def _contrast(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
@@ -162,13 +167,13 @@ def _contrast(
     scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> ContrastState:  # fmt: skip
     pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
-    _demand_pairs(anchors, keys, pairs)
+    demand_pairs(anchors, keys, pairs)
     for name, value, length in (
         ("key_inverse", key_inverse, keys.shape[0]),
         ("known_lse", known_lse, anchors.shape[0]),
     ):
         if value is not None:
-            _demand(name, value, length)
+            demand(name, value, length)
     places = _met_places(anchors, keys, pairs, flags, met)
     _demand_met(met, anchors, keys, pairs, flags)
     module = select(backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
@@ -199,19 +204,19 @@ def _met_size(anchors: Tensor, keys: Tensor, pairs: Pairs, flags: int) -> int:
 
 def _demand_met(met: Tensor | None, anchors: Tensor, keys: Tensor, pairs: Pairs, flags: int) -> None:
     if met is not None:
-        _demand("met", met, _met_size(anchors, keys, pairs, flags))
+        demand("met", met, _met_size(anchors, keys, pairs, flags))
         if met.dtype != torch.int32:
             raise TypeError(f"met must be int32, as the forward pass left it; got {met.dtype}")
 
 
 def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
-    _demand("anchors", anchors, None, None)
+    demand("anchors", anchors, None, None)
     loss, lse, pull = (anchors.new_empty(anchors.shape[0], dtype=_wide(anchors.dtype)) for _ in range(3))
     count = anchors.new_empty(anchors.shape[0], dtype=torch.int32)
-    return ContrastState(loss, lse, pull, count, _empty_gradient(anchors, bool(flags & Flag.ANCHOR_GRADIENT)))
+    return ContrastState(loss, lse, pull, count, empty_gradient(anchors, bool(flags & Flag.ANCHOR_GRADIENT)))
 
 
-@_fake("contrast")
+@fake("contrast")
 def _contrast_fake(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
@@ -223,7 +228,7 @@ def _contrast_fake(
     return _contrast_outputs(anchors, flags)._replace(met=anchors.new_empty(places, dtype=torch.int32))
 
 
-@_implement("contrast_backward")
+@implement("contrast_backward")
 def _contrast_backward(
     grad_loss: Tensor, push: Tensor, draw: Tensor, anchors: Tensor, keys: Tensor,
     anchor_labels: Tensor, key_labels: Tensor, anchor_groups: Tensor | None, key_groups: Tensor | None,
@@ -231,9 +236,9 @@ def _contrast_backward(
     scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
-    _demand_pairs(anchors, keys, pairs)
+    demand_pairs(anchors, keys, pairs)
     for name, value in (("grad_loss", grad_loss), ("push", push), ("draw", draw), ("lse", lse)):
-        _demand(name, value, anchors.shape[0])
+        demand(name, value, anchors.shape[0])
     _demand_met(met, anchors, keys, pairs, flags)
     module = select(backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
@@ -243,16 +248,16 @@ def _contrast_backward(
 
 
 def _contrast_gradients(anchors: Tensor, keys: Tensor, flags: int) -> tuple[Tensor, Tensor]:
-    _demand("anchors", anchors, None, None)
-    _demand("keys", keys, None, None)
+    demand("anchors", anchors, None, None)
+    demand("keys", keys, None, None)
     shared = bool(flags & Flag.SELF)
     return (
-        _empty_gradient(anchors, shared or bool(flags & Flag.ANCHOR_GRADIENT)),
-        _empty_gradient(keys, not shared and bool(flags & Flag.KEY_GRADIENT)),
+        empty_gradient(anchors, shared or bool(flags & Flag.ANCHOR_GRADIENT)),
+        empty_gradient(keys, not shared and bool(flags & Flag.KEY_GRADIENT)),
     )
 
 
-@_fake("contrast_backward")
+@fake("contrast_backward")
 def _contrast_backward_fake(
     grad_loss: Tensor, push: Tensor, draw: Tensor, anchors: Tensor, keys: Tensor,
     anchor_labels: Tensor, key_labels: Tensor, anchor_groups: Tensor | None, key_groups: Tensor | None,
@@ -262,18 +267,18 @@ def _contrast_backward_fake(
     return _contrast_gradients(anchors, keys, flags)
 
 
-@_implement("reduce")
+@implement("reduce")
 def _reduce(
     loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str, backend: str
 ) -> Reduction:
-    _demand("loss", loss, None)
+    demand("loss", loss, None)
     for name, value in (("pull", pull), ("count", count), *([] if weights is None else [("weights", weights)])):
-        _demand(name, value, loss.shape[0])
+        demand(name, value, loss.shape[0])
     check_choice("reduction", reduction, REDUCTIONS)
     return select(backend, loss.device, loss.dtype, "reduce").reduce(loss, pull, count, weights, reduction)
 
 
-@_fake("reduce")
+@fake("reduce")
 def _reduce_fake(
     loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str, backend: str
 ) -> Reduction:
@@ -286,45 +291,45 @@ def _wider(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
     return other if other == torch.float64 else dtype
 
 
-@_implement("gather")
+@implement("gather")
 def _gather(
     features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
     _demand_map("features", features, 3)
-    _demand("index", index, None)
+    demand("index", index, None)
     module = select(backend, features.device, _wider(features.dtype, dtype), "gather_pixels", features.shape[1])
     return module.gather(features, index, normalize, dtype)
 
 
-@_fake("gather")
+@fake("gather")
 def _gather_fake(
     features: Tensor, index: Tensor, normalize: bool, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
     _demand_map("features", features, 3)
-    _demand("index", index, None)
+    demand("index", index, None)
     rows = features.new_empty((index.shape[0], features.shape[1]), dtype=dtype)
     return rows, rows.new_empty(index.shape[0] if normalize else 0, dtype=_wide(features.dtype))
 
 
-@_implement("gather_backward")
+@implement("gather_backward")
 def _gather_backward(
     grad: Tensor, factor: Tensor | None, upstream: Tensor | None, index: Tensor, unit: Tensor | None,
     inverse: Tensor | None, unique: bool, size: list[int], stride: list[int], dtype: torch.dtype, backend: str,
 ) -> Tensor:  # fmt: skip
-    _demand("index", index, None)
+    demand("index", index, None)
     if len(size) < 3 or len(stride) != len(size) or min(*size, *stride) < 0:
         raise ValueError(f"size and stride must be those of a map [B, D, *spatial]; got {size} and {stride}")
-    _demand("grad", grad, index.shape[0], size[1])
+    demand("grad", grad, index.shape[0], size[1])
     _demand_factors(factor, upstream, index.shape[0])
     if unit is not None and inverse is not None:
-        _demand("unit", unit, *grad.shape)
-        _demand("inverse", inverse, index.shape[0])
+        demand("unit", unit, *grad.shape)
+        demand("inverse", inverse, index.shape[0])
     module = select(backend, grad.device, _wider(dtype, grad.dtype), "gather_pixels", grad.shape[1])
     like = Origin(size, torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride(), dtype)
     return module.gather_backward(grad, _together(factor, upstream), index, _together(unit, inverse), unique, like)
 
 
-@_fake("gather_backward")
+@fake("gather_backward")
 def _gather_backward_fake(
     grad: Tensor, factor: Tensor | None, upstream: Tensor | None, index: Tensor, unit: Tensor | None,
     inverse: Tensor | None, unique: bool, size: list[int], stride: list[int], dtype: torch.dtype, backend: str,
@@ -332,7 +337,7 @@ def _gather_backward_fake(
     return torch.empty_like(grad.new_empty_strided(size, stride, dtype=dtype))
 
 
-@_implement("sample")
+@implement("sample")
 def _sample(
     labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor, per_class: int,
     num_classes: int, ignore_index: int, strategy: str, stream: int, backend: str,
@@ -340,8 +345,8 @@ def _sample(
     _demand_map("labels", labels, 2)
     for name, value in (("eligible", eligible), ("scores", scores)):
         if value is not None:
-            _demand(name, value, *labels.shape)
-    _demand("seed", seed, 1)
+            demand(name, value, *labels.shape)
+    demand("seed", seed, 1)
     if min(per_class, num_classes) < 0:
         raise ValueError(f"per_class and num_classes must not be negative; got {per_class} and {num_classes}")
     check_places("B * num_classes * per_class", labels.shape[0] * num_classes * per_class)
@@ -349,7 +354,7 @@ def _sample(
     return module.sample(labels, eligible, scores, seed, per_class, num_classes, ignore_index, strategy, stream)
 
 
-@_fake("sample")
+@fake("sample")
 def _sample_fake(
     labels: Tensor, eligible: Tensor | None, scores: Tensor | None, seed: Tensor, per_class: int,
     num_classes: int, ignore_index: int, strategy: str, stream: int, backend: str,

@@ -115,6 +115,11 @@ class ContrastSpec:
         return self.temperature if isinstance(self.temperature, Tensor) else None
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The options that are tensors, by name."""
+        return {} if self.learned is None else {"temperature": self.learned}
+
+    @property
     def scale(self) -> float:
         """Factor on <a, k>: 1 / temperature, or 1 where a temperature tensor is folded into the rows."""
         return 1.0 if isinstance(self.temperature, Tensor) else 1.0 / float(self.temperature)
