@@ -61,10 +61,14 @@ class Pixels(NamedTuple):
     stream: int = 0
 
 
+PLAIN = (Tensor, nn.Parameter)
+"""Classes that give no operation another meaning."""
+
+
 def is_plain(value: object) -> TypeGuard[Tensor]:
     """Whether this is a dense tensor, of no class that gives its operations another meaning."""
     return (
-        type(value) in (Tensor, nn.Parameter)
+        type(value) in PLAIN
         and isinstance(value, Tensor)
         and value.layout == torch.strided
         and not value.is_nested

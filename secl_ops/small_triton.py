@@ -7,9 +7,8 @@ looked at again but its signature.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,30 +16,25 @@ from torch import Tensor
 from secl_ops import tiles
 from secl_ops.engines import select, triton
 from secl_ops.inputs import ContrastInput
-from secl_ops.small_call import Call, Check, Pixels, is_plain
+from secl_ops.small_call import PLAIN, Call, Check, Pixels
 from secl_ops.spec import ContrastSpec, SampleSpec
-
-if TYPE_CHECKING:  # it imports Triton, which a call on a CPU never needs
-    from secl_ops.engines.triton import launch_few
 
 MOST_PLANS = 512
 """Plans that are kept; with one more all are forgotten."""
 PLANS: dict[Any, Any] = {}
-"""Every plan by its request."""
+"""Every plan by what was looked at."""
+
+_UNREAD: tuple[Any, ...] = ()
 
 
 def info_nce(given: ContrastInput, options: ContrastSpec, check: Check) -> Call | None:
     """The call on few rows; None where it is not served."""
-    anchors, keys = given.anchors, given.keys
-    others = anchors if keys is None else keys
-    if not (_serves(options, anchors) and _is_rows(anchors, anchors.device) and _is_rows(others, anchors.device)):
+    of_anchors, of_keys = _beside(given)
+    looks = (_look(given.anchors), _look_if(given.keys), *map(_look_if, (*of_anchors, *of_keys)))
+    if _UNREAD in looks:
         return None
-    if given.anchor_labels is None or (keys is not None and given.key_labels is None):
-        return None
-    of_anchors = (given.anchor_labels, given.anchor_groups, given.exclude, given.weights)
-    of_keys = () if keys is None else (given.key_labels, given.key_groups)
-    known = all(value is None or _names(value, anchors) for value in of_anchors)
-    if not (known and all(value is None or _names(value, others) for value in of_keys)):
+    plan = PLANS.get((*looks, options))
+    if plan is None and not _serves_rows(given, options):
         return None
     from secl_ops.engines.triton import launch_few
 
@@ -49,8 +43,10 @@ def info_nce(given: ContrastInput, options: ContrastSpec, check: Check) -> Call 
     )
     key_labels, key_groups = names or (labels, groups)
     beside = launch_few.Beside(labels, key_labels, groups, key_groups, exclude, weights)  # type: ignore[arg-type]
-    rows = [anchors] if keys is None else [anchors, others]
-    plan: launch_few.RowsPlan = _planned(launch_few.RowsRequest.of(rows, beside, options), launch_few.RowsPlan, check)
+    rows: list[Any] = [given.anchors] if given.keys is None else [given.anchors, given.keys]
+    if plan is None:
+        check()
+        plan = _keep((*looks, options), launch_few.RowsPlan(launch_few.RowsRequest.of(rows, beside, options)))
     return Call(lambda wanted: plan.find(rows, beside, wanted), plan.back)
 
 
@@ -58,37 +54,60 @@ def pixel_contrast(
     anchors: Pixels, keys: Pixels | None, sampling: SampleSpec, options: ContrastSpec, check: Check
 ) -> Call | None:
     """The pixel step of few draws; None where it is not served."""
-    device = anchors.features.device
-    if not (_serves(options, anchors.features) and _is_side(anchors, device, sampling)):
-        return None
-    if not (keys is None or _is_side(keys, device, sampling)):
-        return None
-    from secl_ops.engines.triton import launch_few, launch_sample
-
     sides = [anchors] if keys is None else [anchors, keys]
+    looks = [look for side in sides for look in _looks(side)]
+    if _UNREAD in looks:
+        return None
+    request = (*looks, sampling, options)
+    plan = PLANS.get(request)
+    if plan is None and not _serves_pixels(sides, sampling, options):
+        return None
+    from secl_ops.engines.triton import launch_sample
+
     maps = [launch_sample.Maps(*_dense(side)) for side in sides]  # type: ignore[arg-type]  # labels are there
-    strategies = (sampling.strategy, _of_keys(sampling))
-    requests = [launch_few.MapRequest.of(*each) for each in zip(sides, maps, strategies, strict=False)]
-    request = launch_few.StepRequest(tuple(requests), device, sampling, options)
-    plan: launch_few.StepPlan = _planned(request, launch_few.StepPlan, check)
+    if plan is None:
+        check()
+        plan = _keep(request, _pixels_plan(sides, maps, sampling, options))
     return Call(lambda wanted: plan.find(sides, maps, wanted), plan.back)
 
 
-def _planned(request: Any, build: Callable[[Any], Any], check: Check) -> Any:
-    plan = PLANS.get(request)
-    if plan is None:
-        check()
-        if len(PLANS) >= MOST_PLANS:
-            PLANS.clear()
-        plan = PLANS[request] = build(request)
+def _pixels_plan(sides: list[Pixels], maps: list[Any], sampling: SampleSpec, options: ContrastSpec) -> Any:
+    from secl_ops.engines.triton import launch_few
+
+    strategies = (sampling.strategy, _of_keys(sampling))
+    requests = [launch_few.MapRequest.of(*each) for each in zip(sides, maps, strategies, strict=False)]
+    return launch_few.StepPlan(launch_few.StepRequest(tuple(requests), sides[0].features.device, sampling, options))
+
+
+def _keep(request: Any, plan: Any) -> Any:
+    if len(PLANS) >= MOST_PLANS:
+        PLANS.clear()
+    PLANS[request] = plan
     return plan
+
+
+def _look(value: Any) -> tuple[Any, ...]:
+    """All of a tensor that decides on its launches; nothing of what none reads where it lies."""
+    if type(value) not in PLAIN or value.layout is not torch.strided or value.is_nested or value.data_ptr() & 15:
+        return _UNREAD
+    return value.shape, value.stride(), value.dtype, value.device
+
+
+def _look_if(value: Any) -> tuple[Any, ...] | None:
+    return None if value is None else _look(value)
+
+
+def _looks(side: Pixels) -> tuple[Any, ...]:
+    features, labels, eligible, scores, seed, _ = side
+    number = None if type(seed) is int else _look(seed)
+    return _look(features), _look(labels), _look_if(eligible), _look_if(scores), number
 
 
 def _serves(options: ContrastSpec, rows: Tensor) -> bool:
     """Whether Triton's kernels are those that this call would be given to."""
     if options.backend not in ("auto", "triton") or (options.backend == "auto" and rows.device.type == "cpu"):
         return False
-    return is_plain(rows) and _takes(options.backend, rows.device, rows.dtype, rows.shape[1])
+    return rows.ndim > 1 and _takes(options.backend, rows.device, rows.dtype, rows.shape[1])
 
 
 @cache
@@ -98,39 +117,59 @@ def _takes(backend: str, device: torch.device, dtype: torch.dtype, width: int) -
     return backend == "triton" or select.select(backend, device, dtype, "info_nce", width) is select.MODULES["triton"]
 
 
-def _lies(value: object, device: torch.device) -> TypeGuard[Tensor]:
-    """Whether this is a tensor that a launch reads where it lies."""
-    return is_plain(value) and value.device == device and value.data_ptr() & 15 == 0
+def _beside(given: ContrastInput) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What stands beside the anchors, and beside the keys where they are others."""
+    of_anchors = (given.anchor_labels, given.anchor_groups, given.exclude, given.weights)
+    return of_anchors, () if given.keys is None else (given.key_labels, given.key_groups)
 
 
-def _is_rows(rows: object, device: torch.device) -> TypeGuard[Tensor]:
-    return _lies(rows, device) and rows.ndim == 2 and 0 < rows.shape[0] <= tiles.FEW_ROWS and rows.shape[1] > 0
+def _serves_rows(given: ContrastInput, options: ContrastSpec) -> bool:
+    anchors: Any = given.anchors
+    others: Any = anchors if given.keys is None else given.keys  # one tensor: that was looked at
+    of_anchors, of_keys = _beside(given)
+    if of_anchors[0] is None or (of_keys and of_keys[0] is None):
+        return False
+    if not (_serves(options, anchors) and _is_rows(anchors, anchors.device) and _is_rows(others, anchors.device)):
+        return False
+    known = all(value is None or _names(value, anchors) for value in of_anchors)
+    return known and all(value is None or _names(value, others) for value in of_keys)
 
 
-def _names(value: object, rows: Tensor) -> bool:
+def _is_rows(rows: Tensor, device: torch.device) -> bool:
+    return rows.device == device and rows.ndim == 2 and 0 < rows.shape[0] <= tiles.FEW_ROWS and rows.shape[1] > 0
+
+
+def _names(value: Tensor, rows: Tensor) -> bool:
     """Whether this says something of each row; what it may be is for the check."""
-    return _lies(value, rows.device) and value.shape == rows.shape[:1]
+    return value.device == rows.device and value.shape == rows.shape[:1]
+
+
+def _serves_pixels(sides: list[Pixels], sampling: SampleSpec, options: ContrastSpec) -> bool:
+    features = sides[0].features
+    return _serves(options, features) and all(_is_side(side, features.device, sampling) for side in sides)
 
 
 def _is_side(side: Pixels, device: torch.device, sampling: SampleSpec) -> bool:
-    features, labels, seed = side.features, side.labels, side.seed
-    if not (_lies(features, device) and features.ndim >= 3 and features.numel()):
-        return False
-    if not (_lies(labels, device) and labels.numel()):
+    features, labels, eligible, scores, seed, _ = side
+    if features.ndim < 3 or not features.numel() or not labels.numel():
         return False
     if not 0 < features.shape[0] * sampling.num_classes * sampling.per_class <= tiles.FEW_ROWS:
         return False
-    if type(seed) is not int and not (_lies(seed, device) and seed.numel() == 1):
+    if isinstance(seed, Tensor) and (seed.numel() != 1 or seed.device != device):
         return False
-    beside = (side.eligible, side.scores)
-    return all(one is None or (_lies(one, device) and one.shape == labels.shape) for one in beside)
+    shaped = all(one is None or one.shape == labels.shape for one in (eligible, scores))
+    return shaped and all(one is None or one.device == device for one in (features, labels, eligible, scores))
 
 
 def _dense(side: Pixels) -> tuple[Tensor | None, ...]:
     """Labels, eligible, scores and seed as a draw reads them."""
-    seed = side.seed if isinstance(side.seed, Tensor) else None
-    beside = (None if one is None else one.contiguous() for one in (side.labels, side.eligible, side.scores))
-    return *beside, seed
+    _, labels, eligible, scores, seed, _ = side
+    return (
+        labels.contiguous(),
+        None if eligible is None else eligible.contiguous(),
+        None if scores is None else scores.contiguous(),
+        seed if isinstance(seed, Tensor) else None,
+    )
 
 
 def _of_keys(sampling: SampleSpec) -> str:
