@@ -54,7 +54,7 @@ _TESTS = tuple(
     f"tests/test_{name}.py"
     for name in (
         "triton", "triton_order", "triton_numbers", "backends", "device_step", "sample", "sample_lists", "shards",
-        "traps", "heads", "properties", "refusals", "tune", "few_launches", "few_parts",
+        "key_weights", "traps", "heads", "properties", "refusals", "tune", "few_launches", "few_parts",
     )
 )  # fmt: skip
 LATER = tuple(

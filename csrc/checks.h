@@ -99,6 +99,8 @@ inline void check_call(const ContrastCall& call) {
   check_vector("anchor_groups", call.anchor_groups, n, ScalarType::Int);
   check_vector("key_groups", call.key_groups, m, ScalarType::Int);
   check_vector("exclude", call.exclude, n, ScalarType::Long);
+  check_vector("key_weights", call.key_weights, m, ScalarType::Float);
+  STD_TORCH_CHECK(!call.key_weights.has_value() || !call.has(kSelf), "under SELF key_weights must be None");
 }
 
 // What scales each row of a gradient: both or none.

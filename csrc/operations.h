@@ -11,8 +11,8 @@
 
 namespace secl {
 
-// By anchor [N]: loss, log-sum-exp, pull and count (int32); then the anchors' gradient [N, D], [0, D] where
-// it is not asked for.
+// By anchor [N]: loss, log-sum-exp, pull and count (int32, of weighted keys float32); then the anchors'
+// gradient [N, D], [0, D] where it is not asked for.
 using ContrastState = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // A choice crosses as a number: torch's stable ABI leaks each string that an operation is given.
@@ -26,12 +26,12 @@ void define_operations(Library& m) {
   m.def(
       "contrast_forward(Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, Tensor? "
       "anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, "
-      "Tensor? key_inverse, Tensor? known_lse, float scale, int flags) "
+      "Tensor? key_weights, Tensor? key_inverse, Tensor? known_lse, float scale, int flags) "
       "-> (Tensor loss, Tensor lse, Tensor pull, Tensor count, Tensor grad_anchors)");
   m.def(
       "contrast_backward(Tensor grad_loss, Tensor push, Tensor draw, Tensor anchors, Tensor keys, Tensor "
       "anchor_labels, Tensor key_labels, Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, int "
-      "positive_start, int negative_stop, Tensor lse, float scale, int flags) "
+      "positive_start, int negative_stop, Tensor? key_weights, Tensor lse, float scale, int flags) "
       "-> (Tensor grad_anchors, Tensor grad_keys)");
   m.def(
       "reduce(Tensor loss, Tensor pull, Tensor count, Tensor? weights, int reduction) -> (Tensor value, "
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor> contrast_backward(const ContrastCall& call,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss,    // [n] float32
                                                   const Tensor& pull,    // [n] float32
-                                                  const Tensor& count,   // [n] int32
+                                                  const Tensor& count,   // [n] int32, on CPUs or float32
                                                   const Maybe& weights,  // [n] float32
                                                   int64_t reduction);
 
@@ -190,10 +190,10 @@ template <class Operations>
 ContrastState contrast_forward(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels,
                                const Tensor& key_labels, const Maybe& anchor_groups, const Maybe& key_groups,
                                const Maybe& exclude, int64_t positive_start, int64_t negative_stop,
-                               const Maybe& key_inverse, const Maybe& known_lse, double scale,
-                               int64_t flags) {
+                               const Maybe& key_weights, const Maybe& key_inverse, const Maybe& known_lse,
+                               double scale, int64_t flags) {
   return Operations::contrast_forward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups,
-                                       exclude, positive_start, negative_stop, scale, flags},
+                                       exclude, positive_start, negative_stop, key_weights, scale, flags},
                                       key_inverse, known_lse);
 }
 
@@ -203,10 +203,10 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
                                              const Tensor& anchor_labels, const Tensor& key_labels,
                                              const Maybe& anchor_groups, const Maybe& key_groups,
                                              const Maybe& exclude, int64_t positive_start,
-                                             int64_t negative_stop, const Tensor& lse, double scale,
-                                             int64_t flags) {
+                                             int64_t negative_stop, const Maybe& key_weights,
+                                             const Tensor& lse, double scale, int64_t flags) {
   return Operations::contrast_backward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups,
-                                        exclude, positive_start, negative_stop, scale, flags},
+                                        exclude, positive_start, negative_stop, key_weights, scale, flags},
                                        grad_loss, push, draw, lse);
 }
 

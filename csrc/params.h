@@ -37,6 +37,7 @@ struct ContrastCall {
   const Maybe& exclude;         // [N] int64, the key that an anchor must not see
   int64_t positive_start;       // keys before it attract no anchor
   int64_t negative_stop;        // keys from here on repel none
+  const Maybe& key_weights;     // [M] float32 above 0, how many keys each counts as
   double scale;                 // of a similarity
   int64_t flags;
 

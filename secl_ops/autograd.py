@@ -105,7 +105,7 @@ class Contrast(torch.autograd.Function):
             key_unit = key_inverse = None
         ctx.save_for_backward(
             unit, inverse, key_unit, key_inverse, temperature, shrink, grad_rows, lse, *factors, *weighing, *places,
-            met if shared else None, *pairs[:5],
+            met if shared else None, *pairs[:5], pairs.key_weights,
         )  # fmt: skip
         ctx.options, ctx.ordered, ctx.range = options, ordered, (pairs.positive_start, pairs.negative_stop)
         ctx.origins = Origin.of(anchors), None if keys is None else Origin.of(keys)
@@ -124,8 +124,8 @@ class Contrast(torch.autograd.Function):
         if of_keys or (shared and (of_anchors or of_temperature)):
             flags = options.flags(shared=shared, anchors=shared, keys=of_keys, ordered=ctx.ordered)
             grad_both, grad_keys = ops.contrast_backward(
-                upstream, push, draw, rows, rows if shared else key_unit.to(rows.dtype), *pairs, *ctx.range,
-                lse, options.scale, flags, options.backend, met,
+                upstream, push, draw, rows, rows if shared else key_unit.to(rows.dtype), *pairs[:5], *ctx.range,
+                pairs[5], lse, options.scale, flags, options.backend, met,
             )  # fmt: skip
             if shared:
                 grad_rows, scales = grad_both, None

@@ -33,6 +33,7 @@ def info_nce(
     anchor_groups: Tensor | None = None,  # [N] integer
     key_groups: Tensor | Sequence[Tensor] | None = None,  # [M] integer
     exclude: Tensor | None = None,  # [N] integer
+    key_weights: Tensor | Sequence[Tensor] | None = None,  # [M] floating
     reduction: str = "mean",
     backend: str = "auto",
     validate: bool = False,
@@ -48,6 +49,14 @@ def info_nce(
     "negatives" is the loss of Zhao et al. (ICCV 2021, arXiv:2012.06985) and ContrastiveSeg (arXiv:2101.11939), and
     plain InfoNCE where a label has one positive; "all" is SupCon (Khosla et al. 2020, arXiv:2004.11362, L_out).
     Either grows as log M with more keys: losses compare at one M, and a queue that fills raises them.
+    A key of weight w counts as w keys: 2 as if it stood twice, 0 as if it were not there, fractions in between. With
+    `key_weights` w_j and W_i, the sum of w_p over P(i),
+
+        "negatives"  L_i = 1/W_i sum over P(i) of w_p softplus(log(sum over Neg(i) of w_n exp(s_in)) - s_ip)
+        "all"        L_i = log(sum over P(i) and Neg(i) of w_j exp(s_ij)) - 1/W_i sum over P(i) of w_p s_ip
+
+    and an anchor with W_i = 0 has no positive. In DyCON (Assefa et al. 2025, arXiv:2504.04566) the entropy of an anchor
+    goes to `weights`, and as a key's to `key_weights`; its focal factors are a pair's, which neither can be.
     Memory is O((N + M) D) on every backend but "reference"; the same call gives the same bits; nothing waits for the
     device.
 
@@ -78,6 +87,8 @@ def info_nce(
         anchor_groups: Integers [N], int32 in value; only keys of the same group are compared.
         key_groups: Integers [M]; required with `keys` and `anchor_groups`, and a list with a list.
         exclude: One key number per anchor [N] that it must not see, counted through a list; -1 for none.
+        key_weights: How many keys each key counts as, [M] >= 0, of a list a list; without `keys` [N], of the anchors as
+            keys. They get no gradient: pass soft ones (a confidence, exp(-entropy)) detached.
         reduction: "mean" over the anchors that have a positive (weighted by `weights`), "sum" or "none".
         backend: "auto", "reference", "native" or "triton".
         validate: Also check values (ranges of labels and exclude, weights, temperature), which waits for the device.
@@ -102,7 +113,7 @@ def info_nce(
     options = remembered(ContrastSpec, temperature, denominator, normalize, reduction, backend, validate)
     given = ContrastInput(
         anchors, keys, anchor_labels, key_labels, weights,
-        positives, positive_labels, positive_groups, anchor_groups, key_groups, exclude,
+        positives, positive_labels, positive_groups, anchor_groups, key_groups, exclude, key_weights,
     )  # fmt: skip
     if group is not None:
         joined_loss = joined.info_nce(given, options, group)
@@ -147,6 +158,7 @@ def info_nce_parts(
     anchor_groups: Tensor | None = None,  # [N] integer
     key_groups: Tensor | Sequence[Tensor] | None = None,  # [M] integer
     exclude: Tensor | None = None,  # [N] integer
+    key_weights: Tensor | Sequence[Tensor] | None = None,  # [M] floating
     backend: str = "auto",
     validate: bool = False,
 ) -> ContrastParts:
@@ -173,12 +185,13 @@ def info_nce_parts(
         anchor_groups: See `info_nce`.
         key_groups: See `info_nce`.
         exclude: See `info_nce`; numbers the keys of this place.
+        key_weights: See `info_nce`; c_k is then their sum over the positives.
         backend: See `info_nce`.
         validate: See `info_nce`.
 
     Returns:
         `ContrastParts(loss, lse, count)`, [N] each: the loss of each anchor (0 without a positive here), the
-        log-sum-exp that it was found at (-inf over nothing) and the number of positives.
+        log-sum-exp that it was found at (-inf over nothing) and the number of positives, or their weights' sum.
 
     Raises:
         TypeError, ValueError: An argument breaks its rule; the message names it.
@@ -200,10 +213,11 @@ def info_nce_parts(
     """
     options = ContrastSpec(temperature, denominator, normalize, "none", backend, validate)
     given = ContrastInput(
-        anchors, keys, anchor_labels, key_labels, None, None, None, None, anchor_groups, key_groups, exclude
-    )
+        anchors, keys, anchor_labels, key_labels, None, None, None, None, anchor_groups, key_groups, exclude,
+        key_weights,
+    )  # fmt: skip
     given.check(options)
     if lse is not None:
-        spec.check_per_anchor("lse", lse, anchors)
+        spec.check_per_row("lse", lse, anchors, "anchors")
         lse = lse.to(torch.float64 if anchors.dtype == torch.float64 else torch.float32)
     return contrast_shards(anchors, given.arrange(), options, lse=lse)

@@ -49,19 +49,21 @@ class ContrastInput(NamedTuple):
     anchor_groups: Tensor | None = None  # [N]
     key_groups: Several | None = None  # [M]
     exclude: Tensor | None = None  # [N]
+    key_weights: Several | None = None  # [M]
 
     def check(self, options: Options) -> None:
         """Refuse what breaks a rule; values are looked at only under `validate`, since that synchronises."""
         spec.check_rows("anchors", self.anchors)
         spec.check_integers("anchor_labels", self.anchor_labels, self.anchors.shape[0], self.anchors, "anchors")
         self._check_keys()
+        self._check_key_weights()
         self._check_positives()
         for name in ("anchor_groups", "exclude"):
             value = getattr(self, name)
             if value is not None:
                 spec.check_integers(name, value, self.anchors.shape[0], self.anchors, "anchors")
         if self.weights is not None:
-            spec.check_per_anchor("weights", self.weights, self.anchors)
+            spec.check_per_row("weights", self.weights, self.anchors, "anchors")
         for name, value in options.tensors.items():
             spec.check_device(name, value, self.anchors, "anchors")
         if options.validate:
@@ -79,7 +81,7 @@ class ContrastInput(NamedTuple):
         names = _names("keys", self.keys)
         if not names:
             raise ValueError("keys must hold at least one tensor; got an empty list; pass None for self-contrast")
-        for name in ("key_labels", "key_groups"):
+        for name in ("key_labels", "key_groups", "key_weights"):
             value = getattr(self, name)
             if value is not None and _amount(value) != _amount(self.keys):
                 raise ValueError(
@@ -96,6 +98,19 @@ class ContrastInput(NamedTuple):
                 _names(kind, values), names, _pieces(values), _pieces(self.keys), strict=True
             ):
                 spec.check_integers(name, value, keys.shape[0], keys, keys_name)
+
+    def _check_key_weights(self) -> None:
+        if self.key_weights is None:
+            return
+        names, pieces = _names("key_weights", self.key_weights), _pieces(self.key_weights)
+        owners, rows_of = _names("keys", self.keys), _pieces(self.keys)
+        if self.keys is None:
+            spec.check_tensor("key_weights", self.key_weights)
+            owners, rows_of = ["anchors"], [self.anchors]
+        for name, value, rows, rows_name in zip(names, pieces, rows_of, owners, strict=True):
+            spec.check_per_row(name, value, rows, rows_name)
+            if value.requires_grad and torch.is_grad_enabled():
+                raise ValueError(f"{name} get no gradient; got a tensor that requires one; pass {name}.detach()")
 
     def _check_positives(self) -> None:
         spec.check_together({"positives": self.positives, "positive_labels": self.positive_labels})
@@ -124,16 +139,25 @@ class ContrastInput(NamedTuple):
             spec.check_exclude_range(self.exclude, sum(keys.shape[0] for keys in _pieces(self.keys)))
         if self.weights is not None and bool((self.weights < 0).any()):
             raise ValueError(f"weights must be at least 0; got {float(self.weights.min())}")
+        for part, value in zip(_names("key_weights", self.key_weights), _pieces(self.key_weights), strict=True):
+            wrong = ~((value >= 0) & value.isfinite())
+            if bool(wrong.any()):
+                raise ValueError(f"{part} must be finite and at least 0; got {float(value[wrong][0])}")
 
     def arrange(self) -> list[Shard]:
         """The keys as shards; the anchors alone, in both roles, are one without keys."""
         labels = self.anchor_labels.to(torch.int32)
         groups = None if self.anchor_groups is None else self.anchor_groups.to(torch.int32)
         rows, prototypes = self.anchors.shape[0], self.positives is not None
-        if self.keys is None:
-            shards = [Shard(None, Pairs(labels, labels, groups, groups, None, rows if prototypes else 0, rows))]
-        else:
+        start = rows if prototypes else 0
+        if self.keys is not None:
             shards = self._key_shards(labels, groups, attract=not prototypes)
+        elif self.key_weights is None:
+            shards = [Shard(None, Pairs(labels, labels, groups, groups, None, start, rows))]
+        else:  # a pair does not count alike for its two rows: they are keys apart
+            itself = torch.arange(rows, device=labels.device)
+            names, copies = self._weighed(labels, _pieces(self.key_weights)[0])
+            shards = [Shard(self.anchors, Pairs(labels, names, groups, groups, itself, start, rows, copies))]
         if self.positives is not None and self.positive_labels is not None:
             own = None if self.positive_groups is None else self.positive_groups.to(torch.int32)
             pairs = Pairs(
@@ -151,20 +175,31 @@ class ContrastInput(NamedTuple):
     def _key_shards(self, labels: Tensor, groups: Tensor | None, *, attract: bool) -> list[Shard]:
         shards, first = [], 0
         parts = _pieces(self.keys)
-        key_groups: list[Tensor | None] = [*_pieces(self.key_groups)] or [None] * len(parts)
-        for keys, key_labels, own in zip(parts, _pieces(self.key_labels), key_groups, strict=True):
+        absent: list[Tensor | None] = [None] * len(parts)
+        key_groups, key_weights = (_pieces(given) or absent for given in (self.key_groups, self.key_weights))
+        pieces = zip(parts, _pieces(self.key_labels), key_groups, key_weights, strict=True)
+        for keys, key_labels, own, weights in pieces:
             count = keys.shape[0]
             exclude = None if self.exclude is None else self.exclude.to(torch.int64)
             if exclude is not None and len(parts) > 1:  # it numbers the keys of all shards together
                 exclude = torch.where((exclude >= first) & (exclude < first + count), exclude - first, -1)
+            # A copy: labels that are a view of a queue may be overwritten before the backward pass reads them.
+            names, copies = self._weighed(key_labels.to(torch.int32, copy=True), weights)
             pairs = Pairs(
-                # A copy: labels that are a view of a queue may be overwritten before the backward pass reads them.
-                labels, key_labels.to(torch.int32, copy=True), groups, None if own is None else own.to(torch.int32),
-                exclude, 0 if attract else count, count,
+                labels, names, groups, None if own is None else own.to(torch.int32), exclude,
+                0 if attract else count, count, copies,
             )  # fmt: skip
             shards.append(Shard(keys, pairs))
             first += count
         return shards
+
+    def _weighed(self, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Labels and weights of keys as the engines read them: whoever counts 0 times is ignored."""
+        if weights is None:
+            return labels, None
+        copies = weights.detach().to(torch.promote_types(self.anchors.dtype, torch.float32))
+        ignored = (copies == 0) | (labels < 0)
+        return torch.where(ignored, -1, labels), torch.where(ignored, 1.0, copies)
 
 
 def _pieces(value: Several | None) -> list[Tensor]:

@@ -49,12 +49,13 @@ class Block(NamedTuple):
     labels: Tensor  # [m] int32
     groups: Tensor | None  # [m] int32
     exclude: Tensor | None  # [N] int64, counted from the first of these
+    weights: Tensor | None = None  # [m] float
 
     def pairs(self, anchor_labels: Tensor, anchor_groups: Tensor | None, attract: bool) -> Pairs:
         """The pairs that the anchors form with these; without attraction none is positive."""
         count = self.labels.shape[0]
         start = 0 if attract else count
-        return Pairs(anchor_labels, self.labels, anchor_groups, self.groups, self.exclude, start, count)
+        return Pairs(anchor_labels, self.labels, anchor_groups, self.groups, self.exclude, start, count, self.weights)
 
     def gathered(self, ranks: Ranks) -> Block:
         """The blocks of all processes as one."""
@@ -64,7 +65,7 @@ class Block(NamedTuple):
         exclude = self.exclude
         if exclude is not None:
             exclude = torch.where((exclude >= 0) & (exclude < count), exclude + ranks.rank * count, -1)
-        return Block(ranks.gathered(self.rows), found[0], None if self.groups is None else found[1], exclude)
+        return self._numbered(ranks.gathered(self.rows), found)._replace(exclude=exclude)
 
     def packed(self) -> Tensor:
         """Rows and integers as the bytes of one parcel."""
@@ -75,12 +76,25 @@ class Block(NamedTuple):
         """The block that came in a parcel, of the shapes of this one; none of its keys is excluded."""
         count, size = self.labels.shape[0], self.rows.numel() * self.rows.element_size()
         rows = parcel[:size].view(self.rows.dtype).view(self.rows.shape)
+        words = 0 if self.weights is None else self.weights.element_size() // 4
         numbers = parcel[size + -size % ALIGNED :].view(torch.int32)
-        return Block(rows, numbers[:count], None if self.groups is None else numbers[count:], None)
+        return self._numbered(rows, numbers.view(1 + (self.groups is not None) + words, count))
 
     def _numbers(self) -> Tensor:
-        """Labels and groups [1 or 2, m]."""
-        return torch.stack([self.labels] if self.groups is None else [self.labels, self.groups])
+        """Labels, groups and the words of the weights, [1 to 4, m] int32."""
+        numbers = [self.labels] if self.groups is None else [self.labels, self.groups]
+        if self.weights is not None:
+            numbers += self.weights.unsqueeze(1).view(torch.int32).unbind(1)
+        return torch.stack(numbers)
+
+    def _numbered(self, rows: Tensor, numbers: Tensor) -> Block:
+        """A block of these numbers, which has what this one has; none of its keys is excluded."""
+        labels, *rest = numbers
+        groups = None if self.groups is None else rest.pop(0)
+        weights = None
+        if self.weights is not None:
+            weights = torch.stack(rest, 1).view(self.weights.dtype).flatten()
+        return Block(rows, labels, groups, None, weights)
 
 
 class Meeting(NamedTuple):
@@ -207,7 +221,7 @@ class JoinedContrast(torch.autograd.Function):
         if keys is not None:
             side = Side(*unit_source(keys, places.keys, first.key_labels, options), places.keys)
         shrink = shrink_factor(own.unit, temperature)
-        block = Block(side.unit, first.key_labels, first.key_groups, first.exclude)
+        block = Block(side.unit, first.key_labels, first.key_groups, first.exclude, first.key_weights)
         ring = side.unit.numel() * side.unit.element_size() * ranks.size > GATHERED_BYTES
         meeting = Meeting(
             ranks, ring, folded(own.unit, shrink), first.anchor_labels, first.anchor_groups,
@@ -229,7 +243,7 @@ class JoinedContrast(torch.autograd.Function):
             *((weights, excess, found.count, divisor) if of_weights else (None,) * 4),
         )  # fmt: skip
         ctx.ranks, ctx.ring, ctx.options, ctx.ordered = ranks, ring, options, ordered
-        ctx.attract, ctx.range = meeting.attract, beside_pairs[5:]
+        ctx.attract, ctx.range = meeting.attract, beside_pairs[5:7]
         ctx.origins = [None if each is None else Origin.of(each) for each in (anchors, keys, beside)]
         return value
 
@@ -237,7 +251,7 @@ class JoinedContrast(torch.autograd.Function):
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         saved, options = iter(ctx.saved_tensors), ctx.options
         own, side, other = (Side(*islice(saved, 3)) for _ in range(3))
-        block, beside_pairs = Block(*islice(saved, 4)), Pairs(*islice(saved, 5), *ctx.range)
+        block, beside_pairs = Block(*islice(saved, 5)), Pairs(*islice(saved, 5), *ctx.range)
         anchor_labels, anchor_groups, shrink, temperature, lse, mean, gradient, *factors = islice(saved, 10)
         of_anchors, of_keys, of_beside, of_temperature, of_weights = ctx.needs_input_grad[:5]
         if options.reduction != "none":  # the loss that every process returns is one of these rows
@@ -281,7 +295,8 @@ def info_nce(given: ContrastInput, options: ContrastSpec, group: object) -> Tens
             None if pieces is None else torch.cat([piece.to(torch.int32) for piece in pieces])
             for pieces in (given.key_labels, given.key_groups)
         )
-        given = given._replace(keys=torch.cat([*given.keys]), key_labels=labels, key_groups=groups)
+        copies = None if given.key_weights is None else torch.cat([*given.key_weights])
+        given = given._replace(keys=torch.cat([*given.keys]), key_labels=labels, key_groups=groups, key_weights=copies)
     return contrast_joined(given.anchors, given.arrange(), options, ranks, weights=given.weights)
 
 
@@ -319,6 +334,7 @@ def _described(
         "keys": "the anchors" if sources[1] is None else [first.key_labels.shape[0], width],
         "dtype": anchors.dtype,
         "groups": first.anchor_groups is not None,
+        "key weights": first.key_weights is not None,
         "positives": first.positive_start > 0,
         "queue": first.positive_start == 0 and len(pairs) > 1,
         "denominator": options.denominator,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 HOW_TO_BUILD = "install g++ and run `SECL_BUILD=cpu pip install --no-build-isolation .` from the source folder"
-INTERFACE = "c48547a90783f8b9"
+INTERFACE = "ac2c309860d0cca9"
 """`interface()` of setup.py: what the operations of `csrc` are called with here. A changed one needs another build."""
 OLDEST_CUDA = (8, 0)
 """Compute capability below which the CUDA kernels do not compile."""

@@ -113,7 +113,8 @@ def near(calls: Sequence[Call], lse: Tensor, wanted: bool) -> Near:
 def merged_nears(parts: Sequence[Near]) -> Near:
     """What one pass over all of these would have found."""
     count = _total([part.count for part in parts])
-    shares = [part.count / count.clamp(min=1).to(part.loss.dtype) for part in parts]
+    divisor = torch.where(count > 0, count, 1).to(parts[0].loss.dtype)
+    shares = [part.count / divisor for part in parts]
     loss, pull = (
         _total([torch.where(share > 0, share * value, 0.0) for share, value in zip(shares, values, strict=True)])
         for values in ([part.loss for part in parts], [part.pull for part in parts])

@@ -15,12 +15,12 @@ from torch import Tensor
 from secl_ops import tiles
 from secl_ops.engines.reference import ContrastState, Origin, Reduction
 from secl_ops.engines.select import select
-from secl_ops.spec import REDUCTIONS, Flag, Pairs, check_choice, check_places
+from secl_ops.spec import REDUCTIONS, WEIGHTED_KEYS, Flag, Pairs, check_choice, check_places
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 PAIRS = (
     "Tensor anchor_labels, Tensor key_labels, Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, "
-    "SymInt positive_start, SymInt negative_stop"
+    "SymInt positive_start, SymInt negative_stop, Tensor? key_weights"
 )
 SCHEMAS = {
     "unit_rows": "(Tensor rows, Tensor labels, str backend) -> (Tensor unit, Tensor inverse)",
@@ -103,6 +103,20 @@ def demand_pairs(anchors: Tensor, keys: Tensor, pairs: Pairs) -> None:
         value = getattr(pairs, name)
         if value is not None or name.endswith("labels"):
             demand(name, value, side.shape[0])
+    if pairs.key_weights is not None:
+        demand("key_weights", pairs.key_weights, keys.shape[0])
+
+
+def _contrast_of(pairs: Pairs, flags: int, unweighted: Flag) -> str:
+    """The operation that an engine is asked for; passes with some flags are for keys without weights."""
+    if pairs.key_weights is None:
+        return "info_nce"
+    if flags & unweighted:
+        raise ValueError(
+            f"flags must be without {Flag(flags) & unweighted!r} under key_weights; got {Flag(flags)!r}; pass the "
+            "anchors as keys, excluded each for itself, and take the gradient of anchors from the forward pass"
+        )
+    return WEIGHTED_KEYS
 
 
 @implement("unit_rows")
@@ -163,10 +177,12 @@ def empty_gradient(rows: Tensor, wanted: bool) -> Tensor:
 def _contrast(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
-    positive_start: int, negative_stop: int, key_inverse: Tensor | None, known_lse: Tensor | None,
-    scale: float, flags: int, backend: str, met: Tensor | None = None,
+    positive_start: int, negative_stop: int, key_weights: Tensor | None, key_inverse: Tensor | None,
+    known_lse: Tensor | None, scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> ContrastState:  # fmt: skip
-    pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
+    pairs = Pairs(
+        anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop, key_weights
+    )
     demand_pairs(anchors, keys, pairs)
     for name, value, length in (
         ("key_inverse", key_inverse, keys.shape[0]),
@@ -176,9 +192,10 @@ def _contrast(
             demand(name, value, length)
     places = _met_places(anchors, keys, pairs, flags, met)
     _demand_met(met, anchors, keys, pairs, flags)
-    module = select(backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
+    operation = _contrast_of(pairs, flags, Flag.SELF)
+    module = select(backend, anchors.device, anchors.dtype, operation, anchors.shape[1])
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
-        state = _contrast_outputs(anchors, flags)
+        state = _contrast_outputs(anchors, pairs, flags)
         state = ContrastState(*(value.zero_() for value in state if value is not None))
     else:
         state = module.contrast_forward(anchors, keys, pairs, scale, Flag(flags), known_lse, key_inverse, met)
@@ -209,10 +226,10 @@ def _demand_met(met: Tensor | None, anchors: Tensor, keys: Tensor, pairs: Pairs,
             raise TypeError(f"met must be int32, as the forward pass left it; got {met.dtype}")
 
 
-def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
+def _contrast_outputs(anchors: Tensor, pairs: Pairs, flags: int) -> ContrastState:
     demand("anchors", anchors, None, None)
     loss, lse, pull = (anchors.new_empty(anchors.shape[0], dtype=_wide(anchors.dtype)) for _ in range(3))
-    count = anchors.new_empty(anchors.shape[0], dtype=torch.int32)
+    count = torch.empty_like(loss) if pairs.key_weights is not None else torch.empty_like(loss, dtype=torch.int32)
     return ContrastState(loss, lse, pull, count, empty_gradient(anchors, bool(flags & Flag.ANCHOR_GRADIENT)))
 
 
@@ -220,27 +237,32 @@ def _contrast_outputs(anchors: Tensor, flags: int) -> ContrastState:
 def _contrast_fake(
     anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor,
     anchor_groups: Tensor | None, key_groups: Tensor | None, exclude: Tensor | None,
-    positive_start: int, negative_stop: int, key_inverse: Tensor | None, known_lse: Tensor | None,
-    scale: float, flags: int, backend: str, met: Tensor | None = None,
+    positive_start: int, negative_stop: int, key_weights: Tensor | None, key_inverse: Tensor | None,
+    known_lse: Tensor | None, scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> ContrastState:  # fmt: skip
-    pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
+    pairs = Pairs(
+        anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop, key_weights
+    )
     places = _met_places(anchors, keys, pairs, flags, met)
-    return _contrast_outputs(anchors, flags)._replace(met=anchors.new_empty(places, dtype=torch.int32))
+    return _contrast_outputs(anchors, pairs, flags)._replace(met=anchors.new_empty(places, dtype=torch.int32))
 
 
 @implement("contrast_backward")
 def _contrast_backward(
     grad_loss: Tensor, push: Tensor, draw: Tensor, anchors: Tensor, keys: Tensor,
     anchor_labels: Tensor, key_labels: Tensor, anchor_groups: Tensor | None, key_groups: Tensor | None,
-    exclude: Tensor | None, positive_start: int, negative_stop: int, lse: Tensor,
+    exclude: Tensor | None, positive_start: int, negative_stop: int, key_weights: Tensor | None, lse: Tensor,
     scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    pairs = Pairs(anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop)
+    pairs = Pairs(
+        anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start, negative_stop, key_weights
+    )
     demand_pairs(anchors, keys, pairs)
     for name, value in (("grad_loss", grad_loss), ("push", push), ("draw", draw), ("lse", lse)):
         demand(name, value, anchors.shape[0])
     _demand_met(met, anchors, keys, pairs, flags)
-    module = select(backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
+    operation = _contrast_of(pairs, flags, Flag.SELF | Flag.ANCHOR_GRADIENT)
+    module = select(backend, anchors.device, anchors.dtype, operation, anchors.shape[1])
     if anchors.shape[0] == 0 or keys.shape[0] == 0:
         grad_anchors, grad_keys = _contrast_gradients(anchors, keys, flags)
         return grad_anchors.zero_(), grad_keys.zero_()
@@ -261,7 +283,7 @@ def _contrast_gradients(anchors: Tensor, keys: Tensor, flags: int) -> tuple[Tens
 def _contrast_backward_fake(
     grad_loss: Tensor, push: Tensor, draw: Tensor, anchors: Tensor, keys: Tensor,
     anchor_labels: Tensor, key_labels: Tensor, anchor_groups: Tensor | None, key_groups: Tensor | None,
-    exclude: Tensor | None, positive_start: int, negative_stop: int, lse: Tensor,
+    exclude: Tensor | None, positive_start: int, negative_stop: int, key_weights: Tensor | None, lse: Tensor,
     scale: float, flags: int, backend: str, met: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _contrast_gradients(anchors, keys, flags)
@@ -275,7 +297,8 @@ def _reduce(
     for name, value in (("pull", pull), ("count", count), *([] if weights is None else [("weights", weights)])):
         demand(name, value, loss.shape[0])
     check_choice("reduction", reduction, REDUCTIONS)
-    return select(backend, loss.device, loss.dtype, "reduce").reduce(loss, pull, count, weights, reduction)
+    operation = WEIGHTED_KEYS if count.is_floating_point() else "reduce"
+    return select(backend, loss.device, loss.dtype, operation).reduce(loss, pull, count, weights, reduction)
 
 
 @fake("reduce")

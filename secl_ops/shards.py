@@ -52,7 +52,7 @@ class ContrastParts(NamedTuple):
     loss: Tensor  # [N], 0 where count is 0
     lse: Tensor  # [N], -inf where the denominator is empty
     # The name hides tuple.count, which nobody calls on tensors.
-    count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor
+    count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor; float, the sum of their weights
 
 
 class ShardedContrast(torch.autograd.Function):
@@ -93,7 +93,7 @@ class ShardedContrast(torch.autograd.Function):
         ctx.save_for_backward(
             unit, inverse, shrink, temperature, lse, factor, push, draw, *weighing, mean, attracted,
             *(side[0] if learns else None for side, learns in zip(sides, learning, strict=True)),
-            *(side[1] for side in sides), *(tensor for pair in pairs for tensor in pair[:5]),
+            *(side[1] for side in sides), *(tensor for pair in pairs for tensor in (*pair[:5], pair.key_weights)),
         )  # fmt: skip
         ctx.options, ctx.ordered, ctx.shards, ctx.known = options, ordered, len(keys), known_lse is not None
         ctx.ranges = [(pair.positive_start, pair.negative_stop) for pair in pairs]
@@ -118,7 +118,8 @@ class ShardedContrast(torch.autograd.Function):
         for k in range(shards):
             if not ctx.needs_input_grad[FIRST_KEY + k]:
                 continue
-            pairs = Pairs(*tensors[5 * k : 5 * k + 5], *ctx.ranges[k])
+            *five, key_weights = tensors[6 * k : 6 * k + 6]
+            pairs = Pairs(*five, *ctx.ranges[k])._replace(key_weights=key_weights)
             grad = Call(rows, units[k].to(rows.dtype), pairs, None, options, ctx.ordered).key_gradient(push, draw, lse)
             grad_keys[k] = once(to_source(grad, None, units[k], inverses[k], None, ctx.origins[1 + k], options))
         grad_anchors = grad_temperature = None

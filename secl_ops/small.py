@@ -40,6 +40,8 @@ def info_nce(given: ContrastInput, options: ContrastSpec, check: Check) -> Tenso
     """The loss of few rows; None where it goes the long way."""
     if not serves(options, given.anchors) or given.positives is not None or given.positive_labels is not None:
         return None
+    if given.key_weights is not None:
+        return None
     if given.positive_groups is not None or (isinstance(given.weights, Tensor) and given.weights.requires_grad):
         return None
     call: Call | None = small_native.info_nce(given, options) or small_triton.info_nce(given, options, check)

@@ -17,6 +17,7 @@ REDUCTIONS = ("mean", "sum", "none")
 STRATEGIES = ("uniform", "stratified", "hard")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BACKENDS = ("auto", "reference", "native", "triton")
+WEIGHTED_KEYS = "info_nce with key_weights"  # to which an engine may object although it serves "info_nce"
 
 
 class Flag(IntFlag):
@@ -45,6 +46,7 @@ class Pairs(NamedTuple):
     exclude: Tensor | None  # [N] int64
     positive_start: int
     negative_stop: int
+    key_weights: Tensor | None = None  # [M] float above 0: how many keys each counts as
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -219,18 +221,20 @@ def check_integers(name: str, values: Tensor, length: int, like: Tensor, like_na
     check_tensor(name, values)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers; got {values.dtype}; cast it, for example with .long()")
+    _check_length(name, values, length, like, like_name)
+
+
+def check_per_row(name: str, values: Tensor, rows: Tensor, rows_name: str) -> None:
+    """Refuse anything but one floating number beside each row."""
+    check_tensor(name, values)
+    check_floating(name, values)
+    _check_length(name, values, rows.shape[0], rows, rows_name)
+
+
+def _check_length(name: str, values: Tensor, length: int, like: Tensor, like_name: str) -> None:
     if values.ndim != 1 or values.shape[0] != length:
         raise ValueError(f"{name} must have shape [{length}], one per row of {like_name}; got {tuple(values.shape)}")
     check_device(name, values, like, like_name)
-
-
-def check_per_anchor(name: str, values: Tensor, anchors: Tensor) -> None:
-    """Refuse anything but N floating numbers beside the anchors."""
-    check_tensor(name, values)
-    check_floating(name, values)
-    if values.ndim != 1 or values.shape[0] != anchors.shape[0]:
-        raise ValueError(f"{name} must have shape [{anchors.shape[0]}], one per anchor; got {tuple(values.shape)}")
-    check_device(name, values, anchors, "anchors")
 
 
 def check_together(present: dict[str, object]) -> None:

@@ -79,9 +79,41 @@ def _weighted() -> Call:
 
 def push_and_draw(state: ContrastState) -> tuple[torch.Tensor, torch.Tensor]:
     """What the gradient of each anchor's own loss is made of: its pull, and 1 / count where it has a positive."""
-    share = torch.where(state.count > 0, 1.0 / state.count.clamp(min=1).to(state.pull.dtype), 0.0)
-    return state.pull, share
+    positives = state.count.to(state.pull.dtype)
+    return state.pull, torch.where(positives > 0, 1.0 / torch.where(positives > 0, positives, 1.0), 0.0)
 
+
+def copies(n: int, seed: int) -> torch.Tensor:
+    """How often each of n keys counts: not at all, once, more often, or in part."""
+    generator = torch.Generator().manual_seed(2000 + seed)
+    return torch.tensor([0.0, 0.25, 0.5, 1.0, 1.0, 2.0, 3.0])[torch.randint(0, 7, (n,), generator=generator)]
+
+
+def _all_at_once() -> Call:
+    call = replace(_grouped(), exclude=labels(31, 45, 5, ignored=0.3), weights=torch.arange(31) % 4 / 2.0)
+    return replace(call, key_weights=copies(45, 7))
+
+
+def _unlike() -> Call:
+    """Some anchors must not see the key beside which the others of their class weigh nothing."""
+    heavy = (torch.arange(30) == 12) | (torch.arange(30) == 25)
+    exclude = torch.tensor([12, 25]).repeat(10)
+    return replace(separate(20, 30, 12, 5), exclude=exclude, key_weights=torch.where(heavy, 1e9, 1e-9))
+
+
+KEY_WEIGHTED: dict[str, Callable[[], Call]] = {
+    "weighted keys": lambda: replace(separate(67, 83, 20), key_weights=copies(83, 0)),
+    "two of three keys": lambda: replace(separate(3, 3, 4, 19, 1, 0.0), key_weights=torch.tensor([0.5, 0.0, 2.0])),
+    "self, weighted as keys": lambda: replace(alone(61, 16), key_weights=copies(61, 1)),
+    "self prototypes, weighted as keys": lambda: replace(CASES["self prototypes"](), key_weights=copies(26, 2)),
+    "weighted keys and prototypes": lambda: replace(_grouped_prototypes(), key_weights=copies(45, 3)),
+    "weighted keys and weights": _all_at_once,
+    "cold weighted keys": lambda: replace(CASES["cold"](), key_weights=copies(40, 4)),
+    "unlike weights": _unlike,
+    "weighted keys, not normalised": lambda: replace(CASES["not normalised"](), key_weights=copies(40, 5)),
+    "no key counts": lambda: replace(separate(9, 11, 8), key_weights=torch.zeros(11)),
+    "no weighted key": lambda: replace(CASES["no key"](), key_weights=torch.zeros(0)),
+}
 
 CASES: dict[str, Callable[[], Call]] = {
     "one pair": lambda: Call(rows(1, 1, 0), torch.tensor([0]), rows(1, 1, 1), torch.tensor([0])),

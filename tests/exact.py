@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract in fifty digits: what float64 itself is held against, for small calls.
 
-    C_ij = dL_i / ds_ij = p_i exp(s_ij - lse_i) [j in D(i)] - rho_ij / c_i [j in P(i)]
+    C_ij = dL_i / ds_ij = w_j (p_i exp(s_ij - lse_i) [j in D(i)] - rho_ij / c_i [j in P(i)])
     "all": p_i = rho_ij = 1;   "negatives": rho_ij = 1 / (1 + exp(s_ij - lse_i)), p_i = mean_P rho_ij
 
 The loss is that of `tests.oracle.scalar_loss`, which `test_exact.py` holds the closed form against.
@@ -95,25 +95,28 @@ def _masks(call: Call) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     return positive, negative
 
 
-def _per_anchor(similarity: Exact, positive: Any, negative: Any, denominator: str) -> tuple[Exact, Exact]:
+def _per_anchor(
+    similarity: Exact, positive: Any, negative: Any, copies: Exact, denominator: str
+) -> tuple[Exact, Exact]:
     """Loss [N] and C [N, M] of the anchors that have a positive; 0 for the others."""
     losses, coefficients = _empty(similarity.shape[:1]), _empty(similarity.shape)
     for i in range(len(similarity)):
-        row, attract, count = similarity[i], positive[i], int(positive[i].sum())
+        row, attract = similarity[i], positive[i]
+        shares = copies[attract] / (copies[attract].sum() or 1)
         inside = negative[i] if denominator == "negatives" else attract | negative[i]
-        if not count or not inside.any():
+        if not attract.any() or not inside.any():
             continue  # log(1 + an empty sum) = 0
         peak = max(row[inside])
-        lse = peak + DIGITS.log(_exp(row[inside] - peak).sum())
+        lse = peak + DIGITS.log((copies[inside] * _exp(row[inside] - peak)).sum())
         if denominator == "all":
-            losses[i], pull = lse - row[attract].sum() / count, DIGITS.one
-            coefficients[i, attract] -= DIGITS.one / count
+            losses[i], pull = lse - (shares * row[attract]).sum(), DIGITS.one
+            coefficients[i, attract] -= shares
         else:
             push = _exp(lse - row[attract])
-            losses[i] = DIGITS.fsum(DIGITS.log1p(value) for value in push) / count
-            pull = (push / (1 + push)).sum() / count
-            coefficients[i, attract] -= push / (1 + push) / count
-        coefficients[i, inside] += pull * _exp(row[inside] - lse)
+            losses[i] = DIGITS.fsum(shares * [DIGITS.log1p(value) for value in push])
+            pull = (shares * push / (1 + push)).sum()
+            coefficients[i, attract] -= shares * push / (1 + push)
+        coefficients[i, inside] += pull * copies[inside] * _exp(row[inside] - lse)
     return losses, coefficients
 
 
@@ -126,7 +129,8 @@ def exact(call: Call, names: Sequence[str] = DIFFERENTIABLE) -> tuple[Wide, list
     temperature = DIGITS.mpf(float(call.temperature))
     positive, negative = _masks(call)
     similarity = product(anchors.rows, stacked.T) / temperature
-    losses, coefficients = _per_anchor(similarity, positive, negative, call.denominator)
+    copies = _number(np.array([*columns.copies, *[1.0] * (len(stacked) - len(columns.copies))], dtype=object))
+    losses, coefficients = _per_anchor(similarity, positive, negative, copies, call.denominator)
     valid = positive.any(axis=1)
     weights = _empty(losses.shape) + 1 if call.weights is None else exactly(call.weights)
     total = weights[valid].sum() if call.reduction == "mean" else DIGITS.zero

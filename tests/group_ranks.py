@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import secl_ops
 from secl_ops import joined
-from tests.cases import alone, labels, rows, separate
+from tests.cases import alone, copies, labels, rows, separate
 from tests.oracle import Call
 
 ANCHORS, KEYS, WIDTH = 11, 13, 8  # of each process
@@ -51,14 +51,14 @@ class Case:
         call = self.make(world)
         cut: dict[str, Any] = {}
         for name, count in COUNTS.items():
-            value = getattr(call, name)
+            value, count = getattr(call, name), ANCHORS if call.keys is None else count
             cut[name] = None if value is None else value[rank * count : (rank + 1) * count]
         return replace(call, **cut)
 
 
 COUNTS = {
     "anchors": ANCHORS, "anchor_labels": ANCHORS, "weights": ANCHORS, "anchor_groups": ANCHORS, "exclude": ANCHORS,
-    "keys": KEYS, "key_labels": KEYS, "key_groups": KEYS,
+    "keys": KEYS, "key_labels": KEYS, "key_groups": KEYS, "key_weights": KEYS,
 }  # fmt: skip
 
 
@@ -81,6 +81,14 @@ def _grouped(make: Made) -> Made:
 
 def _weighted(make: Made) -> Made:
     return lambda world: replace(make(world), weights=torch.arange(world * ANCHORS) % 4 / 2.0)
+
+
+def _weighted_keys(make: Made) -> Made:
+    def weighted(world: int) -> Call:
+        call = make(world)
+        return replace(call, key_weights=copies(len(call.columns().rows), 9))
+
+    return weighted
 
 
 def _excluding(make: Made) -> Made:
@@ -139,6 +147,11 @@ CASES: dict[str, Case] = {
     "prototypes": Case(_prototypes(_apart())),
     "prototypes of self": Case(_grouped(_prototypes(_alone(denominator="all")))),
     "pieces": Case(_grouped(_excluding(_apart())), pieces=True),
+    "weighted keys": Case(_weighted_keys(_grouped(_excluding(_learned(_apart()))))),
+    "weighted keys in pieces": Case(_weighted_keys(_apart(denominator="all", reduction="none")), pieces=True),
+    "self, weighted as keys": Case(_weighted_keys(_weighted(_alone()))),
+    "prototypes, weighted keys": Case(_weighted_keys(_prototypes(_apart()))),
+    "weighted keys of fp64": Case(_weighted_keys(_grouped(_apart())), dtype=torch.float64),
     "not normalised": Case(_apart(normalize=False, temperature=1.0)),
     "nothing learns": Case(_apart(), ()),
     "a process without an anchor": Case(_without(1, 2, _weighted(_apart()))),
@@ -175,7 +188,7 @@ def found(case: Case, rank: int, world: int, way: str, device: str) -> list[dict
     call, leaves = on(case.part(rank, world).to(case.dtype), device).leaves(case.learning)
     arguments = call.arguments()
     if case.pieces:
-        for name in ("keys", "key_labels", "key_groups"):
+        for name in ("keys", "key_labels", "key_groups", "key_weights"):
             value = arguments[name]
             arguments[name] = None if value is None else [value[:5], value[5:5], value[5:]]
     sent = upstream(call, rank, world).to(device, torch.float64 if case.dtype == torch.float64 else torch.float32)

@@ -26,6 +26,7 @@ class Columns(NamedTuple):
     rows: Tensor
     labels: Tensor
     groups: Tensor | None
+    copies: list[float]  # how often each counts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Call:
     anchor_groups: Tensor | None = None
     key_groups: Tensor | None = None
     exclude: Tensor | None = None
+    key_weights: Tensor | None = None
     reduction: str = "mean"
 
     @property
@@ -55,7 +57,7 @@ class Call:
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same call with its rows, weights and a temperature tensor in another dtype."""
-        given = {name: getattr(self, name) for name in DIFFERENTIABLE}
+        given = {name: getattr(self, name) for name in (*DIFFERENTIABLE, "key_weights")}
         moved: dict[str, Any] = {name: value.to(dtype) for name, value in given.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
@@ -67,9 +69,11 @@ class Call:
 
     def columns(self) -> Columns:
         """The keys, or in self-contrast the anchors."""
-        if self.keys is None or self.key_labels is None:
-            return Columns(self.anchors, self.anchor_labels, self.anchor_groups)
-        return Columns(self.keys, self.key_labels, self.key_groups)
+        rows, labels, groups = self.anchors, self.anchor_labels, self.anchor_groups
+        if self.keys is not None and self.key_labels is not None:
+            rows, labels, groups = self.keys, self.key_labels, self.key_groups
+        copies = [1.0] * len(rows) if self.key_weights is None else self.key_weights.tolist()
+        return Columns(rows, labels, groups, copies)
 
     def arguments(self) -> dict[str, Any]:
         """Keywords of `secl_ops.info_nce`."""
@@ -91,7 +95,7 @@ def scalar_loss(call: Call, arithmetic: Any, number: Any) -> list[Any]:
 
 
 def scalar_pairs(call: Call, arithmetic: Any, number: Any) -> list[tuple[list[Any], list[Any]]]:
-    """Similarities of every anchor to its positives and to its negatives."""
+    """Of every anchor's positives and of its negatives: similarity, and how often it counts."""
     columns, temperature = call.columns(), number(float(call.temperature))
     rows, keys = (_rows(each, call.normalize, arithmetic, number) for each in (call.anchors, columns.rows))
     prototypes = [] if call.positives is None else _rows(call.positives, call.normalize, arithmetic, number)
@@ -101,12 +105,12 @@ def scalar_pairs(call: Call, arithmetic: Any, number: Any) -> list[tuple[list[An
         for j, (key, other) in enumerate(zip(keys, labels, strict=True)):
             if label < 0 or other < 0 or not comparable(call, i, j):
                 continue
-            similarity = _dot(row, key) / temperature
+            pair = _dot(row, key) / temperature, number(columns.copies[j])
             if other != label:
-                negative.append(similarity)
+                negative.append(pair)
             elif call.positives is None:
-                positive.append(similarity)
-        positive += [_dot(row, unit) / temperature for p, unit in enumerate(prototypes) if owns(call, i, p)]
+                positive.append(pair)
+        positive += [(_dot(row, unit) / temperature, 1) for p, unit in enumerate(prototypes) if owns(call, i, p)]
         found.append((positive, negative))
     return found
 
@@ -126,7 +130,7 @@ def _dot(left: Sequence[Any], right: Sequence[Any]) -> Any:
 
 def comparable(call: Call, i: int, j: int) -> bool:
     """Whether anchor i may be compared with key j, whatever their labels."""
-    if call.keys is None and i == j:
+    if (call.keys is None and i == j) or call.columns().copies[j] == 0:
         return False
     if call.exclude is not None and int(call.exclude[i]) == j:
         return False
@@ -144,13 +148,15 @@ def owns(call: Call, i: int, p: int) -> bool:
 
 
 def one_loss(positive: list[Any], negative: list[Any], denominator: str, arithmetic: Any) -> Any:
-    """Loss of one anchor from its similarities; 0 without a positive."""
+    """Loss of one anchor from its pairs; 0 without a positive."""
     if not positive:
         return 0
+    count = sum(copies for _, copies in positive)
     if denominator == "all":
-        return arithmetic.log(sum(map(arithmetic.exp, positive + negative))) - sum(positive) / len(positive)
-    push = sum(map(arithmetic.exp, negative))
-    return sum(arithmetic.log1p(push * arithmetic.exp(-s)) for s in positive) / len(positive)
+        every = sum(copies * arithmetic.exp(s) for s, copies in positive + negative)
+        return arithmetic.log(every) - sum(copies * s for s, copies in positive) / count
+    push = sum(copies * arithmetic.exp(s) for s, copies in negative)
+    return sum(copies * arithmetic.log1p(push * arithmetic.exp(-s)) for s, copies in positive) / count
 
 
 def dense(call: Call, names: Sequence[str] = DIFFERENTIABLE) -> tuple[Tensor, list[Tensor]]:
@@ -182,6 +188,8 @@ def dense_loss(call: Call) -> Tensor:
         comparable &= call.exclude[:, None] != torch.arange(len(keys))[None, :]
     if groups is not None:
         comparable &= present(call.anchor_groups)[:, None] == groups[None, :]
+    copies = torch.ones_like(keys[:, 0]) if call.key_weights is None else call.key_weights
+    comparable &= copies > 0
     same = call.anchor_labels[:, None] == key_labels[None, :]
     positive, negative = comparable & same, comparable & ~same
     similarity = anchors @ keys.T / call.temperature
@@ -193,9 +201,10 @@ def dense_loss(call: Call) -> Tensor:
         if call.positive_groups is not None:
             own &= present(call.anchor_groups)[:, None] == call.positive_groups[None, :]
         similarity = torch.cat([similarity, anchors @ prototypes.T / call.temperature], dim=1)
+        copies = torch.cat([copies, torch.ones_like(prototypes[:, 0])])
         positive = torch.cat([torch.zeros_like(positive), own], dim=1)
         negative = torch.cat([negative, torch.zeros_like(own)], dim=1)
-    return _reduce(_per_anchor(similarity, positive, negative, call.denominator), positive.any(dim=1), call)
+    return _reduce(_per_anchor(similarity, positive, negative, copies, call.denominator), positive.any(dim=1), call)
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -203,15 +212,16 @@ def _unit(rows: Tensor) -> Tensor:
     return torch.where(norm > 0, rows / torch.where(norm > 0, norm, 1), 0 * rows)
 
 
-def _per_anchor(similarity: Tensor, positive: Tensor, negative: Tensor, denominator: str) -> Tensor:
-    count = positive.sum(dim=1).clamp(min=1).to(similarity.dtype)
+def _per_anchor(similarity: Tensor, positive: Tensor, negative: Tensor, copies: Tensor, denominator: str) -> Tensor:
+    share = torch.where(positive, copies, 0)
+    share = share / torch.where(positive.any(dim=1), share.sum(dim=1), 1)[:, None]
     lowest = torch.finfo(similarity.dtype).min
     inside = negative if denominator == "negatives" else positive | negative
-    lse = torch.logsumexp(torch.where(inside, similarity, lowest), dim=1)
+    lse = torch.logsumexp(torch.where(inside, similarity + copies.log(), lowest), dim=1)
     if denominator == "all":
-        return lse - torch.where(positive, similarity, 0).sum(dim=1) / count
+        return lse - torch.where(positive, share * similarity, 0).sum(dim=1)
     gap = torch.where(inside.any(dim=1)[:, None], lse[:, None] - similarity, lowest)
-    return torch.where(positive, torch.logaddexp(gap, torch.zeros_like(gap)), 0).sum(dim=1) / count
+    return torch.where(positive, share * torch.logaddexp(gap, torch.zeros_like(gap)), 0).sum(dim=1)
 
 
 def _reduce(loss: Tensor, valid: Tensor, call: Call) -> Tensor:

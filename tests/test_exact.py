@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from tests.budget import Wide, assert_within_budget
-from tests.cases import CASES
+from tests.cases import CASES, KEY_WEIGHTED
 from tests.exact import DIGITS, exact
 from tests.oracle import DIFFERENTIABLE, Call, one_loss, scalar_pairs
 
 EPS = torch.finfo(torch.float64).eps
 TWO_FLOATS = EPS * EPS  # of a number, is what the sum of two float64 may lack
 STEP = 2.0**-14  # times it a temperature of 0.75 and rows of 32nds stay exact
+EVERY = CASES | KEY_WEIGHTED
 SMALL = {"anchors": 5, "keys": 6, "positives": 4}
 
 
@@ -61,6 +62,7 @@ def small(call: Call) -> Call:
     owner = {
         "anchor_labels": "anchors", "anchor_groups": "anchors", "exclude": "anchors", "weights": "anchors",
         "key_labels": "keys", "key_groups": "keys", "positive_labels": "positives", "positive_groups": "positives",
+        "key_weights": "anchors" if call.keys is None else "keys",
     }  # fmt: skip
     given = {name: value for name, value in call.__dict__.items() if isinstance(value, Tensor)}
     cut: dict[str, Any] = {name: value[: SMALL[owner.get(name, name)]] for name, value in given.items()}
@@ -71,12 +73,12 @@ def small(call: Call) -> Call:
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 @pytest.mark.parametrize(
     ("name", "reduction"),
-    [*((name, "mean") for name in CASES), *itertools.product(["weighted", "prototypes with groups"], ["sum", "none"])],
+    [*((name, "mean") for name in EVERY), *itertools.product(["weighted", "prototypes with groups"], ["sum", "none"])],
 )
 def test_loss_and_gradients_equal_scalar_loops_and_their_differences(
     name: str, denominator: str, reduction: str
 ) -> None:
-    call = replace(small(CASES[name]()), denominator=denominator, reduction=reduction)
+    call = replace(small(EVERY[name]()), denominator=denominator, reduction=reduction)
     loss, gradients = exact(call)
     for found, expected in zip(digits(loss), scalar(call), strict=True):
         assert abs(found - expected) <= TWO_FLOATS * max(abs(expected), EPS)  # the loops leave 1e-52 of a 0

@@ -123,7 +123,7 @@ def known(denominator: str) -> Step:
             labels = [value.int().to(place) for value in (call.anchor_labels, call.key_labels) if value is not None]
             flags = Flag.NEGATIVES if denominator == "negatives" else Flag(0)
             lse = torch.full((19,), 2.0, dtype=kind, device=place)
-            state = ops.contrast(*rows, *labels, None, None, None, 0, 27, None, lse, 0.5, int(flags), backend)
+            state = ops.contrast(*rows, *labels, *[None] * 3, 0, 27, *[None] * 2, lse, 0.5, int(flags), backend)
             found.append(state[0].cpu())
         assert_within_budget("loss", found[0], found[1], found[1].float(), amplification=20)
 
@@ -142,7 +142,7 @@ def backward(denominator: str) -> Step:
             factors = [torch.full((19,), value, dtype=kind, device=place) for value in (0.5, 0.7, 0.2, 1.0)]
             flags = Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT
             flags |= Flag.NEGATIVES if denominator == "negatives" else Flag(0)
-            options = (None, None, None, 0, 27, factors[3], 0.5, int(flags), backend)
+            options = (None, None, None, 0, 27, None, factors[3], 0.5, int(flags), backend)
             found.append([each.cpu() for each in ops.contrast_backward(*factors[:3], *rows, *labels, *options)])
         for name, actual, truth in zip(("anchors", "keys"), *found, strict=True):
             assert_within_budget(name, actual, truth, truth.float(), amplification=20)

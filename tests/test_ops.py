@@ -26,7 +26,9 @@ def permuted(value: Tensor) -> Tensor:
     return value.T.contiguous().T
 
 
-def contrast_arguments(flags: Flag, permute: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def contrast_arguments(
+    flags: Flag, permute: bool, weights: Tensor | None = None
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     call = separate(9, 13, 8)
     anchors, keys = (permuted(value) if permute else value for value in (call.anchors, call.keys))
     pairs = (
@@ -37,6 +39,7 @@ def contrast_arguments(flags: Flag, permute: bool) -> tuple[tuple[Any, ...], tup
         None,
         0,
         13,
+        weights,
     )
     return (anchors, keys, *pairs), (None, None, 10.0, int(flags), "auto")
 
@@ -50,6 +53,18 @@ def test_opcheck_contrast(denominator: Flag, permute: bool) -> None:
     state = ContrastState(*ops.contrast(*tensors, *options))
     arguments = (torch.ones(9), *push_and_draw(state), *tensors, state.lse, *options[2:])
     torch.library.opcheck(ops.contrast_backward, arguments, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("denominator", [Flag.NEGATIVES, Flag(0)])
+def test_opcheck_contrast_of_weighted_keys(denominator: Flag) -> None:
+    tensors, options = contrast_arguments(denominator | Flag.ANCHOR_GRADIENT, False, torch.arange(1.0, 14.0))
+    torch.library.opcheck(ops.contrast, (*tensors, *options), test_utils=CHECKS)
+    state = ContrastState(*ops.contrast(*tensors, *options))
+    assert state.count.dtype == torch.float32
+    flags = int(denominator | Flag.KEY_GRADIENT)
+    arguments = (torch.ones(9), *push_and_draw(state), *tensors, state.lse, options[2], flags, "auto")
+    torch.library.opcheck(ops.contrast_backward, arguments, test_utils=CHECKS)
+    torch.library.opcheck(ops.reduce, (*state[:1], *state[2:4], None, "mean", "auto"), test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("permute", [False, True])

@@ -34,13 +34,12 @@ CONTRACT: dict[str, tuple[str, str]] = {
     "info_nce": (
         "anchors keys",
         "anchor_labels key_labels weights positives positive_labels positive_groups anchor_groups key_groups exclude "
-        + LOSS
-        + " group",
+        "key_weights " + LOSS + " group",
     ),
     "info_nce_parts": (
         "anchors keys",
-        "anchor_labels key_labels lse temperature denominator normalize anchor_groups key_groups exclude backend "
-        "validate",
+        "anchor_labels key_labels lse temperature denominator normalize anchor_groups key_groups exclude key_weights "
+        "backend validate",
     ),
     "pixel_contrast": (
         "features labels key_features key_labels",

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 import secl_ops
 from tests.budget import assert_within_budget
-from tests.cases import CASES, alone, separate
+from tests.cases import CASES, KEY_WEIGHTED, alone, separate
 from tests.draws import examples
 from tests.exact import DIGITS, exact, wide
 from tests.oracle import DIFFERENTIABLE, Call, dense_loss, present, scalar_loss
+
+EVERY = CASES | KEY_WEIGHTED
 
 
 def reference(call: Call) -> torch.Tensor:
@@ -23,9 +25,9 @@ def reference(call: Call) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_loss_of_each_anchor_equals_scalar_loops(name: str, denominator: str) -> None:
-    call = replace(CASES[name](), denominator=denominator, reduction="none", weights=None).to(torch.float64)
+    call = replace(EVERY[name](), denominator=denominator, reduction="none", weights=None).to(torch.float64)
     expected = wide(scalar_loss(call, DIGITS, DIGITS.mpf))
     assert_within_budget(name, reference(call), expected, dense_loss(call), amplification=1 / call.degree)
 
@@ -43,10 +45,10 @@ def test_closed_forms() -> None:
 
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 @pytest.mark.parametrize(
-    "name", ["ragged", "self", "self prototypes", "grouped", "prototypes", "weighted", "one class"]
+    "name", ["ragged", "self", "self prototypes", "grouped", "prototypes", "weighted", "one class", *KEY_WEIGHTED]
 )
 def test_gradients_equal_finite_differences(name: str, denominator: str) -> None:
-    call = replace(CASES[name](), denominator=denominator, temperature=0.7).to(torch.float64)
+    call = replace(EVERY[name](), denominator=denominator, temperature=0.7).to(torch.float64)
     names = [name for name in DIFFERENTIABLE if isinstance(getattr(call, name), torch.Tensor)]
     _, leaves = call.leaves(names)
 

@@ -74,9 +74,46 @@ REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("reduction", loss(reduction="avg"), ValueError, "reduction must be one of 'mean', 'sum', 'none'; got 'avg'"),
     ("backend", loss(backend="cuda"), ValueError, "backend must be one of 'auto', 'reference', 'native', 'triton'"),
     ("normalize", loss(normalize=1), TypeError, "normalize must be a bool; got int"),
-    ("weights shape", loss(weights=torch.ones(3)), ValueError, r"weights must have shape \[4\], one per anchor"),
+    ("weights shape", loss(weights=torch.ones(3)), ValueError, r"weights must have shape \[4\], one per row of anc"),
     ("weights kind", loss(weights=Y), TypeError, "weights must be floating .*; got torch.int64"),
     ("weights below 0", loss(weights=-torch.ones(4), validate=True), ValueError, "weights must be at least 0; got"),
+    (
+        "key weights shape",
+        loss(A, K, key_labels=Z, key_weights=torch.ones(4)), ValueError,
+        r"key_weights must have shape \[5\], one per row of keys; got \(4,\)",
+    ),
+    (
+        "key weights of the anchors",
+        loss(key_weights=torch.ones(5)), ValueError, r"key_weights must have shape \[4\], one per row of anchors",
+    ),
+    ("key weights kind", loss(key_weights=Y), TypeError, "key_weights must be floating .*; got torch.int64"),
+    ("key weights without keys", loss(key_weights=[A[:, 0]]), TypeError, "key_weights must be a torch.Tensor; got li"),
+    (
+        "a list of keys, a tensor of weights",
+        loss(A, [K], key_labels=[Z], key_weights=K[:, 0]), ValueError,
+        "key_weights must come in the pieces of keys, a list of 1; got one tensor",
+    ),
+    (
+        "a wrong weight in a list",
+        loss(A, [K, A], key_labels=[Z, Y], key_weights=[K[:, 0], Y]), TypeError, r"key_weights\[1\] must be floating",
+    ),
+    (
+        "key weights elsewhere",
+        loss(A, K, key_labels=Z, key_weights=K[:, 0].to("meta")), ValueError, "key_weights and keys must be on one dev",
+    ),
+    (
+        "key weights that learn",
+        loss(key_weights=torch.ones(4, requires_grad=True)), ValueError,
+        r"key_weights get no gradient; got a tensor that requires one; pass key_weights.detach\(\)",
+    ),
+    *(
+        (
+            f"key weights of {value}",
+            loss(key_weights=torch.tensor([1, 0, value, 1]), validate=True), ValueError,
+            f"key_weights must be finite and at least 0; got {value}",
+        )
+        for value in (-0.5, torch.inf, torch.nan)
+    ),
     ("positives alone", loss(positives=A), ValueError, "positives needs positive_labels as well"),
     (
         "positive groups without groups",

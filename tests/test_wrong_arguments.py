@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from secl_ops import library, ops
+from secl_ops.spec import Flag
 from tests.conftest import REPOSITORY, skip_or_fail
 from tests.draws import Examples
 
@@ -42,7 +43,7 @@ def test_wrong_arguments_are_refused_and_nothing_crashes(group: str, share: int,
 
 ROWS, LABELS = torch.ones(4, 3), torch.zeros(4, dtype=torch.int32)
 ONES, MAP, NONE = torch.ones(4), torch.zeros(1, 2, 4, 4), (None, None)
-PAIRS = (LABELS, LABELS, None, None, None, 0, 4)
+PAIRS = (LABELS, LABELS, None, None, None, 0, 4, None)
 
 
 def back(**changes: object) -> torch.Tensor:
@@ -81,6 +82,23 @@ RAW = [
         "key_inverse",
         lambda: ops.contrast(ROWS, ROWS, *PAIRS, ONES[:3], None, 1.0, 0, "reference"),
         r"key_inverse must have shape \[4\]; got \(3,\)",
+    ),
+    (
+        "key_weights",
+        lambda: ops.contrast(ROWS, ROWS, *PAIRS[:7], ONES[:3], *NONE, 1.0, 0, "reference"),
+        r"key_weights must have shape \[4\]; got \(3,\)",
+    ),
+    (
+        "key_weights of the anchors",
+        lambda: ops.contrast(ROWS, ROWS, *PAIRS[:7], ONES, *NONE, 1.0, Flag.SELF, "reference"),
+        r"flags must be without <Flag.SELF: 2> under key_weights; got .* pass the anchors as keys",
+    ),
+    (
+        "key_weights backward",
+        lambda: ops.contrast_backward(
+            ONES, ONES, ONES, ROWS, ROWS, *PAIRS[:7], ONES, ONES, 1.0, Flag.ANCHOR_GRADIENT, "reference"
+        ),
+        "flags must be without <Flag.ANCHOR_GRADIENT: 8> under key_weights; .* from the forward pass",
     ),
     (
         "known_lse",

@@ -93,9 +93,12 @@ def _public() -> list[Target]:
     info: dict[str, Any] = {
         "anchors": rows, "keys": keys, "anchor_labels": labels, "key_labels": key_labels, "weights": torch.ones(4),
         "positives": None, "positive_labels": None, "positive_groups": None, "anchor_groups": labels,
-        "key_groups": key_labels, "exclude": labels, **contrasting,
+        "key_groups": key_labels, "exclude": labels, "key_weights": None, **contrasting,
     }  # fmt: skip
-    pieces = {name: [info[name], info[name][:2]] for name in ("keys", "key_labels", "key_groups")}
+    weighted = {**info, "key_weights": torch.ones(5)}
+    pieces = {
+        name: [weighted[name], weighted[name][:2]] for name in ("keys", "key_labels", "key_groups", "key_weights")
+    }
     prototypes = {"positives": keys[:2], "positive_labels": key_labels[:2], "positive_groups": key_labels[:2]}
     absent = dict.fromkeys(("keys", "key_labels", "key_groups", "exclude"))
     whole = ("weights", "positives", "positive_labels", "positive_groups", "reduction")
@@ -109,7 +112,7 @@ def _public() -> list[Target]:
         "validate": False,
     }  # fmt: skip
     queue = {"num_classes": 2, "size": 3, "dim": 3}
-    contrasts = (info, {**info, **absent}, {**info, **prototypes}, {**info, **pieces})
+    contrasts = (info, {**info, **absent}, {**info, **prototypes}, {**info, **pieces}, weighted)
     contrasts_apart = (parts, {**parts, **absent}, {**parts, **pieces, "lse": None})
     return [
         *(Target("info_nce", secl_ops.info_nce, given) for given in contrasts),
@@ -157,8 +160,9 @@ def _raw(namespace: str) -> list[Target]:
     scales = {"factor": torch.ones(4), "upstream": torch.ones(4)}
     pairs = {
         "anchor_labels": labels, "key_labels": others, "anchor_groups": labels, "key_groups": others,
-        "exclude": labels.long(), "positive_start": 0, "negative_stop": 5,
+        "exclude": labels.long(), "positive_start": 0, "negative_stop": 5, "key_weights": None,
     }  # fmt: skip
+    weights = {"key_weights": torch.ones(5)}
     apart = {"anchors": rows, "keys": keys, **pairs, "scale": 10.0, "flags": int(Flag.UNIT | Flag.ANCHOR_GRADIENT)}
     shared = {"keys": rows, "key_labels": labels, "key_groups": labels}
     alone = {**apart, **shared, "flags": int(Flag.SELF | Flag.NEGATIVES)}
@@ -168,13 +172,18 @@ def _raw(namespace: str) -> list[Target]:
         {**apart, "key_inverse": torch.ones(5), "known_lse": torch.zeros(4)},
         {**apart, **absent, "flags": int(Flag.SCAN | Flag.ANCHOR_GRADIENT)},
         {**alone, **absent},
+        {**apart, **absent, **weights},
     ]  # fmt: skip
     factors = dict.fromkeys(("grad_loss", "push", "draw", "lse"), torch.ones(4))
-    backward = [{**factors, **apart, "flags": both}, {**factors, **alone}]
+    backward = [
+        {**factors, **apart, "flags": both}, {**factors, **alone},
+        {**factors, **apart, **weights, "flags": int(Flag.UNIT | Flag.KEY_GRADIENT)},
+    ]  # fmt: skip
     norm, index = {"unit": rows, "inverse": torch.ones(4)}, {"index": labels.long()}
     layout = {"size": [2, 3, 4, 4], "stride": [48, 16, 4, 1], "dtype": torch.float32} if outer else {"result": features}
     gathered = {"normalize": True, "dtype": torch.float32} if outer else {"rows": rows, "inverse": torch.ones(4)}
-    unnumbered = {name: value for name, value in apart.items() if name not in ("positive_start", "negative_stop")}
+    numbers = ("positive_start", "negative_stop", "key_weights")
+    unnumbered = {name: value for name, value in apart.items() if name not in numbers}
     spread = {"normalize": True, "scale": 10.0, "flags": both, "reduction": 0}
     known: dict[str, list[dict[str, Any]]] = {
         "unit_rows": [{"rows": rows, "labels": labels}],
@@ -187,6 +196,9 @@ def _raw(namespace: str) -> list[Target]:
             {"loss": torch.ones(4), "pull": torch.ones(4), "count": labels, "weights": torch.ones(4),
              "reduction": name if outer else place}
             for place, name in enumerate(REDUCTIONS)
+        ] + [
+            {"loss": torch.ones(4), "pull": torch.ones(4), "count": torch.ones(4), "weights": None,
+             "reduction": "mean" if outer else 0}
         ],
         "gather": [{"features": features, **index, **gathered}],
         "gather_backward": [{"grad": rows, **scales, **index, **norm, "unique": False, **layout}],

@@ -113,7 +113,14 @@ Problem make_problem(const ContrastCall& call, const RowReader& anchors, const R
     norms *= rule.self ? norms : largest_norm(keys, p.separate_keys);
   }
   p.maximum = static_cast<float>(call.scale * M_LOG2E * norms);  // as the kernels subtract it
-  p.bounded = 2 * p.maximum < kBoundedRange;
+  double range = 2 * p.maximum;
+  if (call.key_weights.has_value()) {
+    weigh(p.separate_keys, call.key_weights->const_data_ptr<float>());
+    const std::vector<float>& copies = p.separate_keys.copies;  // those of the padding are 1
+    const auto [least, most] = std::minmax_element(copies.begin(), copies.end());
+    range += std::max(std::abs(std::log2(*least)), std::abs(std::log2(*most)));
+  }
+  p.bounded = range < kBoundedRange;
   return p;
 }
 

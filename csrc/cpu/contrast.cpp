@@ -10,6 +10,7 @@
 #include "../contrast_math.h"
 #include "../operations.h"
 #include "blocks.h"
+#include "key_sums.h"
 #include "self_sweep.h"
 
 namespace secl::cpu {
@@ -17,64 +18,11 @@ namespace {
 
 constexpr double kLargestWeight = 0x1p100;  // times exp2 of a bounded similarity it still is a float
 
-// Positive keys of one anchor: a run of positions, less those it must not see.
-struct Positives {
-  Range run;
-  int64_t count;
-  int64_t skips[2];
-
-  Positives(const SortedSide& anchors, const SortedSide& keys, int64_t row, int64_t positive_start)
-      : run(keys.positives(anchors.key[row], positive_start)), count(run.last - run.first) {
-    skips[0] = anchors.skip_a[row];
-    skips[1] = anchors.skip_b[row] == skips[0] ? -1 : anchors.skip_b[row];
-    for (int64_t& skip : skips) {
-      if (skip < run.first || skip >= run.last) skip = -1;
-      count -= skip >= 0;
-    }
-  }
-};
-
 Tensor zeros(std::initializer_list<int64_t> size, ScalarType type) {
   const std::vector<int64_t> shape(size);
   Tensor found = torch::stable::empty(shape, type);
   return torch::stable::zero_(found);
 }
-
-// Sums keys in double precision: the sum of a class less one of its keys must not lose what is left.
-class KeySums {
- public:
-  explicit KeySums(const Role& keys) : keys_(keys), row_(keys.reader.depth()), class_sum_(row_.size()) {}
-
-  // The positive keys of one anchor, through the sum of its class; a NaN among the unseen keys does not reach
-  // it.
-  void positives(const Positives& found, std::vector<double>& sum /* [D] */) {
-    if (found.run.first != summed_.first || found.run.last != summed_.last) {
-      std::fill(class_sum_.begin(), class_sum_.end(), 0.0);
-      for (int64_t p = found.run.first; p < found.run.last; ++p) add(p, 1, class_sum_);
-      summed_ = found.run;
-    }
-    sum = class_sum_;
-    for (const int64_t skip : found.skips) {
-      if (skip >= 0) add(skip, -1, sum);
-    }
-    if (std::all_of(sum.begin(), sum.end(), [](double value) { return std::isfinite(value); })) return;
-    std::fill(sum.begin(), sum.end(), 0.0);
-    for (int64_t p = found.run.first; p < found.run.last; ++p) {
-      if (p != found.skips[0] && p != found.skips[1]) add(p, 1, sum);
-    }
-  }
-
- private:
-  void add(int64_t position, double sign, std::vector<double>& sum) {
-    keys_.reader.read(keys_.side.index[position], row_.data());
-    for (size_t d = 0; d < sum.size(); ++d) sum[d] += sign * row_[d];
-  }
-
-  const Role& keys_;
-  std::vector<float> row_;
-  std::vector<double> class_sum_;
-  Range summed_{-1, -1};
-};
 
 // What a worker needs to finish one anchor after the other; [D] each.
 struct Scratch {
@@ -126,7 +74,7 @@ void add_self_gradient(const Problem& p, const Role& rows, float* out) {
 class Forward {
  public:
   Forward(Problem& p, const Role& anchors, const Role& keys, float* loss, float* lse, float* pull,
-          int32_t* count, float* grad)
+          int32_t* count, float* copies, float* grad)
       : p_(p),
         anchors_(anchors),
         keys_(keys),
@@ -134,6 +82,7 @@ class Forward {
         lse_(lse),
         pull_(pull),
         count_(count),
+        copies_(copies),
         grad_(grad) {}
 
   void run(const float* known_lse /* [N] or null */) {
@@ -208,10 +157,12 @@ class Forward {
       if (pushes()) write_gradient(position, 1, 0, scratch);
       return;
     }
-    const Positives found(anchors_.side, keys_.side, position, p_.rule.positive_start);
-    count_[row] = static_cast<int32_t>(found.count);
+    Positives found(anchors_.side, keys_.side, position, p_.rule.positive_start);
     if (found.count == 0) return;
-    const double share = 1.0 / static_cast<double>(found.count);
+    scratch.key_sums.weigh(found);
+    copies_ ? void(copies_[row] = static_cast<float>(found.copies))
+            : void(count_[row] = static_cast<int32_t>(found.count));
+    const double share = 1.0 / found.copies;
     if (negatives()) {
       loss_[row] = static_cast<float>(near_.total[place(position)] * share);
       pull_[row] = static_cast<float>(near_.other[place(position)] * share);
@@ -254,10 +205,10 @@ class Forward {
     double similarity = 0;
     for (int64_t d = 0; d < p_.depth; ++d) similarity += anchor[d] * sum[d];
     // Exactly 0 for a lone pair: below the rounding of its terms the difference is noise. Over its own
-    // denominator the loss is never negative.
+    // denominator the loss is never negative, unless a key counts less than once.
     const double difference = log2 * M_LN2 - p_.scale * similarity * share;
     const double magnitude = std::max(std::abs(log2), p_.bounded ? 2 * M_LN2 * p_.maximum : 0.0);
-    const double excess = given_ ? std::abs(difference) : difference;
+    const double excess = given_ || copies_ ? std::abs(difference) : difference;
     return above_noise(excess, magnitude) == 0 ? 0.0f : static_cast<float>(difference);
   }
 
@@ -267,13 +218,14 @@ class Forward {
     std::vector<int64_t> unmet;
     for (int64_t position = 0; position < anchors_.side.count; ++position) {
       const int64_t row = anchors_.side.index[position];
-      if (scan() ? log2_[position] == -HUGE_VAL : count_[row] == 0) {
+      const double positives = copies_ ? copies_[row] : count_[row];
+      if (scan() ? log2_[position] == -HUGE_VAL : positives == 0) {
         factors.lse[position] = std::numeric_limits<float>::max();
         unmet.push_back(row);
         continue;
       }
       factors.push[position] = static_cast<float>(scan() ? p_.scale : p_.scale * pull_[row]);
-      factors.draw[position] = static_cast<float>(scan() ? 0 : p_.scale / count_[row]);
+      factors.draw[position] = static_cast<float>(scan() ? 0 : p_.scale / positives);
     }
     add_gradient(p_, anchors_, keys_, true, grad_);
     for (const int64_t row : unmet)
@@ -284,7 +236,8 @@ class Forward {
   const Role &anchors_, &keys_;
   Chains chains_{anchors_.side.count, keys_.side.count};
   float *loss_, *lse_, *pull_;  // [N] each
-  int32_t* count_;              // [N]
+  int32_t* count_;              // [N], or null where keys are weighted
+  float* copies_;               // [N] the sum of their weights, or null
   float* grad_;                 // [N, D], or null where not wanted
   std::vector<double> log2_;    // [N] log-sum-exp by position, base 2
   bool given_ = false;          // the log-sum-exp is the caller's
@@ -328,10 +281,13 @@ ContrastState Operations::contrast_forward(const ContrastCall& call, const Maybe
   const bool wanted = call.has(kAnchorGradient);
   Tensor loss = zeros({n}, ScalarType::Float), pull = zeros({n}, ScalarType::Float);
   Tensor lse = torch::stable::full({n}, -HUGE_VAL, ScalarType::Float);
-  Tensor count = zeros({n}, ScalarType::Int), grad = zeros({wanted ? n : 0, p.depth}, ScalarType::Float);
+  const bool weighted = call.key_weights.has_value();
+  Tensor count = zeros({n}, weighted ? ScalarType::Float : ScalarType::Int);
+  Tensor grad = zeros({wanted ? n : 0, p.depth}, ScalarType::Float);
   const Role anchor_role{anchors, p.anchors}, key_role{keys, p.keys()};
   Forward forward(p, anchor_role, key_role, loss.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(),
-                  pull.mutable_data_ptr<float>(), count.mutable_data_ptr<int32_t>(),
+                  pull.mutable_data_ptr<float>(), weighted ? nullptr : count.mutable_data_ptr<int32_t>(),
+                  weighted ? count.mutable_data_ptr<float>() : nullptr,
                   wanted ? grad.mutable_data_ptr<float>() : nullptr);
   forward.run(known_lse.has_value() ? known_lse->const_data_ptr<float>() : nullptr);
   if (known_lse.has_value()) lse = torch::stable::clone(*known_lse);

@@ -22,6 +22,7 @@ struct SideView {
   const float* push;       // [padded] factor of exp(s - lse) in the anchor's gradient
   const float* draw;       // [padded] factor of the attraction in the anchor's gradient
   const float* weight;     // [padded] push * 2^(maximum - lse)
+  const float* copies;     // [padded] how many keys the row counts as; null: one
 };
 
 // What is known of several neighbouring rows of a side at once: decides whether a tile needs masks, or a

@@ -53,8 +53,9 @@ SECL_INLINE Int denominator_mask(const Sweep& s, int64_t i, int64_t j) {
   return s.negatives_only ? pair.negative : pair.negative | pair.positive;
 }
 
-// Sum of exp2(s - maximum) where a bound on s is known beforehand.
-template <bool kSelf>
+// Sum of exp2(s - maximum) where a bound on s is known beforehand. A weighted key counts as often as it has
+// copies, here and in what follows.
+template <bool kSelf, bool kWeighted = false>
 struct BoundedSum {
   const Sweep& s;
   Float part[kBlockVectors] = {};
@@ -70,6 +71,7 @@ struct BoundedSum {
     for (int v = 0; v < kVectors; ++v) sum[v] = part[row / kLanes + v];
     for_vectors(s, tile, row, column, [&](int c, int v, float* place, int64_t i, int64_t j) {
       Float e = exp2_bounded(load(place) * s.to_log2 - s.maximum);
+      if (kWeighted) e *= s.columns.copies[j];
       if (!open) e = denominator_mask<kSelf>(s, i, j) ? e : Float{};
       sum[v] += e;
       if (kSelf) across[in_panel + c] += e;
@@ -92,6 +94,7 @@ struct BoundedSum {
 };
 
 // Sum of exp2(s - peak) with a running peak for every row.
+template <bool kWeighted>
 struct RunningSum {
   const Sweep& s;
   Running<Float> running[kBlockVectors];
@@ -109,7 +112,9 @@ struct RunningSum {
       Running<Float>& found = running[row / kLanes + v];
       Float peak = x > found.peak ? x : found.peak;
       peak = peak > kLargest ? splat(kLargest) : peak;
-      found.sum = found.sum * exp2_any(found.peak - peak) + exp2_any(x - peak);
+      Float e = exp2_any(x - peak);
+      if (kWeighted) e *= s.columns.copies[j];
+      found.sum = found.sum * exp2_any(found.peak - peak) + e;
       found.peak = peak;
     });
   }
@@ -132,7 +137,7 @@ struct RunningSum {
 };
 
 // Sums of softplus and sigmoid of lse - s over the positives; minus sigmoid multiplies the values.
-template <bool kSelf>
+template <bool kSelf, bool kWeighted = false>
 struct PositiveSum {
   const Sweep& s;
   Float softplus[kBlockVectors] = {}, sigmoid[kBlockVectors] = {};
@@ -147,7 +152,8 @@ struct PositiveSum {
     for_vectors(s, tile, row, column, [&](int c, int v, float* place, int64_t i, int64_t j) {
       const Int positive = (kSelf ? self_mask(s, i, j) : anchor_mask(s, i, j)).positive;
       const Float x = load(place) * s.to_log2;
-      const Attraction<Float> found = positive_terms(positive, load(s.rows.lse + i) - x);
+      Attraction<Float> found = positive_terms(positive, load(s.rows.lse + i) - x);
+      if (kWeighted) found = {found.softplus * s.columns.copies[j], found.sigmoid * s.columns.copies[j]};
       softplus[row / kLanes + v] += found.softplus;
       sigmoid[row / kLanes + v] += found.sigmoid;
       if (kSelf) {
@@ -176,9 +182,15 @@ struct PositiveSum {
 };
 
 // Coefficients of the gradient of the rows as anchors, or else as keys.
-template <bool kAnchors>
+template <bool kAnchors, bool kWeighted>
 struct Gradient {
   const Sweep& s;
+
+  // Of a pair, as often as its key counts.
+  SECL_INLINE Float counted(int64_t i, int64_t j, Float value) const {
+    if (!kWeighted) return value;
+    return kAnchors ? value * s.columns.copies[j] : value * load(s.rows.copies + i);
+  }
 
   Visit visit(const Meeting& meeting, const Span& rows, const Span& columns) const {
     if (!meeting.groups) return Visit::kNone;
@@ -191,10 +203,10 @@ struct Gradient {
       const Float push = kAnchors ? load(s.rows.push + i) : splat(s.columns.push[j]);
       const Float lse = kAnchors ? load(s.rows.lse + i) : splat(s.columns.lse[j]);
       const Float e = exp2_any(load(place) * s.to_log2 - lse);
-      if (open) return store(place, e * push);
+      if (open) return store(place, counted(i, j, e * push));
       const PairMask<Int> pair = kAnchors ? anchor_mask(s, i, j) : key_mask(s, i, j);
       const Float draw = kAnchors ? load(s.rows.draw + i) : splat(s.columns.draw[j]);
-      store(place, coefficient(pair, e, push, draw, s.negatives_only));
+      store(place, counted(i, j, coefficient(pair, e, push, draw, s.negatives_only)));
     });
   }
 
@@ -241,10 +253,18 @@ void run(const Sweep& s) {
   sweep(s, tile);
 }
 
-void log_sum_exp(const Sweep& s) { s.bounded ? run<BoundedSum<false>>(s) : run<RunningSum>(s); }
+void log_sum_exp(const Sweep& s) {
+  if (s.columns.copies) return s.bounded ? run<BoundedSum<false, true>>(s) : run<RunningSum<true>>(s);
+  s.bounded ? run<BoundedSum<false>>(s) : run<RunningSum<false>>(s);
+}
+
+void positives(const Sweep& s) {
+  s.columns.copies ? run<PositiveSum<false, true>>(s) : run<PositiveSum<false>>(s);
+}
 
 void gradient(const Sweep& s, bool as_anchors) {
-  as_anchors ? run<Gradient<true>>(s) : run<Gradient<false>>(s);
+  if (as_anchors) return s.columns.copies ? run<Gradient<true, true>>(s) : run<Gradient<true, false>>(s);
+  s.rows.copies ? run<Gradient<false, true>>(s) : run<Gradient<false, false>>(s);
 }
 
 void self_gradient(const Sweep& s) { s.bounded ? run<SelfGradient<true>>(s) : run<SelfGradient<false>>(s); }
@@ -284,7 +304,7 @@ constexpr Kernels make_kernels(const char* name) {
           square,
           weighted_sum,
           log_sum_exp,
-          run<PositiveSum<false>>,
+          positives,
           gradient,
           run<BoundedSum<true>>,
           run<PositiveSum<true>>,

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reduced loss, and what it makes of each anchor; sums in double precision, in the order of the anchors.
-#include <algorithm>
-
 #include "../checks.h"
 #include "../operations.h"
 
@@ -13,7 +11,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss
   const int64_t rows = loss.numel();
   check_vector("loss", loss, rows, ScalarType::Float);
   check_vector("pull", pull, rows, ScalarType::Float);
-  check_vector("count", count, rows, ScalarType::Int);
+  const bool weighted = count.scalar_type() == ScalarType::Float;
+  check_vector("count", count, rows, weighted ? ScalarType::Float : ScalarType::Int);
   check_vector("weights", weights, rows, ScalarType::Float);
   check_choice("reduction", reduction, kNone);
   const bool none = reduction == kNone;
@@ -23,9 +22,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss
          draw = torch::stable::empty_like(factor);
   const float *losses = loss.const_data_ptr<float>(), *pulls = pull.const_data_ptr<float>(),
               *given = weights.has_value() ? weights->const_data_ptr<float>() : nullptr;
-  const int32_t* counts = count.const_data_ptr<int32_t>();
+  const int32_t* counts = weighted ? nullptr : count.const_data_ptr<int32_t>();
+  const float* copies = weighted ? count.const_data_ptr<float>() : nullptr;
+  const auto positives = [=](int64_t row) {
+    return copies != nullptr ? copies[row] : static_cast<float>(counts[row]);
+  };
   const auto weight = [=](int64_t row) {
-    return counts[row] <= 0 ? 0.0f : given == nullptr ? 1.0f : given[row];
+    return !(positives(row) > 0) ? 0.0f : given == nullptr ? 1.0f : given[row];
   };
   float *values = value.mutable_data_ptr<float>(), *factors = factor.mutable_data_ptr<float>(),
         *pushes = push.mutable_data_ptr<float>(), *draws = draw.mutable_data_ptr<float>();
@@ -41,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss
     const float share = static_cast<float>(weight(row) / divisor);
     factors[row] = share;
     pushes[row] = pulls[row] * share;
-    draws[row] = share / static_cast<float>(std::max(counts[row], 1));
+    draws[row] = positives(row) > 0 ? share / positives(row) : 0.0f;
   }
   return {value, factor, push, draw};
 }

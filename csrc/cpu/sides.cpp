@@ -54,7 +54,8 @@ SideView SortedSide::view() const {
           floats(factors.lse),
           floats(factors.push),
           floats(factors.draw),
-          floats(factors.weight)};
+          floats(factors.weight),
+          floats(copies)};
 }
 
 Range SortedSide::positives(int64_t of_key, int64_t positive_start) const {
@@ -111,6 +112,8 @@ void relate(SortedSide& anchors, SortedSide& keys, const PairRule& rule) {
     anchors.skip_b[p] = key >= 0 && key < rule.key_rows ? position[key] : -1;
   }
 }
+
+void weigh(SortedSide& keys, const float* weights) { keys.copies = padded_copy<float>(keys, weights, 1); }
 
 std::vector<Span> make_spans(const SortedSide& side, int64_t size) {
   std::vector<Span> spans;

@@ -58,6 +58,7 @@ struct SortedSide {
   std::vector<int32_t> index;  // [count] original row; ascending within one key
   std::vector<int32_t> label, group, attract, repel, skip_a, skip_b;  // [padded]
   GradientFactors factors;
+  std::vector<float> copies;  // [padded] how many keys each row counts as; empty: one
 
   int64_t padded() const { return static_cast<int64_t>(label.size()); }
   SideView view() const;
@@ -74,6 +75,9 @@ SortedSide sort_side(const torch::stable::Tensor& labels,                 // [n]
 
 // Marks which keys attract and repel, and which key each anchor must not see. The two may be one.
 void relate(SortedSide& anchors, SortedSide& keys, const PairRule& rule);
+
+// Has each key count as often as its weight [n] says.
+void weigh(SortedSide& keys, const float* weights);
 
 // Summaries of `size` neighbours each, over all of the padded side.
 std::vector<Span> make_spans(const SortedSide& side, int64_t size);

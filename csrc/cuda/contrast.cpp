@@ -46,6 +46,10 @@ struct Call : ContrastCall {
         anchors.scalar_type() != ScalarType::Float,
         "the native CUDA kernels multiply float16 and bfloat16 rows on tensor cores; got float32: use "
         "backend=\"triton\" or \"reference\", or lower the rows");
+    STD_TORCH_CHECK(
+        !key_weights.has_value(),
+        "the native CUDA kernels count every key once; got key_weights: use backend=\"triton\" or "
+        "\"reference\"");
     STD_TORCH_CHECK(width() <= kWidest, "the native CUDA kernels serve rows up to ", kWidest, " wide; got ",
                     width(), ": use backend=\"triton\" or \"reference\"");
     STD_TORCH_CHECK(keys.scalar_type() == anchors.scalar_type(), "anchors and keys must have one dtype");

@@ -14,13 +14,14 @@ from torch import Tensor
 from secl_ops import library
 from secl_ops.engines import ordering
 from secl_ops.engines.reference import ContrastState, Origin, Reduction
-from secl_ops.spec import REDUCTIONS, STRATEGIES, Flag, Pairs
+from secl_ops.spec import REDUCTIONS, STRATEGIES, WEIGHTED_KEYS, Flag, Pairs
 
 _CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels read as it is
 
 
 _KERNELS = {
     "info_nce": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "reduce"),
+    WEIGHTED_KEYS: ("contrast_forward", "contrast_backward", "reduce"),
     "reduce": ("reduce",),  # of losses, which are fp32 whatever the rows are
     "gather_pixels": ("gather", "gather_backward"),
     "sample_pixels": ("sample",),
@@ -37,6 +38,8 @@ def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
         reasons = [] if device == "cpu" else [f"there are no kernels for {device}"]
     if dtype == torch.float64:
         reasons.append("fp64 is served by the reference backend")
+    if device == "cuda" and operation == WEIGHTED_KEYS:
+        reasons.append("its CUDA kernels count every key once")
     if device == "cuda" and operation == "info_nce" and dtype == torch.float32:
         reasons.append("its CUDA kernels multiply fp16 and bf16 rows, as under autocast")
     return reasons

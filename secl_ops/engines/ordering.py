@@ -48,6 +48,7 @@ class Order(NamedTuple):
             anchor_groups=taken(pairs.anchor_groups, self.anchors),
             key_groups=taken(pairs.key_groups, self.keys),
             exclude=exclude,
+            key_weights=taken(pairs.key_weights, self.keys),
         )
 
 

@@ -7,6 +7,9 @@ With s_ij = scale <a_i, k_j>, D(i) the denominator's pairs, P(i) the positives a
     "negatives"  L_i = mean_P softplus(lse_i - s_ip)      D = negatives
     dL_i/ds_ij = push_i exp(s_ij - lse_i) [j in D] - draw_i rho_ij [j in P],  push = pull, draw = 1 / c
     "all": pull = rho = 1;   "negatives": rho_ij = sigmoid(lse_i - s_ij), pull_i = mean_P rho_ip
+
+A key of weight w_j is w_j keys: lse_i = log sum_D w_j exp s_ij, c_i and the means over P are sums over w_p of them, and
+dL_i/ds_ij is w_j times as large.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class ContrastState(NamedTuple):
     lse: Tensor  # [N] float; -inf where the denominator is empty
     pull: Tensor  # [N] float; 0 where count is 0
     # The name hides tuple.count, which nobody calls on tensors.
-    count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor
+    count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor; float, the sum of their weights
     grad_anchors: Tensor  # [N, D] d loss_i / d a_i under ANCHOR_GRADIENT, 0 where count is 0; else [0, D]
     met: Tensor | None = None  # [any] int32, what spares the next pass over the same pairs; only its engine reads it
 
@@ -105,18 +108,21 @@ def pair_masks(pairs: Pairs, flags: Flag) -> tuple[Tensor, Tensor]:
     return positive, comparable & ~same & (column < pairs.negative_stop)
 
 
-def _coefficients(
-    similarity: Tensor, masks: tuple[Tensor, Tensor], factors: tuple[Tensor, Tensor, Tensor], flags: Flag
-) -> Tensor:
+def _weighed(values: Tensor, pairs: Pairs) -> Tensor:
+    """Values [N, M] as often as each key counts."""
+    return values if pairs.key_weights is None else values * pairs.key_weights.to(values.dtype)
+
+
+def _coefficients(similarity: Tensor, pairs: Pairs, factors: tuple[Tensor, Tensor, Tensor], flags: Flag) -> Tensor:
     """D loss_i / d s_ij, [N, M], from (lse, push, draw), [N] each; 0 for an anchor whose push and draw are 0."""
-    positive, negative = masks
+    positive, negative = pair_masks(pairs, flags)
     lse, push, draw = (value[:, None] for value in factors)
     counted = (push != 0) | (draw != 0)
     inside = negative if Flag.NEGATIVES in flags else positive | negative
     attract = torch.sigmoid(lse - similarity) if Flag.NEGATIVES in flags else torch.ones_like(similarity)
     zero = torch.zeros_like(similarity)
     pushed = torch.where(inside & counted, push * torch.exp(similarity - lse), zero)
-    return pushed - torch.where(positive & counted, draw * attract, zero)
+    return _weighed(pushed - torch.where(positive & counted, draw * attract, zero), pairs)
 
 
 def contrast_forward(
@@ -140,37 +146,53 @@ def contrast_forward(
         if key_inverse is not None:
             k = k * key_inverse[:, None].to(k.dtype)
         similarity = scale * (a @ k.T)  # [N, M]
-        positive, negative = masks = pair_masks(pairs, flags)
+        positive, negative = pair_masks(pairs, flags)
         if known_lse is None:
             inside = negative if Flag.NEGATIVES in flags else positive | negative
-            lse = torch.logsumexp(similarity.masked_fill(~inside, -torch.inf), dim=1)
+            counts = similarity
+            if pairs.key_weights is not None:
+                counts = similarity + pairs.key_weights.to(a.dtype).log()
+            lse = torch.logsumexp(counts.masked_fill(~inside, -torch.inf), dim=1)
         else:
             lse = known_lse.to(a.dtype, copy=True)
         if Flag.SCAN in flags:
-            loss, pull, count = torch.zeros_like(lse), torch.zeros_like(lse), torch.zeros_like(lse, dtype=torch.int32)
+            loss, pull, count = (torch.zeros_like(each) for each in (lse, lse, _count(positive, pairs, lse.dtype)))
             push, draw = torch.where(lse == -torch.inf, 0.0, torch.ones_like(lse)), torch.zeros_like(lse)
         else:
-            loss, pull, count = _mean_over_positives(similarity, positive, lse, flags)
-            draw = (count > 0) / count.clamp(min=1).to(lse.dtype)
+            loss, pull, count = _mean_over_positives(similarity, positive, pairs, lse, flags)
+            draw = (count > 0) / _divisor(count).to(lse.dtype)
             push = torch.zeros_like(pull) if known_lse is not None else pull
         grad = a.new_empty((0, a.shape[1]))
         if Flag.ANCHOR_GRADIENT in flags:
-            grad = scale * (_coefficients(similarity, masks, (lse, push, draw), flags) @ k)
+            grad = scale * (_coefficients(similarity, pairs, (lse, push, draw), flags) @ k)
             grad = grad.masked_fill(((push == 0) & (draw == 0))[:, None], 0.0)
         return ContrastState(loss, lse, pull, count, grad)
 
 
+def _count(positive: Tensor, pairs: Pairs, dtype: torch.dtype) -> Tensor:
+    """How many positives each anchor has, [N] int32, or the sum of their weights."""
+    if pairs.key_weights is None:
+        return positive.sum(dim=1, dtype=torch.int32)
+    return _weighed(positive.to(dtype), pairs).sum(dim=1)
+
+
+def _divisor(count: Tensor) -> Tensor:
+    return torch.where(count > 0, count, torch.ones_like(count))
+
+
 def _mean_over_positives(
-    similarity: Tensor, positive: Tensor, lse: Tensor, flags: Flag
+    similarity: Tensor, positive: Tensor, pairs: Pairs, lse: Tensor, flags: Flag
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, pull and count of each anchor, [N] each."""
-    count = positive.sum(dim=1, dtype=torch.int32)
-    divisor, zero = count.clamp(min=1), torch.zeros_like(similarity)
+    count, zero = _count(positive, pairs, similarity.dtype), torch.zeros_like(similarity)
+
+    def mean(values: Tensor) -> Tensor:
+        return _weighed(torch.where(positive, values, zero), pairs).sum(dim=1) / _divisor(count)
+
     if Flag.NEGATIVES in flags:
         gap = lse[:, None] - similarity
-        loss = torch.where(positive, torch.logaddexp(gap, zero), zero).sum(dim=1) / divisor
-        return loss, torch.where(positive, torch.sigmoid(gap), zero).sum(dim=1) / divisor, count
-    loss = lse - torch.where(positive, similarity, zero).sum(dim=1) / divisor
+        return mean(torch.logaddexp(gap, zero)), mean(torch.sigmoid(gap)), count
+    loss = lse - mean(similarity)
     return torch.where(count > 0, loss, torch.zeros_like(loss)), (count > 0).to(loss.dtype), count
 
 
@@ -195,7 +217,7 @@ def contrast_backward(
     with _exact():
         a, k = _read(anchors, pairs.anchor_labels), _read(keys, pairs.key_labels)
         similarity = scale * (a @ k.T)
-        coefficients = _coefficients(similarity, pair_masks(pairs, flags), (lse, push, draw), flags)
+        coefficients = _coefficients(similarity, pairs, (lse, push, draw), flags)
         coefficients = coefficients * (scale * grad_loss.to(a.dtype)[:, None])
         if Flag.SELF in flags:
             shared = ((coefficients + coefficients.T) @ k).masked_fill(~counted.any(), 0.0)
@@ -237,7 +259,7 @@ def reduce(loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, re
         total = factor.sum()
         total = torch.where(total > 0, total, 1.0)
         value, factor = value / total, factor / total
-    return Reduction(value, factor, pull * factor, factor / count.clamp(min=1))
+    return Reduction(value, factor, pull * factor, factor / _divisor(count))
 
 
 def scaled(grad: Tensor, factors: tuple[Tensor, Tensor] | None) -> Tensor:
