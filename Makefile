@@ -10,6 +10,8 @@ TESTS = SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} \
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -p no:benchmark
 LANE := build/torch-$(TORCH)
 ORIGINALS := build/originals
+# What is compiled, and the Triton kernels, need a later torch.
+LANE_REQUIRE := $(if $(filter 2.6.% 2.7.% 2.8.% 2.9.% 2.10.%,$(TORCH)),SECL_REQUIRE=reference)
 # The Triton of torch 2.11 interprets no loop under NumPy 2.4.
 LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
@@ -73,7 +75,7 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@sed $(LANE_NUMPY) -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^\(triton\|setuptools\)==.*/\1/' $(LOCK) > $(LANE)/$(LOCK)
 	@touch -r $(LOCK) $(LANE)/$(LOCK)
 	@$(MAKE) --no-print-directory -C $(LANE) setup
-	@cd $(LANE) && SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" $(TESTS) -W default
+	@cd $(LANE) && $(LANE_REQUIRE) SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" $(TESTS) -W default
 
 test-gpu: $(GPU_READY) ## The tests on a CUDA device, none skipped for want of one; PYTHON=... takes what that has, offline
 	@SECL_REQUIRE=cuda,triton $(GPU_PYTHON) -m pytest -q -W default -p no:benchmark $(GPU_WORKERS) -m "" $(OF_SECL_OPS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -22,8 +23,11 @@ from typing import Any, NamedTuple
 from setuptools import setup  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 CHOICES = ("auto", "cpu", "cuda", "none")
-TORCH_TARGET = "0x020b000000000000"  # the oldest torch that the shared object loads on: 2.11
+TORCH_TARGET = "0x020b000000000000"  # the oldest torch that the shared object loads on,
+OLDEST_TORCH = [2, 11]  # and that has the headers for it
+TORCH = "torch>=2.11"
 FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"]
+OLDEST_GLIBC = ["-include", str(Path("csrc/oldest_glibc.h").resolve())]  # torch's class compiles in another folder
 CHECKED = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", "-DSECL_SANITIZE"]
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined,float-cast-overflow,bounds-strict", "-fno-sanitize-recover=all"],
@@ -48,9 +52,11 @@ def obstacle() -> str | None:
     if shutil.which(compiler) is None and shutil.which("g++") is None:
         return f"no C++ compiler ({compiler} or g++) was found; install g++, or set CXX"
     try:
-        import torch.utils.cpp_extension  # noqa: F401
+        import torch.utils.cpp_extension
     except ImportError as error:
         return f"the build environment cannot import torch ({error}); build with --no-build-isolation where torch is"
+    if [int(part) for part in torch.__version__.split(".")[:2]] < OLDEST_TORCH:
+        return f"it needs {TORCH}, not {torch.__version__}, whose stable ABI is another; pip install --upgrade torch"
     return None
 
 
@@ -223,6 +229,16 @@ def try_cuda(
     return archs, ""
 
 
+def wheel_options(cuda: Toolkit | None) -> dict[str, str]:
+    """For which Pythons and platforms a wheel is: of a CPU half alone, for every Linux of glibc 2.28 or later."""
+    options = {"py_limited_api": "cp311"}
+    name, version = platform.libc_ver()
+    here = tuple(int(number) for number in re.findall(r"\d+", version))
+    if cuda is None and sys.platform == "linux" and name == "glibc" and here >= (2, 28):
+        options["plat_name"] = f"manylinux_2_28_{platform.machine()}"
+    return options
+
+
 def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, Any]:
     """Arguments of `setup` that build the extension over torch's stable ABI.
 
@@ -252,14 +268,14 @@ def extension(cuda: Toolkit | None, absence: str, required: bool) -> dict[str, A
         sorted(str(path) for path in Path("csrc").rglob("*.cpp") if CUDA_SOURCES not in path.parents),
         depends=sorted(str(path) for ending in ("*.h", "*.cuh") for path in Path("csrc").rglob(ending)),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-        extra_compile_args=[*FLAGS, *quiet, *(CHECKED if checks else []), *checks],
+        extra_compile_args=[*FLAGS, *OLDEST_GLIBC, *quiet, *(CHECKED if checks else []), *checks],
         extra_link_args=list(checks),
         py_limited_api=True,
     )
     return {
         "ext_modules": [module],
         "cmdclass": {"build_ext": Build},
-        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+        "options": {"bdist_wheel": wheel_options(cuda)},
     }
 
 
@@ -274,6 +290,8 @@ def build() -> dict[str, Any]:
         raise SystemExit(f"SECL_BUILD must be one of {', '.join(CHOICES)}; got {choice!r}")
     if choice == "none":
         return {}
+    if choice != "auto" and sys.argv[1:2] == ["egg_info"]:  # a build frontend asks what its environment must hold
+        return {"setup_requires": [TORCH]}
     reason = obstacle()
     if reason is not None:
         if choice != "auto":

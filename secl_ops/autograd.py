@@ -7,11 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from secl_ops import ops
 from secl_ops.engines.reference import Origin, scaled
 from secl_ops.inputs import Options
+from secl_ops.library import release
 from secl_ops.spec import ContrastSpec, Pairs
+
+COMPILES = release(torch.__version__) >= (2, 11)
+"""Whether torch.compile takes the functions into its graphs; what an older torch compiles calls them between two."""
 
 
 class Places(NamedTuple):
@@ -26,7 +31,7 @@ def graphless(*sources: Tensor | None) -> tuple[Tensor | None, ...]:
     return sources if torch.is_grad_enabled() else tuple(None if one is None else one.detach() for one in sources)
 
 
-def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """Apply a function as torch can: in a graph that it compiles no tensor may have two roles.
 
     Raises:
@@ -48,6 +53,9 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     if not learns:  # torch.compile then lacks half of what a context can
         return function.forward(_Forgetful(len(seen)), *seen)
     return function.apply(*seen)
+
+
+apply = _apply if COMPILES else _disable_dynamo(_apply)
 
 
 class _Forgetful:

@@ -13,14 +13,29 @@ import torch
 HOW_TO_BUILD = "install g++ and run `SECL_BUILD=cpu pip install --no-build-isolation .` from the source folder"
 INTERFACE = "ac2c309860d0cca9"
 """`interface()` of setup.py: what the operations of `csrc` are called with here. A changed one needs another build."""
+OLDEST_TORCH = (2, 11)
+"""Release of torch whose stable ABI the extension is built for; the Python half runs on older ones."""
 OLDEST_CUDA = (8, 0)
 """Compute capability below which the CUDA kernels do not compile."""
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version.
+
+    Example:
+        >>> release("2.6.0+cu124")
+        (2, 6)
+    """
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _load() -> str | None:
     found = sorted(Path(__file__).parent.glob("_C.*so"))
     if not found:
         return f"the C++ extension was not built (secl_ops/_C is absent); {HOW_TO_BUILD}"
+    if release(torch.__version__) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        return f"the C++ extension needs torch {oldest} or later, not {torch.__version__}; pip install --upgrade torch"
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from _pytest.terminal import TerminalReporter
 
+from secl_ops.autograd import COMPILES
 from tests import draws, interpreting, lanes, sweeps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -76,6 +77,19 @@ def real_data() -> Path:
     if not folder.is_dir():
         skip_or_fail("data", f"no real images: SECL_DATA={folder} is not a folder")
     return folder
+
+
+@pytest.fixture(autouse=not COMPILES)
+def _graphs_of_an_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled whole is a skip by name where torch cannot; what is compiled around the loss is tested there."""
+    compile_around = torch.compile
+
+    def compile_(*given: Any, fullgraph: bool = False, **options: Any) -> Any:
+        if fullgraph:
+            skip_or_fail("compile", f"torch {torch.__version__} takes the losses into no graph")
+        return compile_around(*given, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_)
 
 
 @pytest.fixture

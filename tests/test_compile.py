@@ -149,6 +149,20 @@ def test_a_compiled_transform_is_refused_too() -> None:
         graph(x)
 
 
+def test_a_step_is_compiled_around_the_loss() -> None:
+    """On every torch, also where none of the losses is part of a graph."""
+    layer, maps, label = torch.nn.Conv2d(4, 8, 1), torch.randn(2, 4, 6, 6), labels(72, 3, 0).view(2, 6, 6)
+
+    def step(maps: Tensor) -> Tensor:
+        return 2 * secl_ops.pixel_contrast(layer(maps) * 3, label, per_class=4, num_classes=3, seed=0)
+
+    found = torch.compile(step, backend="aot_eager")(maps)
+    torch.testing.assert_close(found, step(maps))
+    found.backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.any()
+
+
 @pytest.mark.parametrize("name", ["a queue, and the teacher is the student", "prototypes are the keys"])
 def test_an_evaluation_compiles_to_one_graph(name: str) -> None:
     make, given = ROLES[name]

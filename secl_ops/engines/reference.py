@@ -71,13 +71,26 @@ def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
 @contextmanager
 def _exact() -> Iterator[None]:
     """Neither autocast nor a lowered matmul precision (TF32, bf16) may touch the truth: casts stop neither."""
-    matmuls: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    with _full_matmuls(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+@contextmanager
+def _full_matmuls() -> Iterator[None]:
+    matmuls: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    if matmuls[1] is None:  # before torch 2.9 one setting is for both
+        lowered = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(lowered)
+        return
     before = [matmul.fp32_precision for matmul in matmuls]
     for matmul in matmuls:
         matmul.fp32_precision = "ieee"
     try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
+        yield
     finally:
         for matmul, precision in zip(matmuls, before, strict=True):
             matmul.fp32_precision = precision

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from secl_ops.library import release
 from secl_ops.spec import WEIGHTED_KEYS
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _installation() -> list[str]:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return ["Triton is not installed; pip install triton"]
-    if _release(version) < OLDEST:
+    if release(version) < OLDEST:
         return [f"Triton {version} is older than {'.'.join(map(str, OLDEST))}; pip install --upgrade triton"]
     return []
 
@@ -87,15 +88,11 @@ def _interpreted() -> bool:
     return bool(primitives.INTERPRETED.value)
 
 
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
-
-
 @cache
 def _interpreter() -> list[str]:
     """Triton 3.6 makes a loop's bounds of arrays of one element, which NumPy takes for numbers no more since 2.4."""
     compiler, arrays = (importlib.metadata.version(name) for name in ("triton", "numpy"))
-    if _release(compiler) < (3, 7) and _release(arrays) >= (2, 4):
+    if release(compiler) < (3, 7) and release(arrays) >= (2, 4):
         return [f"Triton {compiler} interprets no loop under NumPy {arrays}; pip install 'numpy<2.4'"]
     return []
 
