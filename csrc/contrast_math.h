@@ -42,27 +42,21 @@ SECL_INLINE Mask denominator(PairMask<Mask> pair, bool negatives_only) {
   return negatives_only ? pair.negative : (pair.negative | pair.positive);
 }
 
-// log(1 + t) for t in [0, 1] as 2 artanh(t / (2 + t)); relative error 4e-9 before rounding.
-template <class Real>
-SECL_INLINE Real log1p_unit(Real t) {
-  const Real z = quotient<Real>(t, t + 2.0f);
-  const Real w = z * z;
-  const Real series =
-      (((w * 0.28179991245f + 0.27960199118f) * w + 0.40024942160f) * w + 0.66666311026f) * w + 2.0f;
-  return z * series;
-}
-
 template <class Real>
 struct Attraction {
   Real softplus, sigmoid;
 };
 
-// softplus and sigmoid of a gap, given shrunk = exp(-|gap|), which cannot overflow.
+// softplus and sigmoid of a gap, given t = exp(-|gap|), which cannot overflow. With z = t / (2 + t) log(1 +
+// t) is 2 artanh z, of relative error 4e-9 before rounding; one division serves z and 1 / (1 + t).
 template <class Real>
-SECL_INLINE Attraction<Real> attraction(Real gap, Real shrunk) {
+SECL_INLINE Attraction<Real> attraction(Real gap, Real t) {
   const Real zero{}, one = zero + 1.0f;
-  return {(gap > 0.0f ? gap : zero) + log1p_unit(shrunk),
-          quotient<Real>(gap >= 0.0f ? one : shrunk, shrunk + 1.0f)};
+  const Real inverse = quotient<Real>(one, (t + 1.0f) * (t + 2.0f));
+  const Real z = t * ((t + 1.0f) * inverse), w = z * z;
+  const Real series =
+      (((w * 0.28179991245f + 0.27960199118f) * w + 0.40024942160f) * w + 0.66666311026f) * w + 2.0f;
+  return {(gap > 0.0f ? gap : zero) + z * series, (gap >= 0.0f ? one : t) * ((t + 2.0f) * inverse)};
 }
 
 // d loss_i / d s_ij of one pair, scaled: push = scale g pull, draw = scale g / count, e = exp(s_ij - lse_i).

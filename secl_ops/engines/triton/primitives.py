@@ -144,13 +144,30 @@ def sigmoid2(b_logit):
 
 
 @triton.jit
+def reciprocal(b_value):
+    """`1 / x` to the last digit but one, of numbers that are neither large nor small."""
+    if INTERPRETED:
+        b_inverse = 1.0 / b_value
+    else:
+        b_inverse = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [b_value], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return b_inverse
+
+
+@triton.jit
 def softplus2(b_logit):
-    """`ln(1 + 2^x)`, relative precision kept where it is small, and its slope `1 / (1 + 2^-x)`."""
+    """`ln(1 + 2^x)`, relative precision kept where it is small, and its slope `1 / (1 + 2^-x)`.
+
+    With t = 2^-|x| and z = t / (2 + t) the logarithm is 2 artanh z, as csrc/contrast_math.h has it.
+    """
     b_tail = tl.exp2(-tl.abs(b_logit))
-    b_whole = tl.log2(1.0 + b_tail)
-    b_rest = tl.exp2(-b_whole)
-    b_series = b_tail * (1.0 - b_tail * (1.0 / 2 - b_tail * (1.0 / 3 - b_tail * (1.0 / 4 - b_tail * (1.0 / 5)))))
-    b_log = tl.where(b_tail < 0.03125, b_series, b_whole * LN2)
+    b_inverse = reciprocal((1.0 + b_tail) * (2.0 + b_tail))
+    b_z = b_tail * ((1.0 + b_tail) * b_inverse)
+    b_rest = (2.0 + b_tail) * b_inverse
+    b_square = b_z * b_z
+    b_series = ((b_square * 0.28179991245 + 0.27960199118) * b_square + 0.40024942160) * b_square + 0.66666311026
+    b_log = b_z * (b_series * b_square + 2.0)
     return tl.maximum(b_logit, 0.0) * LN2 + b_log, tl.where(b_logit >= 0.0, b_rest, b_tail * b_rest)
 
 
