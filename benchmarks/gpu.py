@@ -54,13 +54,16 @@ _TESTS = tuple(
     f"tests/test_{name}.py"
     for name in (
         "triton", "triton_order", "triton_numbers", "backends", "device_step", "sample", "sample_lists", "shards",
-        "key_weights", "traps", "heads", "properties", "refusals", "tune", "few_launches", "few_parts",
+        "key_weights", "traps", "heads", "properties", "refusals", "tune", "few_launches", "few_parts", "sigmoid",
     )
 )  # fmt: skip
 LATER = tuple(
     f"tests/test_{name}.py"
-    for name in ("compat_contrastiveseg", "compat_metric_learning", "compat_published", "compat_views", "surroundings")
-)
+    for name in (
+        "compat_contrastiveseg", "compat_metric_learning", "compat_published", "compat_views", "sigmoid_rules",
+        "surroundings",
+    )
+)  # fmt: skip
 """Tests that also take a device, of thin layers over what the stages run: `make test-gpu` has them."""
 _PLUGINS = ("-p", "no:cacheprovider", "-p", "no:benchmark")
 _PYTEST = ("-m", "pytest", "-v", "-W", "default", *_PLUGINS, "--color", "no", *PARALLEL)

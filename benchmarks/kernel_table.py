@@ -35,6 +35,9 @@ _ONE_PART = {"SELF": False, "VALUE": True, "BOUNDED": True}
 _ROLES = {"SELF": False, "BOUNDED": True}
 _MERGE = {"BLOCK_N": tiles.MERGE_TILE.block_n}
 _BATCH = {"BATCH": tiles.LIVE_BATCH, "POSITIVE": True}
+_SIGMOID = {"SELF": False, "POSITIVE": True, "VALUE": True}
+_OF_ANCHORS = dict.fromkeys(("p_weight", "p_excluded"), "constexpr")
+_OF_KEYS = dict.fromkeys(("p_loss", "p_tilt", "p_count", "p_exclude"), "constexpr")
 _FEW = {"CLEAN": False, "SUM": tiles.REDUCE_ROWS}
 _FEW_KERNELS: tuple[tuple[str, str, dict[str, int]], ...] = (
     ("value", "value", {"SELF": False, "BOUNDED": True}),
@@ -75,6 +78,13 @@ KERNELS: dict[str, Kernel] = {
     "keys_running": Kernel(
         "gradient", "gradient_kernel", "gradient_running", 2,
         {**_ROLES, **_BATCH, "BOUNDED": False, "ROWS_ARE_ANCHORS": False, "ROWS_ARE_KEYS": True},
+    ),
+    "sigmoid": Kernel("sigmoid", "sigmoid_kernel", "sigmoid", 2, _SIGMOID, overrides=_OF_ANCHORS),
+    "sigmoid_loss": Kernel(
+        "sigmoid", "sigmoid_kernel", "sigmoid_loss", 1, {**_SIGMOID, "VALUE": False}, overrides=_OF_ANCHORS
+    ),
+    "sigmoid_keys": Kernel(
+        "sigmoid", "sigmoid_kernel", "sigmoid_keys", 2, {**_SIGMOID, "SELF": True}, overrides=_OF_KEYS
     ),
     **{
         f"few_{name}{ending}": Kernel(
@@ -156,7 +166,7 @@ TYPES: tuple[tuple[str, str], ...] = (
     ("p_.*(label|group).*|p_(count|run|hole|own|exclude|excluded|live)", "*i32"),
     ("p_.*", "*fp32"),
     ("[A-Z0-9_]+", "constexpr"),
-    ("scale|scale2|bound2|mean_scale", "fp32"),
+    ("scale|scale2|bias|bound2|mean_scale", "fp32"),
     (".*", "i32"),
 )
 LEFT_OUT = re.compile("p_exclude|p_excluded|p_factor|p_.*group.*")  # of a plain call

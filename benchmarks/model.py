@@ -100,9 +100,9 @@ def passes_of(build: Build, tile: Tile, rows: int, others: int, classes: int = C
     kernel = KERNELS[build.kernel]
     if kernel.purpose == "positive":
         return Kinds(0, visited(rows, others, classes, tile))
-    gradient = kernel.purpose.startswith("gradient")
+    positive = kernel.purpose.startswith(("gradient", "sigmoid"))
     return kinds(
-        rows, others, classes, tile, hole=build.negatives or gradient, positive=gradient,
+        rows, others, classes, tile, hole=build.negatives or positive, positive=positive,
         shared=bool(kernel.switches.get("SELF")) or build.kernel in ("scan",),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -31,6 +31,7 @@ from secl_ops import tiles
 from secl_ops.engines import reference, triton
 from secl_ops.engines.triton import sides
 from secl_ops.engines.triton.sides import Names
+from secl_ops.sigmoid_spec import Logit
 from secl_ops.spec import Flag, Pairs
 from secl_ops.tiles import Tile
 
@@ -39,7 +40,10 @@ FIELDS = (
     "shared_bytes", "note", "rounds", *ORIGIN,
 )  # fmt: skip
 # In order of the time they take in a step.
-PURPOSES = ("gradient", "value", "scan", "positive", "classes", "gradient_running", "value_running")
+PURPOSES = (
+    "gradient", "value", "scan", "positive", "classes", "gradient_running", "value_running",
+    "sigmoid", "sigmoid_keys", "sigmoid_loss",
+)  # fmt: skip
 WIDTHS = (128, 64, 256, 512)
 ORDERED = (2048, 4096, 8192, 16_384)  # rows on both sides of what `tiles.counts` decides
 ROWS = {"bf16": 16_384, "fp16": 16_384, "fp32": 8192}
@@ -88,11 +92,23 @@ def passes(group: Group, rows: int, device: str, module: object = triton, wide: 
     if group.purpose in ("positive", "classes"):
         flags = unit | Flag.ANCHOR_GRADIENT | (Flag.NEGATIVES if group.purpose == "positive" else Flag(0))
         return [lambda: forward(anchors, keys, pairs, SCALE, flags, lse).grad_anchors]
+    if group.purpose.startswith("sigmoid"):
+        return [_sigmoid(group.purpose, module, anchors, keys, pairs, factors[1])]
     both = Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT
     return [
         lambda: backward(factors, anchors, keys, pairs, lse, SCALE, unit | Flag.KEY_GRADIENT)[1],
         lambda: backward(factors, anchors, anchors, pairs, lse, SCALE, unit | both | Flag.SELF)[0],
     ]
+
+
+def _sigmoid(purpose: str, module: Any, anchors: Tensor, keys: Tensor, pairs: Pairs, weight: Tensor) -> Work:
+    """The launch of the sigmoid loss that a purpose serves."""
+    logit = Logit(SCALE, -SCALE)
+    if purpose == "sigmoid_keys":
+        return lambda: module.sigmoid_backward(weight, anchors, keys, pairs, logit, Flag(0))
+    if purpose == "sigmoid_loss":
+        return lambda: module.sigmoid_forward(anchors, keys, pairs, logit, Flag(0)).loss
+    return lambda: module.sigmoid_forward(anchors, keys, pairs, logit, Flag.ANCHOR_GRADIENT).grad_anchors
 
 
 def work(group: Group, tile: Tile, launches: Sequence[Work]) -> Work:

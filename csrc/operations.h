@@ -15,6 +15,10 @@ namespace secl {
 // gradient [N, D], [0, D] where it is not asked for.
 using ContrastState = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// By anchor [N]: sigmoid loss, its derivative by the bias, and how many keys it meets (int32); then the sum
+// of slope times key [N, D], [0, D] where no gradient is asked for.
+using SigmoidState = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
 // A choice crosses as a number: torch's stable ABI leaks each string that an operation is given.
 template <class Library>
 void define_operations(Library& m) {
@@ -43,6 +47,15 @@ void define_operations(Library& m) {
   m.def(
       "sample(Tensor labels, Tensor? eligible, Tensor? scores, Tensor seed, int per_class, int num_classes, "
       "int ignore_index, int strategy, int stream) -> (Tensor index, Tensor label)");
+  m.def(
+      "sigmoid_forward(Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, Tensor? "
+      "anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, Tensor? "
+      "key_inverse, float scale, float bias, int flags) "
+      "-> (Tensor loss, Tensor tilt, Tensor count, Tensor grad_anchors)");
+  m.def(
+      "sigmoid_backward(Tensor weight, Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, "
+      "Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, "
+      "float scale, float bias, int flags) -> Tensor");
   m.def(
       "info_nce(Tensor anchors, Tensor? keys, Tensor anchor_labels, Tensor? key_labels, Tensor? "
       "anchor_groups, "
@@ -153,6 +166,14 @@ using PixelState = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool>;
 
 namespace cpu {
 
+SigmoidState sigmoid_forward(const ContrastCall& call,
+                             const Maybe& key_inverse,  // [M] float32
+                             double bias);
+// Of the keys [M, D]: sum of weight, slope and anchor. An anchor of weight 0 does not count.
+Tensor sigmoid_backward(const ContrastCall& call,
+                        const Tensor& weight,  // [N] float32
+                        double bias);
+
 SmallState info_nce(const SmallCall& call);
 PixelState pixel_contrast(const PixelSide& anchors, const PixelSide* keys, const PixelOptions& options);
 // Gradient rows times the upstream number [], as rows or into a map of zeros at their pixels.
@@ -208,6 +229,29 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
   return Operations::contrast_backward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups,
                                         exclude, positive_start, negative_stop, key_weights, scale, flags},
                                        grad_loss, push, draw, lse);
+}
+
+// A sigmoid needs no bound of the similarity: the rows count as unit ones, whose norms nobody looks at.
+inline SigmoidState sigmoid_forward(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels,
+                                    const Tensor& key_labels, const Maybe& anchor_groups,
+                                    const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
+                                    int64_t negative_stop, const Maybe& key_inverse, double scale,
+                                    double bias, int64_t flags) {
+  const Maybe unweighted;
+  return cpu::sigmoid_forward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude,
+                               positive_start, negative_stop, unweighted, scale, flags | kUnit},
+                              key_inverse, bias);
+}
+
+inline Tensor sigmoid_backward(const Tensor& weight, const Tensor& anchors, const Tensor& keys,
+                               const Tensor& anchor_labels, const Tensor& key_labels,
+                               const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude,
+                               int64_t positive_start, int64_t negative_stop, double scale, double bias,
+                               int64_t flags) {
+  const Maybe unweighted;
+  return cpu::sigmoid_backward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude,
+                                positive_start, negative_stop, unweighted, scale, flags | kUnit},
+                               weight, bias);
 }
 
 inline SmallState info_nce(const Tensor& anchors, const Maybe& keys, const Tensor& anchor_labels,

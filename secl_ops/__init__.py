@@ -6,9 +6,11 @@ from secl_ops.functional import info_nce, info_nce_parts
 from secl_ops.library import cuda_absence, cuda_archs
 from secl_ops.maps import pixel_contrast
 from secl_ops.modules import PixelContrastLoss
+from secl_ops.pixel_sigmoid import PixelSigmoidLoss
 from secl_ops.pixels import PixelSample, class_means, gather_pixels, pool_regions, sample_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.shards import ContrastParts
+from secl_ops.sigmoid import sigmoid_contrast
 from secl_ops.tapping import Tap, tap
 from secl_ops.version import __version__
 
@@ -17,6 +19,7 @@ __all__ = [
     "ContrastParts",
     "PixelContrastLoss",
     "PixelSample",
+    "PixelSigmoidLoss",
     "Tap",
     "__version__",
     "backends",
@@ -29,5 +32,6 @@ __all__ = [
     "pixel_contrast",
     "pool_regions",
     "sample_pixels",
+    "sigmoid_contrast",
     "tap",
 ]

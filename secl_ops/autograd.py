@@ -154,6 +154,22 @@ class Contrast(torch.autograd.Function):
         return *map(once, (grad_anchors, grad_keys, grad_temperature, grad_weights)), *(None,) * 4
 
 
+def contrast_sources(
+    anchors: Tensor,  # [N, D], or [B, D, *spatial]
+    keys: Tensor | None,  # [M, D], or [B', D, *spatial']; None: the anchors
+    pairs: Pairs,
+    options: ContrastSpec,
+    *,
+    weights: Tensor | None = None,  # [N]
+    places: Places = Places(),  # noqa: B008  # immutable
+    ordered: bool = False,
+) -> Tensor:
+    """The loss of checked rows, or of the pixels of checked feature maps at `places`."""
+    sources = graphless(anchors, keys, options.learned, weights)
+    loss: Tensor = apply(Contrast, *sources, pairs, options, places, ordered)
+    return loss
+
+
 Scales = tuple[Tensor, Tensor] | None  # [n] factor and upstream number of each row
 
 

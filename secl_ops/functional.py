@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from secl_ops import joined, small, spec
-from secl_ops.autograd import Contrast, Places, apply, graphless
+from secl_ops.autograd import contrast_sources
 from secl_ops.inputs import ContrastInput
 from secl_ops.remembered import remembered
 from secl_ops.shards import ContrastParts, contrast_shards
-from secl_ops.spec import ContrastSpec, Pairs
+from secl_ops.spec import ContrastSpec
 
 
 def info_nce(
@@ -127,22 +127,6 @@ def info_nce(
     if len(shards) > 1:
         return contrast_shards(anchors, shards, options, weights=weights).loss
     return contrast_sources(anchors, *shards[0], options, weights=weights)
-
-
-def contrast_sources(
-    anchors: Tensor,  # [N, D], or [B, D, *spatial]
-    keys: Tensor | None,  # [M, D], or [B', D, *spatial']; None: the anchors
-    pairs: Pairs,
-    options: ContrastSpec,
-    *,
-    weights: Tensor | None = None,  # [N]
-    places: Places = Places(),  # noqa: B008  # immutable
-    ordered: bool = False,
-) -> Tensor:
-    """The loss of checked rows, or of the pixels of checked feature maps at `places`."""
-    sources = graphless(anchors, keys, options.learned, weights)
-    loss: Tensor = apply(Contrast, *sources, pairs, options, places, ordered)
-    return loss
 
 
 def info_nce_parts(

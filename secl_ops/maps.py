@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from secl_ops import small, spec
-from secl_ops.autograd import Gather, Places, apply
+from secl_ops.autograd import Gather, Places, apply, contrast_sources
 from secl_ops.distributed import Ranks, between_graphs
-from secl_ops.functional import contrast_sources
 from secl_ops.inputs import ContrastInput, Options, Shard
 from secl_ops.joined import contrast_joined
 from secl_ops.pixels import PixelSample, check_seed, draw_pixels
@@ -188,6 +187,39 @@ def _contrast_maps(
     given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: ContrastSpec,
     parts: Parts,
 ) -> Tensor:  # fmt: skip
+    anchors, keys, pairs, places = draw_sides(given, sampling, seeds, options, parts)
+    newest, ranks = Shard(keys, pairs), parts.ranks
+    if parts.queue is not None:
+        past, takes = recalled(parts.queue, anchors, pairs, ranks)
+        if ranks is None:
+            loss = contrast_shards(anchors, [newest, past], options, ordered=True).loss
+        else:
+            loss = contrast_joined(anchors, [newest, past], options, ranks, ordered=True)
+        if takes:
+            enqueue(parts.queue, anchors, newest, ranks)
+        return loss
+    if ranks is not None:
+        return contrast_joined(anchors, [newest], options, ranks, places=places, ordered=True)
+    few = None
+    if places.anchors is None:
+        rows = ContrastInput(anchors, keys, pairs.anchor_labels, None if keys is None else pairs.key_labels)
+        few = small.info_nce(rows, options, lambda: rows.check(options))
+    return contrast_sources(anchors, keys, pairs, options, places=places, ordered=True) if few is None else few
+
+
+class Drawn(NamedTuple):
+    """The two sides of a loss as they are compared: rows, or maps and the places in them."""
+
+    anchors: Tensor  # [N, P], or [B, D, *spatial]
+    keys: Tensor | None  # None: the anchors
+    pairs: Pairs
+    places: Places
+
+
+def draw_sides(
+    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: Options, parts: Parts
+) -> Drawn:
+    """Check a call of a loss on maps, draw the pixels of both sides and project their rows."""
     _check(given, sampling, seeds, options, parts)
     features, key_features = given.features, given.key_features
     (seed, key_seed), stream = seeds, 0 if parts.ranks is None else parts.ranks.stream
@@ -200,19 +232,8 @@ def _contrast_maps(
         key = _draw(key_features, key_labels, eligible, None, uniform, *again)
     pairs = Pairs(anchor.label, key.label, None, None, None, 0, key.label.shape[0])
     if parts.head is None and parts.queue is None:
-        places = Places(anchor.index, None if key_features is None else key.index)
-        if parts.ranks is not None:
-            shard = Shard(key_features, pairs)
-            return contrast_joined(features, [shard], options, parts.ranks, places=places, ordered=True)
-        return contrast_sources(features, key_features, pairs, options, places=places, ordered=True)
-    anchors, keys = _project(given, anchor.index, key.index, options.backend, parts)
-    if parts.queue is not None:
-        return _with_queue(anchors, Shard(keys, pairs), parts.queue, options, parts.ranks)
-    if parts.ranks is not None:
-        return contrast_joined(anchors, [Shard(keys, pairs)], options, parts.ranks, ordered=True)
-    rows = ContrastInput(anchors, keys, anchor.label, None if keys is None else key.label)
-    few = small.info_nce(rows, options, lambda: rows.check(options))
-    return contrast_sources(anchors, keys, pairs, options, ordered=True) if few is None else few
+        return Drawn(features, key_features, pairs, Places(anchor.index, None if key_features is None else key.index))
+    return Drawn(*_project(given, anchor.index, key.index, options.backend, parts), pairs, Places())
 
 
 _joined_maps = between_graphs(_contrast_maps)
@@ -238,9 +259,8 @@ def _few(
 
 
 def _check(
-    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: ContrastSpec,
-    parts: Parts,
-) -> None:  # fmt: skip
+    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: Options, parts: Parts
+) -> None:
     """Refuse, by name, what breaks a rule; values are looked at only under `validate`, since that synchronises."""
     parts.check(sampling.num_classes)
     given.check(parts, options)
@@ -301,25 +321,21 @@ def _headed(name: str, head: nn.Module, rows: Tensor) -> Tensor:
     return found
 
 
-def _with_queue(
-    anchors: Tensor, newest: Shard, queue: ClassQueue, options: ContrastSpec, ranks: Ranks | None
-) -> Tensor:
-    """The loss against this call's keys and the queue's, which then takes this call's."""
-    keys = anchors if newest.keys is None else newest.keys
+def recalled(queue: ClassQueue, anchors: Tensor, pairs: Pairs, ranks: Ranks | None = None) -> tuple[Shard, bool]:
+    """The queue's rows as keys of these anchors, and whether the queue is to take this call's."""
     _check_width(queue, anchors.shape[1], "head(rows)")
     if ranks is None:  # else the rows of rank 0 are those of every rank
         queue.warn_if_overwritten()
     (past, past_labels), first, learns = recall(queue, queue.keys, queue.key_labels)
     # The rows are read where they lie; the labels are copied, for they change before the backward pass reads them.
-    pairs = Pairs(newest.pairs.anchor_labels, past_labels.clone(), None, None, None, 0, past_labels.shape[0])
-    shards = [newest, Shard(past.to(anchors.dtype), pairs)]
-    if ranks is None:
-        loss = contrast_shards(anchors, shards, options, ordered=True).loss
-    else:
-        loss = contrast_joined(anchors, shards, options, ranks, ordered=True)
-    if first and learns and queue.training:
-        queue.enqueue(keys.detach(), newest.pairs.key_labels, group=None if ranks is None else ranks.group)
-    return loss
+    own = Pairs(pairs.anchor_labels, past_labels.clone(), None, None, None, 0, past_labels.shape[0])
+    return Shard(past.to(anchors.dtype), own), first and learns and queue.training
+
+
+def enqueue(queue: ClassQueue, anchors: Tensor, newest: Shard, ranks: Ranks | None = None) -> None:
+    """Give the queue the keys of this call."""
+    keys = anchors if newest.keys is None else newest.keys
+    queue.enqueue(keys.detach(), newest.pairs.key_labels, group=None if ranks is None else ranks.group)
 
 
 def _check_width(queue: ClassQueue, width: int, of: str) -> None:

@@ -14,6 +14,7 @@ from secl_ops.distributed import Ranks
 from secl_ops.maps import Maps, Parts, contrast_maps
 from secl_ops.queue import ClassQueue
 from secl_ops.replay import recall
+from secl_ops.sigmoid_spec import SigmoidSpec
 from secl_ops.spec import ContrastSpec, SampleSpec
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
@@ -37,7 +38,54 @@ class _Option:
             setattr(module, name, options)
 
 
-class PixelContrastLoss(nn.Module):
+class PixelLoss(nn.Module):
+    """What the losses on maps have in common: options that are checked when they are set, and the draws' counter."""
+
+    draws: Tensor  # [1] int64, the seed of the next draw
+    contrast: ContrastSpec | SigmoidSpec
+    per_class, num_classes, ignore_index, strategy = (_Option("sampling") for _ in range(4))
+    normalize, reduction = (_Option("contrast") for _ in range(2))
+    backend, validate = (_Option("sampling", "contrast") for _ in range(2))
+
+    def __init__(
+        self, sampling: SampleSpec, contrast: ContrastSpec | SigmoidSpec, head: nn.Module | None,
+        key_head: nn.Module | None, queue: ClassQueue | None, seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.sampling, self.contrast = sampling, contrast
+        Parts(head, key_head, queue).check(sampling.num_classes)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an int; got {type(seed).__name__}")
+        self.head, self.key_head, self.queue = head, key_head, queue
+        # An odd factor keeps different seeds apart, and far from each other's sequences.
+        first = (seed * SEED_STRIDE + 2**63) % 2**64 - 2**63
+        self.register_buffer("draws", torch.tensor([first], dtype=torch.int64))
+
+    def loss(self, given: Maps, seed: Tensor) -> Tensor:
+        """The loss of one batch, whose pixels this seed draws."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        features: Tensor,  # [B, D, *spatial]
+        labels: Tensor,  # [B, *any]
+        key_features: Tensor | None = None,  # [B', D, *spatial']
+        key_labels: Tensor | None = None,  # [B', *any]
+        *,
+        eligible: Tensor | None = None,
+        key_eligible: Tensor | None = None,
+        scores: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of one batch; see `pixel_contrast`."""
+        given = Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
+        (seed,), first, _ = recall(self, self.draws)
+        loss = self.loss(given, seed)
+        if first:
+            self.draws += 1
+        return loss
+
+
+class PixelContrastLoss(PixelLoss):
     """`pixel_contrast` with its options kept, its draws counted on the device, and optionally a queue.
 
     Every forward pass draws fresh pixels, also when it is replayed from a CUDA graph; the counter is in `state_dict`,
@@ -73,11 +121,9 @@ class PixelContrastLoss(nn.Module):
         >>> criterion(features, labels).backward()
     """
 
-    draws: Tensor  # [1] int64, the seed of the next draw
+    contrast: ContrastSpec
     temperature: float | Tensor  # no _Option: a parameter must be the module's own to learn
-    per_class, num_classes, ignore_index, strategy = (_Option("sampling") for _ in range(4))
-    denominator, normalize, reduction = (_Option("contrast") for _ in range(3))
-    backend, validate = (_Option("sampling", "contrast") for _ in range(2))
+    denominator = _Option("contrast")
 
     def __init__(
         self,
@@ -98,17 +144,10 @@ class PixelContrastLoss(nn.Module):
         group: ProcessGroup | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.contrast = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
-        self.sampling = SampleSpec(per_class, num_classes, ignore_index, strategy, backend, validate)
-        Parts(head, key_head, queue).check(num_classes)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an int; got {type(seed).__name__}")
-        self.temperature, self.head, self.key_head, self.queue = temperature, head, key_head, queue
-        self.group = group
-        # An odd factor keeps different seeds apart, and far from each other's sequences.
-        first = (seed * SEED_STRIDE + 2**63) % 2**64 - 2**63
-        self.register_buffer("draws", torch.tensor([first], dtype=torch.int64))
+        contrast = ContrastSpec(temperature, denominator, normalize, reduction, backend, validate)
+        sampling = SampleSpec(per_class, num_classes, ignore_index, strategy, backend, validate)
+        super().__init__(sampling, contrast, head, key_head, queue, seed)
+        self.temperature, self.group = temperature, group
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -124,25 +163,10 @@ class PixelContrastLoss(nn.Module):
         names = ("per_class", "num_classes", "ignore_index", "strategy", "temperature", "denominator", "reduction")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def forward(
-        self,
-        features: Tensor,  # [B, D, *spatial]
-        labels: Tensor,  # [B, *any]
-        key_features: Tensor | None = None,  # [B', D, *spatial']
-        key_labels: Tensor | None = None,  # [B', *any]
-        *,
-        eligible: Tensor | None = None,
-        key_eligible: Tensor | None = None,
-        scores: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of one batch; see `pixel_contrast`."""
-        given = Maps(features, labels, key_features, key_labels, eligible, key_eligible, scores)
+    def loss(self, given: Maps, seed: Tensor) -> Tensor:
+        """See `PixelLoss`."""
         options, temperature = self.contrast, self.temperature
         if temperature is not options.temperature:
             options = replace(options, temperature=temperature)
         parts = Parts(self.head, self.key_head, self.queue, self._ranks)
-        (seed,), first, _ = recall(self, self.draws)
-        loss = contrast_maps(given, self.sampling, (seed, None), options, parts)
-        if first:
-            self.draws += 1
-        return loss
+        return contrast_maps(given, self.sampling, (seed, None), options, parts)

@@ -88,6 +88,9 @@ def family(capability: int) -> str:
     return "hopper" if capability < 100 else "blackwell"
 
 
+# Purposes that take the tiles of another one, which multiplies, sums and holds as much: they do not spill either.
+_ALIKE = {"sigmoid": "positive", "sigmoid_keys": "gradient_running", "sigmoid_loss": "scan"}
+
 # Multiply-adds N * M * D of a second pass above which the native CUDA path sorts rows by class first. Unsorted, each
 # tile is visited: 4 N M D FLOP with the gradient, at about 400 TFLOP/s (half the H200's measured peak) 1e-14 s each.
 # Sorted, 1 / C of it stays. Two radix sorts of up to 2^17 ranks cost about ten launches each, 120 us in all. Two
@@ -243,13 +246,14 @@ def pick(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> 
     """The tile for rows of this width and dtype on such a GPU; a narrow row shrinks the table's columns to its own.
 
     Purposes: "scan", the log-sum-exp alone; "value", with the softmax mean of the keys; "positive" and "classes", what
-    is left of the forward pass; "gradient", the pass from the saved state; "..._running", without a known bound.
+    is left of the forward pass; "gradient", the pass from the saved state; "..._running", without a known bound;
+    "sigmoid", loss and gradient of anchors; "sigmoid_keys" and "sigmoid_loss", one of the two.
 
     Example:
         >>> pick(24, torch.bfloat16, "scan").block_d
         32
     """
-    rows = TABLE[family(capability)][_DTYPES.get(dtype, "bf16")][purpose]
+    rows = TABLE[family(capability)][_DTYPES.get(dtype, "bf16")][_ALIKE.get(purpose, purpose)]
     chosen = next((tile for widest, tile in rows if width <= widest), rows[-1][1])
     return fitted(Tile(*chosen), width)
 

@@ -23,9 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from secl_ops import ops
 from secl_ops.autograd import Contrast, Gather
 from secl_ops.engines import triton
-from secl_ops.engines.triton import contrast, grids, launch
+from secl_ops.engines.triton import contrast, grids
 from secl_ops.engines.triton.grids import Card
 from secl_ops.shards import ShardedContrast
+from secl_ops.sigmoid import SigmoidContrast
 
 WAITS = {
     "_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "nonzero_numpy", "argwhere", "masked_select",
@@ -112,13 +113,14 @@ def fake_cuda() -> Iterator[tuple[Watched, Tape]]:
     with (
         listed(mode, run=False),
         patch.object(triton, "objections", lambda *_: []),
-        patch.object(launch, "card", lambda _: Card(90, 132)),
+        patch.object(grids, "card", lambda _: Card(90, 132)),
         patch.object(grids, "is_aligned", lambda _: True),
         patch.object(torch.cuda, "current_device", lambda: 0),
         patch.object(torch.cuda, "device", lambda _: nullcontext()),
         patch.object(Contrast, "apply", partial(tape.apply, Contrast)),
         patch.object(Gather, "apply", partial(tape.apply, Gather)),
         patch.object(ShardedContrast, "apply", partial(tape.apply, ShardedContrast)),
+        patch.object(SigmoidContrast, "apply", partial(tape.apply, SigmoidContrast)),
         FakeTensorMode(),
         mode,
     ):

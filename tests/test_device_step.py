@@ -12,7 +12,7 @@ from torch import Tensor
 
 import secl_ops
 from secl_ops import tiles
-from secl_ops.engines.triton import grids, launch
+from secl_ops.engines.triton import grids, sides
 from tests.device_step import HostWaitError, fake_cuda, watched
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -160,7 +160,7 @@ def test_a_wait_is_seen_under_the_true_engine(wait: Callable[[Tensor], object]) 
 
 def test_a_wait_behind_an_operation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        launch,
+        sides,
         "cells",
         lambda count, block: grids.cells(count + torch.zeros((), device="cuda", dtype=torch.int64).item(), block),
     )

@@ -27,8 +27,10 @@ from tests.budget import assert_within_budget
 from tests.cases import CASES, alone, labels, separate
 from tests.conftest import skip_or_fail
 from tests.oracle import Call, dense
+from tests.sigmoid_oracle import case, dense_sigmoid, sigmoid
 from tests.test_backends import check, on
 from tests.test_few_launches import forget
+from tests.test_sigmoid import check as check_sigmoid
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -51,6 +53,19 @@ def runs() -> None:
 def contrast(name: str, denominator: str, dtype: torch.dtype) -> Step:
     """A shared case, both sides of which learn."""
     return lambda: check(replace(CASES[name](), denominator=denominator).to(dtype), "triton", DEVICE)
+
+
+def sigmoid_loss(name: str, dtype: torch.dtype, **options: Any) -> Step:
+    """The sigmoid loss of a shared case, all of which learns."""
+    return lambda: check_sigmoid(case(name, **options).to(dtype), "triton", DEVICE)
+
+
+def sigmoid_alone() -> None:
+    """The sigmoid loss where nothing learns."""
+    call = sigmoid(CASES["ragged"](), bias=-1.5)
+    loss = secl_ops.sigmoid_contrast(**on(call, DEVICE).arguments(), backend="triton").cpu()
+    truth, rough = (dense_sigmoid(each) for each in (call.to(torch.float64), call))
+    assert_within_budget("loss", loss, truth, rough, amplification=40.0)
 
 
 def in_parts(call: Call, denominator: str) -> Step:
@@ -250,6 +265,9 @@ MANY: dict[str, Step] = {
     **{f"known lse, {way}": known(way) for way in DENOMINATORS},
     **{f"backward, {way}": backward(way) for way in DENOMINATORS},
     **{f"reduction {name}": reduction(name) for name in ("mean", "sum", "none")},
+    "sigmoid": sigmoid_loss("excluding", BF16),
+    "sigmoid, self": sigmoid_loss("self prototypes", FP16, weights=torch.arange(26) / 26),
+    "sigmoid, nobody learns": sigmoid_alone,
     "gather": gather(BF16, normalize=False, unique=False),
     "gather once": gather(FP32, normalize=False, unique=True),
     "gather unit": gather(BF16, normalize=True, unique=False),
@@ -348,9 +366,7 @@ def missing(launches: Sequence[Launch], kernels: Mapping[str, Kernel]) -> list[s
 @pytest.mark.exhaustive
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU each process runs a share of the variants")
 def test_the_variants_reach_every_kernel_and_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from secl_ops.engines.triton import launch
-
-    monkeypatch.setattr(launch, "card", lambda _: Card(90, 132))  # which cuts even a few rows into parts
+    monkeypatch.setattr(grids, "card", lambda _: Card(90, 132))  # which cuts even a few rows into parts
     with recorded() as launches:
         for step in VARIANTS.values():
             step()
@@ -374,4 +390,4 @@ def test_what_no_variant_launches_is_seen() -> None:
 
 
 def test_the_variants_fit_into_their_seconds() -> None:
-    assert 60 <= len(VARIANTS) <= 75
+    assert 60 <= len(VARIANTS) <= 78

@@ -24,6 +24,10 @@ CONTRACT: dict[str, tuple[str, str]] = {
     "ClassQueue": ("num_classes size dim", ""),
     "ContrastParts": ("loss lse count", ""),
     "PixelContrastLoss": ("per_class num_classes", f"ignore_index strategy queue group seed {LOSS}"),
+    "PixelSigmoidLoss": (
+        "per_class num_classes",
+        "ignore_index strategy head key_head queue scale bias normalize reduction backend validate seed",
+    ),
     "PixelSample": ("index label", ""),
     "Tap": ("module name pick", ""),
     "backends": ("", ""),
@@ -47,6 +51,11 @@ CONTRACT: dict[str, tuple[str, str]] = {
     ),
     "pool_regions": ("features grid", ""),
     "sample_pixels": ("labels per_class", f"eligible scores seed backend {SAMPLE}"),
+    "sigmoid_contrast": (
+        "anchors keys",
+        "anchor_labels key_labels scale bias weights positives positive_labels positive_groups anchor_groups "
+        "key_groups exclude normalize reduction backend validate",
+    ),
     "tap": ("model name", "pick"),
 }
 

@@ -54,7 +54,7 @@ def sorting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other side is cut into parts, as for a card of many multiprocessors."""
-    monkeypatch.setattr(launch, "card", lambda _: Card(90, 132))
+    monkeypatch.setattr(grids, "card", lambda _: Card(90, 132))
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_a_survey_times_what_is_right_and_fits(purpose: str) -> None:
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_a_wrong_kernel_is_not_timed(purpose: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from secl_ops.engines.triton import launch
+    from secl_ops.engines.triton import launch, launch_sigmoid
 
     true = sides.arrange
 
@@ -84,7 +84,8 @@ def test_a_wrong_kernel_is_not_timed(purpose: str, monkeypatch: pytest.MonkeyPat
         side = true(*arguments, **options)
         return side._replace(rows=1.1 * side.rows)
 
-    monkeypatch.setattr(launch, "arrange", longer)
+    for module in (launch, launch_sigmoid):
+        monkeypatch.setattr(module, "arrange", longer)
     (row,) = survey(Group(purpose, "fp32", 16), 40, 1, DEVICE, 90, [SMALL], compiled)
     named = dict(zip(FIELDS, row, strict=False))
     assert not named["p50_ms"]

@@ -114,7 +114,12 @@ def _public() -> list[Target]:
     queue = {"num_classes": 2, "size": 3, "dim": 3}
     contrasts = (info, {**info, **absent}, {**info, **prototypes}, {**info, **pieces}, weighted)
     contrasts_apart = (parts, {**parts, **absent}, {**parts, **pieces, "lse": None})
+    judged = {"scale": 10.0, "bias": torch.tensor(-10.0)}
+    others = ("temperature", "denominator", "key_weights")
+    judging = [{**{name: given[name] for name in given if name not in others}, **judged} for given in contrasts]
     return [
+        *(Target("sigmoid_contrast", secl_ops.sigmoid_contrast, given) for given in judging),
+        Target("sigmoid_contrast", secl_ops.sigmoid_contrast, {**judging[2], **checked}),
         *(Target("info_nce", secl_ops.info_nce, given) for given in contrasts),
         Target("info_nce", secl_ops.info_nce, {**info, **prototypes, **pieces, **checked}),
         *(Target("info_nce_parts", secl_ops.info_nce_parts, given) for given in contrasts_apart),
@@ -174,6 +179,14 @@ def _raw(namespace: str) -> list[Target]:
         {**alone, **absent},
         {**apart, **absent, **weights},
     ]  # fmt: skip
+    judged: dict[str, Any] = {"scale": 10.0, "bias": -10.0}
+    if outer:
+        judged |= {"learned_scale": torch.ones(1), "learned_bias": None}
+    unweighted = ({name: each[name] for name in each if name != "key_weights"} for each in (apart, alone))
+    flagged = zip(unweighted, (Flag.ANCHOR_GRADIENT, Flag.SELF), strict=True)
+    judging = [{**each, **judged, "flags": int(flag)} for each, flag in flagged]
+    judged_forward = [{**judging[0], "key_inverse": torch.ones(5)}, {**judging[1], "key_inverse": None}]
+    judged_backward = [{**each, "weight": torch.ones(4)} for each in judging]
     factors = dict.fromkeys(("grad_loss", "push", "draw", "lse"), torch.ones(4))
     backward = [
         {**factors, **apart, "flags": both}, {**factors, **alone},
@@ -192,6 +205,9 @@ def _raw(namespace: str) -> list[Target]:
         "contrast": contrast,
         "contrast_forward": contrast,
         "contrast_backward": backward,
+        "sigmoid": judged_forward,
+        "sigmoid_forward": judged_forward,
+        "sigmoid_backward": judged_backward,
         "reduce": [
             {"loss": torch.ones(4), "pull": torch.ones(4), "count": labels, "weights": torch.ones(4),
              "reduction": name if outer else place}

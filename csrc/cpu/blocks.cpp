@@ -80,6 +80,8 @@ struct Task {
   void sweep(const Sweep& s) const {
     if (operation == Operation::kLogSumExp) return p.kernel.log_sum_exp(s);
     if (operation == Operation::kPositives) return p.kernel.positives(s);
+    if (operation == Operation::kSigmoid) return p.kernel.sigmoid(s);
+    if (operation == Operation::kSigmoidKeys) return p.kernel.sigmoid_keys(s);
     p.kernel.gradient(s, operation == Operation::kAnchorGradient);
   }
 };
@@ -135,6 +137,7 @@ Sweep shared_sweep(const Problem& p, const SortedSide& rows, const SortedSide& c
           .to_log2 = static_cast<float>(p.scale * M_LOG2E),
           .maximum = static_cast<float>(p.maximum),
           .bounded = p.bounded,
+          .bias2 = static_cast<float>(p.bias * M_LOG2E),
           .negatives_only = (p.flags & kNegatives) != 0};
 }
 
@@ -202,6 +205,23 @@ void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const 
   turns.run(workers, [&](int64_t worker, const Turn& turn) {
     task.run(shared, turn.row, turn.column % chains.splits, task.columns_met(turn.row, turn.column),
              workspaces[worker]);
+  });
+}
+
+void unpack(const Problem& p, const SortedSide& side, Slab slab, int64_t first, int64_t rows, float* out) {
+  for (int64_t r = 0; r < std::min(rows, side.count - first); ++r) {
+    add_row(p, slab, r, out + side.index[first + r] * p.depth);
+  }
+}
+
+void add_gradient(const Problem& p, const Role& rows, const Role& columns, Operation operation, float* out) {
+  const Chains chains(rows.side.count, columns.side.count);
+  Sums sums = chains.make_sums(p, true);
+  sweep_sides(p, rows, columns, chains, operation, sums);
+  chains.join(p, sums, false);
+  for_each(chains.blocks, worker_count(rows.side.count * p.depth), [&](int64_t, int64_t block) {
+    const Slab slab = chains.slab(p, sums, block * chains.splits);
+    unpack(p, rows.side, slab, block * chains.size, chains.size, out);
   });
 }
 

@@ -21,6 +21,7 @@ struct Problem {
   int64_t flags, depth;
   bool bounded = false;  // see Sweep
   double maximum = 0;    // likewise
+  double bias = 0;       // of a logit
   SortedSide anchors = {}, separate_keys = {};
 
   // Whether pair (i, j) counts where (j, i) does.
@@ -72,7 +73,15 @@ struct Chains {
   void join(const Problem& p, Sums& sums, bool peaks) const;
 };
 
-enum class Operation { kLogSumExp, kPositives, kAnchorGradient, kKeyGradient, kSelfGradient };
+enum class Operation {
+  kLogSumExp,
+  kPositives,
+  kAnchorGradient,
+  kKeyGradient,
+  kSelfGradient,
+  kSigmoid,
+  kSigmoidKeys
+};
 
 // Sums over all pairs of a row and a column that the operation concerns.
 void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const Chains& chains,
@@ -81,6 +90,12 @@ void sweep_sides(const Problem& p, const Role& rows, const Role& columns, const 
 // The fields of a sweep that are the same for all blocks.
 Sweep shared_sweep(const Problem& p, const SortedSide& rows, const SortedSide& columns,
                    const std::vector<Span>& row_spans, const std::vector<Span>& column_spans);
+
+// Adds the gradient of each row that is not ignored to [n, D].
+void add_gradient(const Problem& p, const Role& rows, const Role& columns, Operation operation, float* out);
+
+// Adds the sums of positions first .. first + rows to the rows that they belong to, [n, D].
+void unpack(const Problem& p, const SortedSide& side, Slab slab, int64_t first, int64_t rows, float* out);
 
 // Adds one row of a slab to a row of numbers.
 inline void add_row(const Problem& p, Slab slab, int64_t row, float* to /* [D] */) {

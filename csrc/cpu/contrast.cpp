@@ -39,26 +39,6 @@ void reserve_factors(SortedSide& side) {
     each->assign(side.padded(), 0);
 }
 
-// Adds the sums of positions first .. first + rows to the rows that they belong to, [n, D].
-void unpack(const Problem& p, const SortedSide& side, Slab slab, int64_t first, int64_t rows, float* out) {
-  for (int64_t r = 0; r < std::min(rows, side.count - first); ++r) {
-    add_row(p, slab, r, out + side.index[first + r] * p.depth);
-  }
-}
-
-// Adds the gradient of each row that is not ignored, as anchor or as key, to [n, D].
-void add_gradient(const Problem& p, const Role& rows, const Role& columns, bool as_anchors, float* out) {
-  const Chains chains(rows.side.count, columns.side.count);
-  Sums sums = chains.make_sums(p, true);
-  sweep_sides(p, rows, columns, chains, as_anchors ? Operation::kAnchorGradient : Operation::kKeyGradient,
-              sums);
-  chains.join(p, sums, false);
-  for_each(chains.blocks, worker_count(rows.side.count * p.depth), [&](int64_t, int64_t block) {
-    const Slab slab = chains.slab(p, sums, block * chains.splits);
-    unpack(p, rows.side, slab, block * chains.size, chains.size, out);
-  });
-}
-
 // The same for one side in both roles.
 void add_self_gradient(const Problem& p, const Role& rows, float* out) {
   const BlockPairs pairs(rows.side.count);
@@ -227,7 +207,7 @@ class Forward {
       factors.push[position] = static_cast<float>(scan() ? p_.scale : p_.scale * pull_[row]);
       factors.draw[position] = static_cast<float>(scan() ? 0 : p_.scale / positives);
     }
-    add_gradient(p_, anchors_, keys_, true, grad_);
+    add_gradient(p_, anchors_, keys_, Operation::kAnchorGradient, grad_);
     for (const int64_t row : unmet)
       std::fill_n(grad_ + row * p_.depth, p_.depth, 0.0f);  // 0 times a NaN is one
   }
@@ -320,8 +300,8 @@ std::tuple<Tensor, Tensor> Operations::contrast_backward(const ContrastCall& cal
     return {grad_anchors, grad_keys};
   }
   if (!self) reserve_factors(p.separate_keys);
-  if (to_anchors) add_gradient(p, anchor_role, key_role, true, anchor_out);
-  if (to_keys || self) add_gradient(p, key_role, anchor_role, false, key_out);
+  if (to_anchors) add_gradient(p, anchor_role, key_role, Operation::kAnchorGradient, anchor_out);
+  if (to_keys || self) add_gradient(p, key_role, anchor_role, Operation::kKeyGradient, key_out);
   return {grad_anchors, grad_keys};
 }
 

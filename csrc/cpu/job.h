@@ -50,6 +50,7 @@ struct Sweep {
   float to_log2;             // scale * log2(e)
   float maximum;             // bound of the similarity in base 2, where `bounded`
   bool bounded;              // exp2(s - maximum) can neither overflow nor vanish
+  float bias2;               // of the sigmoid loss: added to a logit, in base 2
   bool negatives_only;       // the denominator holds negatives only
   int64_t first_row = 0, row_tiles = 0;
   int64_t first_column = 0, column_tiles = 0;

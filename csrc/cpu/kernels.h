@@ -42,6 +42,9 @@ struct Kernels {
   void (*self_log_sum_exp)(const Sweep&);           // bounded similarities only
   void (*self_positives)(const Sweep&);
   void (*self_gradient)(const Sweep&);
+  void (*sigmoid)(const Sweep&);       // rows as anchors
+  void (*sigmoid_keys)(const Sweep&);  // the gradient of rows as keys
+  void (*self_sigmoid)(const Sweep&);
   // Few rows; a vector is `lanes` neighbouring rows, whose gradients are added to [lanes, width].
   void (*small_pack)(const float* rows /* [tile, width] */, int64_t width, int64_t depth,
                      float* to /* [depth, tile] */);

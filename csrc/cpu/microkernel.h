@@ -17,23 +17,11 @@
 #include "small_products.h"
 #include "small_tile.h"
 #endif
+#include "sigmoid_tile.h"
 #include "sweep.h"
 
 namespace secl::SECL_ISA {
 namespace {
-
-// Calls body(c, v, place, i, j) for each vector of a tile: the pairs of rows i .. i + kLanes with column j.
-template <class Body>
-SECL_INLINE void for_vectors(const Sweep& s, float* tile /* [kColumns, kBlock] */, int64_t row,
-                             int64_t column, const Body& body) {
-#pragma GCC unroll 1
-  for (int c = 0; c < kColumns; ++c) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      body(c, v, tile + c * kBlock + v * kLanes, s.first_row + row + v * kLanes, column + c);
-    }
-  }
-}
 
 // Visits where a denominator pair can be, masks where another can be too.
 template <bool kSelf>
@@ -309,6 +297,9 @@ constexpr Kernels make_kernels(const char* name) {
           run<BoundedSum<true>>,
           run<PositiveSum<true>>,
           self_gradient,
+          run<SigmoidSum<false>>,
+          run<SigmoidKeys>,
+          run<SigmoidSum<true>>,
 #ifdef SECL_HALVES
           nullptr,
           nullptr,

@@ -98,6 +98,7 @@ struct PairTask {
   void sweep(const Sweep& s) const {
     if (operation == Operation::kLogSumExp) return p.kernel.self_log_sum_exp(s);
     if (operation == Operation::kPositives) return p.kernel.self_positives(s);
+    if (operation == Operation::kSigmoid) return p.kernel.self_sigmoid(s);
     p.kernel.self_gradient(s);
   }
 };

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The pairs of a tile, and the sweep of columns past a block of rows.
 
+#pragma once
+
 #include "kernels.h"
 #include "vectors.h"
 
@@ -55,6 +57,19 @@ struct Meeting {
 SECL_INLINE void clear(float* tile /* [kColumns, kBlock] */) {
   for (int c = 0; c < kColumns; ++c) {
     for (int v = 0; v < kVectors; ++v) store(tile + c * kBlock + v * kLanes, Float{});
+  }
+}
+
+// Calls body(c, v, place, i, j) for each vector of a tile: the pairs of rows i .. i + kLanes with column j.
+template <class Body>
+SECL_INLINE void for_vectors(const Sweep& s, float* tile /* [kColumns, kBlock] */, int64_t row,
+                             int64_t column, const Body& body) {
+#pragma GCC unroll 1
+  for (int c = 0; c < kColumns; ++c) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      body(c, v, tile + c * kBlock + v * kLanes, s.first_row + row + v * kLanes, column + c);
+    }
   }
 }
 

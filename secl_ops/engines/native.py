@@ -13,7 +13,8 @@ from torch import Tensor
 
 from secl_ops import library
 from secl_ops.engines import ordering
-from secl_ops.engines.reference import ContrastState, Origin, Reduction
+from secl_ops.engines.reference import ContrastState, Origin, Reduction, SigmoidState
+from secl_ops.sigmoid_spec import Logit
 from secl_ops.spec import REDUCTIONS, STRATEGIES, WEIGHTED_KEYS, Flag, Pairs
 
 _CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels read as it is
@@ -22,6 +23,7 @@ _CUDA_LABELS = (torch.int64, torch.int32, torch.uint8)  # what the CUDA kernels 
 _KERNELS = {
     "info_nce": ("unit_rows", "row_inverse", "unit_rows_backward", "contrast_forward", "contrast_backward", "reduce"),
     WEIGHTED_KEYS: ("contrast_forward", "contrast_backward", "reduce"),
+    "sigmoid_contrast": ("unit_rows", "row_inverse", "unit_rows_backward", "sigmoid_forward", "sigmoid_backward"),
     "reduce": ("reduce",),  # of losses, which are fp32 whatever the rows are
     "gather_pixels": ("gather", "gather_backward"),
     "sample_pixels": ("sample",),
@@ -137,6 +139,26 @@ def _cuda_backward(
         grad_anchors = ordering.restored(grad_anchors, order.anchors)
         grad_keys = ordering.restored(grad_keys, order.keys)
     return grad_anchors, grad_keys
+
+
+def sigmoid_forward(
+    anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag, key_inverse: Tensor | None = None
+) -> SigmoidState:
+    """Sigmoid loss of every anchor [N] from anchors [N, D] and keys [M, D]; on a CPU, where a number may be read."""
+    found = _operations().sigmoid_forward(
+        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs)[:7], _dense(key_inverse), *logit.numbers(),
+        int(flags),
+    )  # fmt: skip
+    return SigmoidState(*found)
+
+
+def sigmoid_backward(weight: Tensor, anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag) -> Tensor:
+    """Gradient of the keys [M, D] over the scale from each anchor's weight [N]; one of weight 0 does not count."""
+    found: Tensor = _operations().sigmoid_backward(
+        weight.float().contiguous(), anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs)[:7],
+        *logit.numbers(), int(flags),
+    )  # fmt: skip
+    return found.masked_fill_(~(weight != 0).any(), 0.0) if Flag.SELF in flags else found
 
 
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,10 @@ With s_ij = scale <a_i, k_j>, D(i) the denominator's pairs, P(i) the positives a
 
 A key of weight w_j is w_j keys: lse_i = log sum_D w_j exp s_ij, c_i and the means over P are sums over w_p of them, and
 dL_i/ds_ij is w_j times as large.
+
+The sigmoid loss, with t_ij = scale <a_i, k_j> + bias and z_ij = 1 for a positive pair, -1 for a negative one:
+
+    L_i = sum_j softplus(-z_ij t_ij)     c_ij = dL_i/dt_ij = -z_ij sigmoid(-z_ij t_ij)
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import torch
 from torch import Tensor
 
 from secl_ops.engines.draws import sample as sample
+from secl_ops.sigmoid_spec import Logit
 from secl_ops.spec import Flag, Pairs
 
 
@@ -35,6 +40,16 @@ class ContrastState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # [N] int32, positives of each anchor; float, the sum of their weights
     grad_anchors: Tensor  # [N, D] d loss_i / d a_i under ANCHOR_GRADIENT, 0 where count is 0; else [0, D]
     met: Tensor | None = None  # [any] int32, what spares the next pass over the same pairs; only its engine reads it
+
+
+class SigmoidState(NamedTuple):
+    """What the forward pass of the sigmoid loss leaves: the losses, and what makes their gradients."""
+
+    loss: Tensor  # [N] float
+    tilt: Tensor  # [N] float, sum of c_ij: d loss_i / d bias
+    # The name hides tuple.count, which nobody calls on tensors.
+    count: Tensor  # type: ignore[assignment]  # [N] int32, pairs of each anchor
+    grad_anchors: Tensor  # [N, D] sum of c_ij k_j under ANCHOR_GRADIENT: d loss_i / d a_i over the scale; else [0, D]
 
 
 class Reduction(NamedTuple):
@@ -241,6 +256,47 @@ def contrast_backward(
         if Flag.KEY_GRADIENT in flags:
             grad_keys = coefficients.T @ a.masked_fill(~counted[:, None], 0.0)
         return grad_anchors, grad_keys
+
+
+def _sigmoid_pairs(a: Tensor, k: Tensor, pairs: Pairs, logit: Logit, flags: Flag) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and slope c of every pair, 0 where it does not count, and whether it does; [N, M] each."""
+    scale, bias = (each.to(a.dtype).reshape(()) if isinstance(each, Tensor) else each for each in logit)
+    positive, negative = pair_masks(pairs, flags)
+    counted, zero = positive | negative, a.new_zeros(())
+    t = scale * (a @ k.T) + bias
+    gap = torch.where(positive, -t, t)
+    slope = torch.where(positive, -torch.sigmoid(gap), torch.sigmoid(gap))
+    return torch.where(counted, torch.logaddexp(gap, zero), zero), torch.where(counted, slope, zero), counted
+
+
+def sigmoid_forward(
+    anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag, key_inverse: Tensor | None = None
+) -> SigmoidState:
+    """Sigmoid loss of every anchor [N] from anchors [N, D] and keys [M, D]; each key is multiplied by `key_inverse`."""
+    with _exact():
+        a, k = _read(anchors, pairs.anchor_labels), _read(keys, pairs.key_labels)
+        if key_inverse is not None:
+            k = k * key_inverse[:, None].to(k.dtype)
+        loss, slope, counted = _sigmoid_pairs(a, k, pairs, logit, flags)
+        count = counted.sum(dim=1, dtype=torch.int32)
+        grad = a.new_empty((0, a.shape[1]))
+        if Flag.ANCHOR_GRADIENT in flags:
+            grad = (slope @ k).masked_fill((count == 0)[:, None], 0.0)
+        return SigmoidState(loss.sum(dim=1), slope.sum(dim=1), count, grad)
+
+
+def sigmoid_backward(weight: Tensor, anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag) -> Tensor:
+    """Gradient of sum_i weight_i L_i of the keys [M, D] over the scale: sum_i weight_i c_ij a_i.
+
+    An anchor of weight 0 [N] does not count: nothing of its row reaches a key. Under SELF the keys are the anchors, and
+    this is the gradient of the rows as keys alone.
+    """
+    pairs = pairs._replace(anchor_labels=torch.where(weight == 0, -1, pairs.anchor_labels))
+    with _exact():
+        a, k = _read(anchors, pairs.anchor_labels), _read(keys, pairs.key_labels)
+        _, slope, counted = _sigmoid_pairs(a, k, pairs, logit, flags)
+        grad = (slope * weight[:, None].to(a.dtype)).T @ a
+        return grad.masked_fill(~counted.any(dim=0)[:, None], 0.0)
 
 
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

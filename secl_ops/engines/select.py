@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from secl_ops.engines import native, reference, triton
-from secl_ops.engines.reference import ContrastState, Origin, Reduction
+from secl_ops.engines.reference import ContrastState, Origin, Reduction, SigmoidState
+from secl_ops.sigmoid_spec import Logit
 from secl_ops.spec import BACKENDS, Flag, Pairs, check_choice
 from secl_ops.verified import VERIFIED
 
@@ -32,6 +33,12 @@ class Backend(Protocol):
         self, factors: tuple[Tensor, Tensor, Tensor], anchors: Tensor, keys: Tensor, pairs: Pairs,
         lse: Tensor, scale: float, flags: Flag, met: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    def sigmoid_forward(
+        self, anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag, key_inverse: Tensor | None = None
+    ) -> SigmoidState: ...
+    def sigmoid_backward(
+        self, weight: Tensor, anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag
+    ) -> Tensor: ...
     def reduce(
         self, loss: Tensor, pull: Tensor, count: Tensor, weights: Tensor | None, reduction: str
     ) -> Reduction: ...

@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from secl_ops.engines.triton.launch_rows import unit_rows as unit_rows
     from secl_ops.engines.triton.launch_rows import unit_rows_backward as unit_rows_backward
     from secl_ops.engines.triton.launch_sample import sample as sample
+    from secl_ops.engines.triton.launch_sigmoid import sigmoid_backward as sigmoid_backward
+    from secl_ops.engines.triton.launch_sigmoid import sigmoid_forward as sigmoid_forward
 
 MODULES = {
     "launch": ("contrast_forward", "contrast_backward", "reduce"),
     "launch_rows": ("unit_rows", "row_inverse", "unit_rows_backward", "gather", "gather_backward"),
     "launch_sample": ("sample",),
+    "launch_sigmoid": ("sigmoid_forward", "sigmoid_backward"),
 }
 OLDEST = (3, 6)
 OLDEST_CARD = (8, 0)

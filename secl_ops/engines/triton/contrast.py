@@ -25,6 +25,7 @@ from secl_ops.engines.triton.plan import (
     load_run,
     load_zone,
     near_tile,
+    places_of,
     plan_tiles,
     share,
 )
@@ -154,15 +155,6 @@ def add_mean(b_grad, b_factor, p_mean, p_top, o_anchor, o_place, o_out, n_anchor
     return b_grad
 
 
-@triton.jit
-def positives_of(run, zone):
-    """How many positives each anchor has: the places of its run, less an excluded one."""
-    b_first, b_stop = run
-    b_zone_first, b_zone_stop = zone
-    m_gone = (b_zone_first < b_zone_stop) & (b_zone_first >= b_first) & (b_zone_first < b_stop)
-    return b_stop - b_first - m_gone.to(tl.int32)
-
-
 @triton.jit(do_not_specialize=("n_anchors", "parts"))
 def positive_kernel(
     p_anchors, p_keys,  # [N', WIDTH], [M', WIDTH]
@@ -212,7 +204,7 @@ def positive_kernel(
             if (BLOCK_D < WIDTH) or (BLOCK_OUT < WIDTH):
                 b_key = tl.load(p_value + skip)
             b_near = value_product(b_weight, b_key, b_near)  # [BN, BM] @ [BM, BO] -> [BN, BO]
-    b_count = positives_of(run, zone)
+    b_count = places_of(run, zone)
     b_divisor = tl.maximum(b_count, 1).to(tl.float32)
     b_pull = b_pull / b_divisor
     if tl.program_id(1) == 0:
@@ -295,7 +287,7 @@ def class_mean_kernel(
         b_lse = (tl.log2(b_sum) + finite_or_zero(b_top)) * LN2
     else:
         b_lse = tl.load(p_known + o_row, mask=m_row, other=0.0)
-    b_count = positives_of(run, zone)
+    b_count = places_of(run, zone)
     m_counted = b_count > 0
     b_divisor = tl.maximum(b_count, 1).to(tl.float32)
     near, far = plan_tiles(run, (run[0], run[0]), zone, SUM_ROWS, True)

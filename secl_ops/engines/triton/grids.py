@@ -137,3 +137,25 @@ def cells(count: int, block: int) -> int:
 def copy_width(width: int) -> int:
     """Columns that a kernel which only moves memory takes at once."""
     return min(tiles.COPY_COLUMNS, max(16, tiles.next_power_of_two(width)))
+
+
+def widths_of(rows: Tensor, width: int) -> dict[str, int]:
+    """Width of arranged rows, and of those that they were arranged from."""
+    return {"WIDTH": rows.shape[1], "OUT": width}
+
+
+def grid_of(count: int, columns: int, parts: int = 1) -> Callable[[Tile], tuple[int, int, int]]:
+    """Programs over rows, columns of the output (0: there is none) and parts of the other side."""
+    return lambda tile: (cells(count, tile.block_n), max(1, cells(columns, tile.block_out)), parts)
+
+
+def pick(rows: Tensor, width: int, purpose: str, count: int, others: int) -> Tile:
+    """The tile for arranged rows on the card where they lie; half of one where these, or the others, are few."""
+    here = card(rows)
+    return tiles.shrunk(tiles.pick(width, rows.dtype, purpose, here.capability), count, others, here.multiprocessors)
+
+
+def parts_of(rows: Tensor, tile: Tile, count: int, columns: int, others: int) -> int:
+    """Into how many parts the other side is cut to fill the card."""
+    programs = cells(count, tile.block_n) * max(1, cells(columns, tile.block_out))
+    return tiles.parts(programs, cells(others, tile.block_m), card(rows).multiprocessors)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,43 +11,12 @@ from torch import Tensor
 from secl_ops import tiles
 from secl_ops.engines.reference import ContrastState, Reduction
 from secl_ops.engines.triton import contrast, gradient, rows
-from secl_ops.engines.triton.grids import card, cells, launch, on
-from secl_ops.engines.triton.sides import Meeting, Names, Side, Upstream, arrange, meet
+from secl_ops.engines.triton.grids import cells, grid_of, launch, on, parts_of, pick, widths_of
+from secl_ops.engines.triton.sides import Meeting, Side, Upstream, arrange, meet, met_by, names_of, rules_of
 from secl_ops.spec import Flag, Pairs
-from secl_ops.tiles import Tile
 
 LOG2E = 1.4426950408889634
 BOUNDED_SCALE = 40.0  # exp(-2 * 40) is a normal fp32 number: a fixed maximum loses no pair of unit rows
-
-
-def _rules(pairs: Pairs) -> tuple[bool, bool]:
-    """Whether keys of an anchor's own label attract it, and whether the others repel it.
-
-    Raises:
-        ValueError: Some keys attract or repel and others do not: the kernels know one rule for all.
-    """
-    count = pairs.key_labels.shape[0]
-    for name in ("positive_start", "negative_stop"):
-        if getattr(pairs, name) not in (0, count):
-            raise ValueError(f"{name} must be 0 or the number of keys, {count}; got {getattr(pairs, name)}")
-    return pairs.positive_start < count, pairs.negative_stop > 0
-
-
-def _names(pairs: Pairs) -> tuple[Names, Names]:
-    """Labels and groups of the anchors and of the keys; groups count where both sides have them."""
-    if pairs.anchor_labels is None or pairs.key_labels is None:
-        raise TypeError("anchor_labels and key_labels must be tensors; got None")
-    grouped = pairs.anchor_groups is not None and pairs.key_groups is not None
-    anchors, keys = (
-        Names(labels.contiguous(), groups.contiguous() if grouped and groups is not None else None)
-        for labels, groups in ((pairs.anchor_labels, pairs.anchor_groups), (pairs.key_labels, pairs.key_groups))
-    )
-    return anchors, keys
-
-
-def _met(meeting: Meeting, rules: tuple[bool, bool]) -> Meeting:
-    """Keys that do not repel are met by their own class alone."""
-    return meeting if rules[1] else meeting._replace(run=meeting.own)
 
 
 class _Parts(NamedTuple):
@@ -72,15 +40,15 @@ def contrast_forward(
     met: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula and arguments."""
-    rules, shared, scan = _rules(pairs), Flag.SELF in flags, Flag.SCAN in flags
-    anchor_names, key_names = _names(pairs)
+    rules, shared, scan = rules_of(pairs), Flag.SELF in flags, Flag.SCAN in flags
+    anchor_names, key_names = names_of(pairs)
     exclude = None if pairs.exclude is None or shared else pairs.exclude.contiguous()
     if met is None:
         meeting = meet(anchor_names, anchor_names if shared else key_names, exclude=exclude)
     else:
         meeting = Meeting.of(met, *_sizes(anchors, keys, flags), exclude is not None)
     kept = meeting.met if met is None and (shared or scan) else None
-    meeting = _met(meeting, rules)
+    meeting = met_by(meeting, rules)
     sums = Flag.NEGATIVES not in flags and not scan
     key_side = arrange(keys, key_names.labels, meeting.other_row, factor=key_inverse, sums=sums)
     anchor_side = key_side if shared else arrange(anchors, anchor_names.labels, meeting.row)
@@ -114,27 +82,6 @@ def _bounded(flags: Flag, scale: float) -> bool:
     return Flag.UNIT in flags and scale <= BOUNDED_SCALE
 
 
-def _widths(rows: Tensor, width: int) -> dict[str, int]:
-    return {"WIDTH": rows.shape[1], "OUT": width}
-
-
-def _grid(count: int, columns: int, parts: int = 1) -> Callable[[Tile], tuple[int, int, int]]:
-    """Programs over rows, columns of the output (0: there is none) and parts of the other side."""
-    return lambda tile: (cells(count, tile.block_n), max(1, cells(columns, tile.block_out)), parts)
-
-
-def _pick(rows: Tensor, width: int, purpose: str, meeting: Meeting) -> Tile:
-    here = card(rows)
-    tile = tiles.pick(width, rows.dtype, purpose, here.capability)
-    return tiles.shrunk(tile, len(meeting.row), len(meeting.other_row), here.multiprocessors)
-
-
-def _parts(rows: Tensor, tile: Tile, count: int, columns: int, others: int) -> int:
-    """Into how many parts the other side is cut to fill the card."""
-    programs = cells(count, tile.block_n) * max(1, cells(columns, tile.block_out))
-    return tiles.parts(programs, cells(others, tile.block_m), card(rows).multiprocessors)
-
-
 def _denominator(
     anchors: Side, keys: Side, meeting: Meeting, hole: Tensor | None, grad: Tensor, scale: float, flags: Flag
 ) -> _Parts:
@@ -142,17 +89,18 @@ def _denominator(
     value, bounded = Flag.ANCHOR_GRADIENT in flags, _bounded(flags, scale)
     count, width = len(meeting.row), grad.shape[1]
     columns = anchors.rows.shape[1] if value else 0
-    tile = _pick(anchors.rows, width, "scan" if not value else "value" if bounded else "value_running", meeting)
-    parts = _parts(anchors.rows, tile, count, columns, len(meeting.other_row))
+    purpose = "scan" if not value else "value" if bounded else "value_running"
+    tile = pick(anchors.rows, width, purpose, count, len(meeting.other_row))
+    parts = parts_of(anchors.rows, tile, count, columns, len(meeting.other_row))
     top, total = (grad.new_empty((parts, count)) for _ in range(2))
     mean = grad if parts == 1 or not value else grad.new_empty((parts, count, width))
     with on(grad):
         launch(
-            contrast.denominator_kernel, tile, _grid(count, columns, parts),
+            contrast.denominator_kernel, tile, grid_of(count, columns, parts),
             anchors.rows, keys.rows, meeting.run, hole, meeting.zone,
             meeting.row if parts == 1 else None, top, total, mean,
             count, float(scale) * LOG2E, float(scale) * LOG2E,
-            **_widths(anchors.rows, width), SELF=Flag.SELF in flags, BOUNDED=bounded, VALUE=value,
+            **widths_of(anchors.rows, width), SELF=Flag.SELF in flags, BOUNDED=bounded, VALUE=value,
         )  # fmt: skip
     return _Parts(top, total, mean, parts, parts == 1)
 
@@ -175,11 +123,16 @@ class _Forward(NamedTuple):
         return self.state.grad_anchors.shape[1]
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows of either side."""
+        return len(self.meeting.row), len(self.meeting.other_row)
+
+    @property
     def options(self) -> dict[str, int]:
         """What the kernels are compiled for."""
         value = Flag.ANCHOR_GRADIENT in self.flags
         own = {"SELF": Flag.SELF in self.flags, "VALUE": value, "PLACED": self.parts.placed}
-        return {**_widths(self.anchors.rows, self.width), **own}
+        return {**widths_of(self.anchors.rows, self.width), **own}
 
 
 def _merge(call: _Forward) -> None:
@@ -203,7 +156,8 @@ def _positive(call: _Forward) -> None:
     columns = rows.shape[1] if Flag.ANCHOR_GRADIENT in call.flags else 0
     with on(rows):
         launch(
-            contrast.positive_kernel, _pick(rows, call.width, "positive", meeting), _grid(len(meeting.row), columns),
+            contrast.positive_kernel, pick(rows, call.width, "positive", *call.sizes),
+            grid_of(len(meeting.row), columns),
             rows, call.keys.rows, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
             *call.parts[:3], *call.state[:5],
             len(meeting.row), call.parts.number, float(call.scale) * LOG2E, float(call.scale), **call.options,
@@ -215,7 +169,7 @@ def _class_mean(call: _Forward) -> None:
     rows, meeting = call.anchors.rows, call.meeting
     with on(rows):
         launch(
-            contrast.class_mean_kernel, _pick(rows, call.width, "classes", meeting), _grid(len(meeting.row), 0),
+            contrast.class_mean_kernel, pick(rows, call.width, "classes", *call.sizes), grid_of(len(meeting.row), 0),
             rows, call.keys.rows, call.keys.sums, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
             *call.parts[:3], *call.state[:5],
             len(meeting.row), call.parts.number, float(call.scale), SUM_ROWS=tiles.SUM_ROWS, **call.options,
@@ -245,7 +199,7 @@ def contrast_backward(
     if not shared:  # an anchor that does not count is no anchor: no NaN of its row reaches a key
         counted = (push != 0) | (draw != 0)
         pairs = pairs._replace(anchor_labels=torch.where(counted, pairs.anchor_labels, -1))
-    rules, (anchor_names, key_names) = _rules(pairs), _names(pairs)
+    rules, (anchor_names, key_names) = rules_of(pairs), names_of(pairs)
     exclude = None if pairs.exclude is None or shared else pairs.exclude.contiguous()
     upstream = Upstream(grad_loss, push.contiguous(), draw.contiguous(), lse.contiguous(), scale)
     grad_anchors, grad_keys = (anchors.new_empty((0, anchors.shape[1]), dtype=torch.float32) for _ in range(2))
@@ -254,7 +208,7 @@ def contrast_backward(
             meeting = Meeting.of(met, *_sizes(anchors, keys, flags), False)
         else:
             meeting = meet(anchor_names, anchor_names if shared else key_names, exclude=exclude)
-        meeting = _met(meeting, rules)
+        meeting = met_by(meeting, rules)
         anchor_side = arrange(anchors, anchor_names.labels, meeting.row, upstream=upstream)
         key_side = anchor_side if shared else arrange(keys, key_names.labels, meeting.other_row)
         grad_anchors = _gradient(anchor_side, key_side, meeting, anchors.shape, scale, flags, rules, keys=shared)
@@ -263,7 +217,7 @@ def contrast_backward(
         key_side = arrange(keys, key_names.labels, meeting.row)
         anchor_side = arrange(anchors, anchor_names.labels, meeting.other_row, upstream=upstream)
         grad_keys = _gradient(
-            key_side, anchor_side, _met(meeting, rules), keys.shape, scale, flags, rules, anchors=False, keys=True
+            key_side, anchor_side, met_by(meeting, rules), keys.shape, scale, flags, rules, anchors=False, keys=True
         )
     return grad_anchors, grad_keys
 
@@ -277,17 +231,17 @@ def _gradient(
     if state is None:
         raise TypeError("the anchors of a backward pass must be arranged with their state")
     bounded, columns, others = _bounded(flags, scale), side.rows.shape[1], len(meeting.other_row)
-    tile = _pick(side.rows, width, "gradient" if bounded else "gradient_running", meeting)
-    parts = _parts(side.rows, tile, count, columns, others)
+    tile = pick(side.rows, width, "gradient" if bounded else "gradient_running", count, others)
+    parts = parts_of(side.rows, tile, count, columns, others)
     result = side.rows.new_empty((count, width), dtype=torch.float32)
     written = result if parts == 1 else result.new_empty((parts, count, width))
     with on(result):
         launch(
-            gradient.gradient_kernel, tile, _grid(count, columns, parts),
+            gradient.gradient_kernel, tile, grid_of(count, columns, parts),
             side.rows, other.rows, state.numbers, state.live, meeting.run, meeting.own, meeting.zone, meeting.excluded,
             meeting.row if parts == 1 else None, written,
             count, others, state.numbers.shape[1], state.live.shape[0], float(scale) * LOG2E,
-            **_widths(side.rows, width), SELF=Flag.SELF in flags, BOUNDED=bounded, NEGATIVES=Flag.NEGATIVES in flags,
+            **widths_of(side.rows, width), SELF=Flag.SELF in flags, BOUNDED=bounded, NEGATIVES=Flag.NEGATIVES in flags,
             POSITIVE=rules[0], ROWS_ARE_ANCHORS=anchors, ROWS_ARE_KEYS=keys, BATCH=tiles.LIVE_BATCH,
         )  # fmt: skip
         if parts > 1:

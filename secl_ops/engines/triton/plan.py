@@ -146,3 +146,12 @@ def comparable(o_row, o_other, run, zone, p_excluded, n_others):
         b_gone = tl.load(p_excluded + o_other, mask=o_other < n_others, other=-1)
         m_pair = m_pair & (b_gone[None, :] != o_row[:, None])
     return m_pair
+
+
+@triton.jit
+def places_of(run, zone):
+    """How many places each run has, less an excluded one."""
+    b_first, b_stop = run
+    b_zone_first, b_zone_stop = zone
+    m_gone = (b_zone_first < b_zone_stop) & (b_zone_first >= b_first) & (b_zone_first < b_stop)
+    return b_stop - b_first - m_gone.to(tl.int32)

@@ -13,6 +13,7 @@ from secl_ops import tiles
 from secl_ops.engines.triton.arrange import arrange_kernel
 from secl_ops.engines.triton.grids import cells, on
 from secl_ops.engines.triton.order import order_kernel
+from secl_ops.spec import Pairs
 
 IGNORED = 2**63 - 1  # the rank of an ignored row: behind all others
 _LABELS = 2**32  # above every label: the ranks of one group
@@ -178,3 +179,33 @@ def arrange(
             OUT=width, WIDTH=padded, BLOCK_N=tiles.SUM_ROWS, BLOCK_D=columns,
         )  # fmt: skip
     return Side(out, wide if sums else None, state)
+
+
+def rules_of(pairs: Pairs) -> tuple[bool, bool]:
+    """Whether keys of an anchor's own label attract it, and whether the others repel it.
+
+    Raises:
+        ValueError: Some keys attract or repel and others do not: the kernels know one rule for all.
+    """
+    count = pairs.key_labels.shape[0]
+    for name in ("positive_start", "negative_stop"):
+        if getattr(pairs, name) not in (0, count):
+            raise ValueError(f"{name} must be 0 or the number of keys, {count}; got {getattr(pairs, name)}")
+    return pairs.positive_start < count, pairs.negative_stop > 0
+
+
+def names_of(pairs: Pairs) -> tuple[Names, Names]:
+    """Labels and groups of the anchors and of the keys; groups count where both sides have them."""
+    if pairs.anchor_labels is None or pairs.key_labels is None:
+        raise TypeError("anchor_labels and key_labels must be tensors; got None")
+    grouped = pairs.anchor_groups is not None and pairs.key_groups is not None
+    anchors, keys = (
+        Names(labels.contiguous(), groups.contiguous() if grouped and groups is not None else None)
+        for labels, groups in ((pairs.anchor_labels, pairs.anchor_groups), (pairs.key_labels, pairs.key_groups))
+    )
+    return anchors, keys
+
+
+def met_by(meeting: Meeting, rules: tuple[bool, bool]) -> Meeting:
+    """Keys that do not repel are met by their own class alone."""
+    return meeting if rules[1] else meeting._replace(run=meeting.own)
