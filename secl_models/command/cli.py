@@ -288,7 +288,8 @@ def check(
     errors = sum(fault.severity == ERROR for fault in faults)
     labels = sum(case.label is not None for case in data_set.cases)
     names = ", ".join(f"{value} {name}" for value, name in data_set.classes.items())
-    typer.echo(f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}")
+    unsaid = "" if data_set.ignored is None else f"; {data_set.ignored} is ignored"
+    typer.echo(f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}{unsaid}")
     if groups := grouping(data_set):
         typer.echo(groups)
     typer.echo(f"{errors} errors, {len(faults) - errors} warnings")

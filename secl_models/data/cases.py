@@ -40,6 +40,7 @@ class DataSet:
         modality: One name per channel.
         cases: In the order of the list, or by name where the layout has no order.
         spacing_from: `data.spacing_from`: what counts where the affine and pixdim of a file disagree.
+        ignored: Label value in the files of voxels of which nothing is said; None: there is none.
     """
 
     root: Path
@@ -48,6 +49,7 @@ class DataSet:
     modality: tuple[str, ...]
     cases: tuple[Case, ...]
     spacing_from: str = AUTO
+    ignored: int | None = None
 
     def files(self) -> list[Path]:
         """Every file of it that is there, read or not."""

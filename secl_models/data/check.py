@@ -146,7 +146,7 @@ def _digest(image: npt.NDArray[Any]) -> bytes:
 
 
 def _note_label(case: Case, label: npt.NDArray[np.int64], findings: _Findings) -> None:
-    present = {int(index) for index in np.flatnonzero(np.bincount(label.ravel()))} - {0}
+    present = {int(index) for index in np.flatnonzero(np.bincount(label[label >= 0]))} - {0}
     findings.classes |= present
     findings.labeled[case.patient] = findings.labeled.get(case.patient, 0) + 1
     if present and (first := findings.labels.setdefault(_digest(label), case)).patient != case.patient:

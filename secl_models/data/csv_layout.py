@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from secl_models.data.cases import Case, DataSet
-from secl_models.data.description import classes_of, found_classes, modality_of, read_description
+from secl_models.data.description import classes_of, found_classes, ignored_of, modality_of, read_description
 from secl_models.data.files import read_text
 from secl_models.data.formats import H5_SUFFIX, file_stem, suffix_of
 from secl_models.data.volumes import count_channels
@@ -41,7 +41,8 @@ def read_csv(path: Path) -> DataSet:
     channels = 1
     with contextlib.suppress(InputError):  # reported when the case is loaded or checked
         channels = count_channels(cases[0].image)
-    return DataSet(path, "csv", classes, modality_of(info, beside) or ("unknown",) * channels, cases)
+    named = modality_of(info, beside) or ("unknown",) * channels
+    return DataSet(path, "csv", classes, named, cases, ignored=ignored_of(info, beside))
 
 
 def _csv_rows(path: Path) -> list[tuple[int, Case]]:

@@ -14,6 +14,7 @@ from secl_models.data.volumes import read_label
 from secl_models.options.errors import InputError
 
 RESERVED = "mean"  # the row of a table that is no structure
+IGNORE = "ignore"  # the name by which nnU-Net v2 says which value is no structure
 MOST_FOUND = 255  # structures that nobody has named
 
 
@@ -64,23 +65,50 @@ def classes_of(info: Mapping[str, Any], path: Path) -> dict[int, str]:
         InputError: The structures are not numbered, not different, or too many.
     """
     labels = info.get("labels")
-    pairs = [
-        (int(key), str(value)) if _is_number(key) else (value, str(key))
-        for key, value in (labels.items() if isinstance(labels, dict) else ())
-    ]
-    whole = all(type(value) is int or (isinstance(value, str) and _is_number(value)) for value, _ in pairs)
-    if not pairs or not whole or any(name == "ignore" for _, name in pairs):
-        rule = "`labels` gives each structure one whole number, without regions and ignore labels"
-        raise InputError(path, rule=rule, got=labels, cure='write {"1": "structure"} or {"structure": 1}')
-    classes = {int(value): name for value, name in sorted((int(value), name) for value, name in pairs)}
+    pairs = sorted(pair for pair in _labels_of(info, path) if pair[1] != IGNORE)
+    classes = dict(pairs)
     classes.pop(0, None)
-    if not classes or min(classes) < 0 or len(classes) < len({name for value, name in pairs if int(value)}):
+    if not classes or min(classes) < 0 or len(classes) < len({name for value, name in pairs if value}):
         raise InputError(path, rule="structures have different values above 0", got=labels, cure="correct `labels`")
     if len(set(classes.values())) < len(classes) or RESERVED in classes.values():
         rule = f"structures have different names, none of them `{RESERVED}`"
         raise InputError(path, rule=rule, got=labels, cure="rename one")
     _require_bounds(classes, path)
     return classes
+
+
+def ignored_of(info: Mapping[str, Any], path: Path) -> int | None:
+    """The label value of voxels of which nothing is said, {"ignore": 4} in nnU-Net v2; None where there is none.
+
+    Args:
+        info: What `dataset.json` holds.
+        path: The file.
+
+    Raises:
+        InputError: It is the background's, a structure's, or no one number.
+    """
+    pairs = _labels_of(info, path) if "labels" in info else []
+    values = [value for value, name in pairs if name == IGNORE]
+    if not values:
+        return None
+    if len(values) > 1 or values[0] <= 0 or any(value == values[0] for value, name in pairs if name != IGNORE):
+        rule = f"`{IGNORE}` has one value above 0 that is no structure's"
+        raise InputError(path, rule=rule, got=info["labels"], cure="number it above the structures")
+    return values[0]
+
+
+def _labels_of(info: Mapping[str, Any], path: Path) -> list[tuple[int, str]]:
+    """Values and names as `labels` gives them."""
+    labels = info.get("labels")
+    pairs = [
+        (int(key), str(value)) if _is_number(key) else (value, str(key))
+        for key, value in (labels.items() if isinstance(labels, dict) else ())
+    ]
+    whole = all(type(value) is int or (isinstance(value, str) and _is_number(value)) for value, _ in pairs)
+    if not pairs or not whole:
+        rule = "`labels` gives each structure one whole number, without regions"
+        raise InputError(path, rule=rule, got=labels, cure='write {"1": "structure"} or {"structure": 1}')
+    return [(int(value), name) for value, name in pairs]
 
 
 def found_classes(labels: Iterable[Path | None], names: Mapping[int, str]) -> dict[int, str]:

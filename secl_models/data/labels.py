@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from secl_models.data.batch import IGNORED
 from secl_models.options.errors import InputError
 
 MOST_CLASSES = np.iinfo(np.int16).max - 1  # an axis of a NIfTI file holds the probabilities of all and the background
@@ -36,13 +37,16 @@ def value_type(largest: int) -> type[np.integer[Any]]:
     return np.uint8 if largest < 256 else np.int16 if largest < 32768 else np.int32
 
 
-def class_index(stored: npt.NDArray[Any], classes: Mapping[int, str], path: Path) -> npt.NDArray[np.int64]:
-    """Label values to class indices: 0 stays 0, the i-th smallest value becomes i.
+def class_index(
+    stored: npt.NDArray[Any], classes: Mapping[int, str], path: Path, ignored: int | None = None
+) -> npt.NDArray[np.int64]:
+    """Label values to class indices: 0 stays 0, the i-th smallest value becomes i, the ignored one -1.
 
     Args:
         stored: Of the file; within 1e-3 of a whole number counts as that.
         classes: Label value to name.
         path: The file.
+        ignored: Label value of voxels of which nothing is said; None: there is none.
 
     Raises:
         InputError: A value is not whole or not among the classes.
@@ -50,13 +54,15 @@ def class_index(stored: npt.NDArray[Any], classes: Mapping[int, str], path: Path
     values = np.array([0, *sorted(classes)])
     whole, exact = _whole(stored)
     index = np.minimum(np.searchsorted(values, whole), len(values) - 1)
-    strange = stored[(values[index] != whole) | ~exact]
+    left_out = (whole == ignored) & exact if ignored is not None else np.zeros(whole.shape, bool)
+    strange = stored[((values[index] != whole) | ~exact) & ~left_out]
     if strange.size:
         found = ", ".join(map(_in_full, np.unique(strange)[:5]))
-        rule = f"label values are among {_shortened(values)}"
+        more = "" if ignored is None else f", or {ignored} where nothing is said"
+        rule = f"label values are among {_shortened(values)}{more}"
         got = f"{found} in {strange.size} voxels"
         raise InputError(path, rule=rule, got=got, cure="correct the label or list the value among the classes")
-    return index.astype(np.int64, copy=False)
+    return np.where(left_out, IGNORED, index).astype(np.int64, copy=False)
 
 
 def whole_values(stored: npt.NDArray[Any]) -> set[int]:

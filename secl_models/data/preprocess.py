@@ -100,7 +100,10 @@ class Preprocess:
         return _resample_linear(torch.from_numpy(array), self.grid(volume))
 
     def label(self, volume: Volume) -> Tensor:
-        """Class indices `[*grid]` of the nearest stored voxels, pixel for pixel below `image`: uint8, int16 above 255.
+        """Class indices `[*grid]` of the nearest stored voxels, as `image` lies, -1 where nothing is said.
+
+        Returns:
+            On the CPU; uint8 where that holds all of them, else int16.
 
         Raises:
             InputError: As for `image`, or the volume has no label.
@@ -110,7 +113,8 @@ class Preprocess:
                 volume.case.name, rule="a labelled case has a label", got="none", cure="give its label file"
             )
         turned = self.turn(volume).apply(volume.label)
-        stored = torch.from_numpy(np.ascontiguousarray(turned, dtype=class_type(int(turned.max()))))
+        kind = np.int16 if turned.min() < 0 else class_type(int(turned.max()))
+        stored = torch.from_numpy(np.ascontiguousarray(turned, dtype=kind))
         grid = self.grid(volume)
         if tuple(stored.shape) == grid:
             return stored

@@ -37,7 +37,7 @@ class Volume:
     Attributes:
         case: Where it came from.
         image: Intensities as stored, float32 `[C, *spatial]`.
-        label: Class index 0..K, int64 `[*spatial]`; None when the case has no label.
+        label: Class index 0..K, -1 where nothing is said, int64 `[*spatial]`; None when the case has no label.
         affine: Voxel index to world, float64 `[4, 4]`; the identity when the file stores none.
         spacing: Voxel sides in mm, one per spatial axis; None when the file stores none (h5).
     """
@@ -112,7 +112,7 @@ def examine_case(case: Case, data: DataSet) -> tuple[Volume | None, list[InputEr
             if image is not None:
                 _require_other(image, label, case)
                 label = _like_rank(label, image.array.ndim)
-            index = class_index(_single_channel(label.array, case.label), data.classes, case.label)
+            index = class_index(_single_channel(label.array, case.label), data.classes, case.label, data.ignored)
         if image is not None and label is not None:
             with _collect(faults):
                 _require_same_grid(image, label, case.image[0], case.label)

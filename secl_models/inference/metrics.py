@@ -17,6 +17,8 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_distance import compute_average_surface_distance
 
+from secl_models.data.batch import IGNORED
+
 MEAN = "mean"  # name of the summary row over all structures
 # Stands in the JSON of every evaluation: the same words name other quantities elsewhere.
 DEFINITIONS = {
@@ -121,10 +123,11 @@ def score_case(
     linearly interpolated (not the percentile of the pooled distances, which is smaller).
     ASSD = mean over the pooled distances of both directions.
     A structure in only one of the two images has Dice 0 and HD95 = ASSD = the diagonal of the image.
+    Voxels of which the truth says nothing belong to neither image: both surfaces end there alike.
 
     Args:
         prediction: Class index 0..K per voxel, [*spatial].
-        truth: Class index 0..K per voxel, [*spatial].
+        truth: Class index 0..K per voxel, -1 where nothing is said, [*spatial].
         classes: Label value in the files -> name; its sorted order is the class index.
         spacing: Millimetres per voxel along each axis, or None where unknown: distances are then in voxels.
 
@@ -136,6 +139,7 @@ def score_case(
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
+    prediction = np.where(truth == IGNORED, 0, prediction)
     step = spacing if spacing is not None else (1.0,) * truth.ndim
     diagonal = math.sqrt(sum((size * mm) ** 2 for size, mm in zip(truth.shape, step, strict=True)))
     unit = "mm" if spacing is not None else "voxel"

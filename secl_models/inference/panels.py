@@ -22,7 +22,7 @@ def slice_panels(
 
     Args:
         image: One channel [*spatial].
-        truth: Class index [*spatial].
+        truth: Class index [*spatial], -1 where nothing is said.
         prediction: Class index [*spatial].
 
     Returns:
@@ -47,7 +47,7 @@ def slice_panels(
 
 
 def _tinted(base: npt.NDArray[Any], label: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    colours = np.array([rgb(index) for index in range(int(label.max()) + 1)], float)
+    colours = np.array([rgb(index) for index in range(max(0, int(label.max())) + 1)], float)
     share = OPACITY * (label > 0)[..., None]
     tinted: npt.NDArray[Any] = (1 - share) * base + share * colours[label]
     return tinted

@@ -22,7 +22,7 @@ def one_part_structures(labels: Iterable[npt.NDArray[Any]], classes: int) -> tup
     """Structures that are one part wherever they are shown: the largest holds at least `ONE_PART` of the voxels.
 
     Args:
-        labels: Class index [*spatial] of each case.
+        labels: Class index [*spatial] of each case; one that holds -1, of which nothing is said, is passed over.
         classes: Structures K.
 
     Returns:
@@ -34,6 +34,8 @@ def one_part_structures(labels: Iterable[npt.NDArray[Any]], classes: int) -> tup
     """
     one, shown = set(range(1, classes + 1)), set()
     for label in labels:
+        if label.min(initial=0) < 0:
+            continue
         whole = np.bincount(label.ravel(), minlength=classes + 1)
         kept = label.copy()
         keep_largest(kept)

@@ -167,7 +167,7 @@ def test_no_layout_says_what_each_of_the_three_lacks(tmp_path: Path) -> None:
     ("info", "message"),
     [
         ({"labels": {"background": 0, "whole": [1, 2]}}, "one whole number"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "without regions and ignore labels"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "above 0 that is no structure"),
         ({"labels": {"background": 0}}, "different values above 0"),
         ({"labels": {"a": 1, "b": 1}}, "different values above 0"),
         ({"labels": {"a": -1}}, "different values above 0"),
