@@ -21,6 +21,7 @@ from secl_ops import replay
 
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # how wrappers call what they hold
 _NEAR = 5  # names that a refusal lists
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)  # before torch 2.7 none says: False
 
 
 def tap(model: nn.Module, name: str, *, pick: int | str | None = None) -> Tap:
@@ -158,7 +159,7 @@ class _Hook:
         self.reentrant = False
 
     def __call__(self, module: nn.Module, args: object, output: Any) -> None:
-        if not self.wanted or torch.compiler.is_exporting():
+        if not self.wanted or _is_exporting():
             return
         if not torch.compiler.is_compiling():
             self._keep(module, output)

@@ -81,15 +81,17 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=not COMPILES)
 def _graphs_of_an_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is compiled whole is a skip by name where torch cannot; what is compiled around the loss is tested there."""
+    """What is compiled whole or exported is a skip by name where torch cannot; what is compiled around a loss runs."""
     compile_around = torch.compile
 
+    def refuse(*given: Any, **options: Any) -> NoReturn:
+        skip_or_fail("compile", f"torch {torch.__version__} takes the losses into no graph")
+
     def compile_(*given: Any, fullgraph: bool = False, **options: Any) -> Any:
-        if fullgraph:
-            skip_or_fail("compile", f"torch {torch.__version__} takes the losses into no graph")
-        return compile_around(*given, **options)
+        return refuse() if fullgraph else compile_around(*given, **options)
 
     monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch.export, "export", refuse)
 
 
 @pytest.fixture
