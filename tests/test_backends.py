@@ -251,7 +251,7 @@ def test_a_known_log_sum_exp_replaces_the_denominators_own(flags: Flag, backend:
     for at, name, dtype, sums in ((device, backend, keys.dtype, torch.float32), ("cpu", "reference", wide, wide)):
         rows = [value.to(at, dtype) for value in (call.anchors, keys)]
         pairs = [value.to(at, torch.int32) for value in (call.anchor_labels, key_labels)]
-        options = (None, None, None, 0, len(keys), None, known.to(at, sums), 0.5, int(flags), name)
+        options = (None, None, None, 0, len(keys), None, None, known.to(at, sums), 0.5, int(flags), name)
         found.append([value.cpu() for value in ops.contrast(*rows, *pairs, *options)])
     assert torch.equal(found[0][1], known)
     for output in (0, 2, 3):
@@ -269,7 +269,7 @@ def test_an_anchor_without_push_and_draw_reaches_no_gradient(backend: str, devic
     upstream = torch.tensor(0.5, device=device).expand(19)
     pairs = [value.int() for value in (call.anchor_labels, call.key_labels)]
     both = int(Flag.NEGATIVES | Flag.ANCHOR_GRADIENT | Flag.KEY_GRADIENT)
-    options = (None, None, None, 0, 27, torch.ones(19, device=device), 0.5, both)
+    options = (None, None, None, 0, 27, None, torch.ones(19, device=device), 0.5, both)
     dirty = ops.contrast_backward(upstream, push, draw, anchors, call.keys, *pairs, *options, backend)
     wide = [value.double().cpu() for value in (upstream, push, draw, call.anchors, call.keys)]
     others = [value.cpu() if isinstance(value, Tensor) else value for value in (*pairs, *options)]
