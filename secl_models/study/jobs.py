@@ -8,10 +8,11 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from secl_models.options.methods import BASELINE
 from secl_models.options.schedules import warm_start_steps
 from secl_models.options.schema import RunConfig, load_preset, override, to_dict
 from secl_models.study.rows import STEPS, RunKey
-from secl_models.train.resuming import flat, unheard_before_the_teacher
+from secl_models.train.resuming import flat, movable, unheard_before_the_teacher
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,17 @@ def warm_steps(job: Job) -> int:
     """Labels-only steps that the run shares with all methods; 0 where it has another length than they."""
     options = job.config.train
     return warm_start_steps(options.steps, options.warm_start) if job.budget == STEPS else 0
+
+
+def start_job(job: Job) -> Job:
+    """The labels-only run of the warm start: without options that labels-only steps do not hear."""
+    heard = (option for option in job.overrides if not _unheard(option))
+    return replace(job, method=BASELINE, overrides=tuple(heard))
+
+
+def _unheard(option: str) -> bool:
+    name = option.partition("=")[0]
+    return unheard_before_the_teacher(name) and not movable(name)
 
 
 def start_folder(job: Job, out: Path) -> Path:

@@ -32,7 +32,7 @@ from secl_models.options.errors import InputError
 from secl_models.options.events import choice, listen, tell
 from secl_models.options.methods import BASELINE
 from secl_models.study.curves import peak_memory, read_curve
-from secl_models.study.jobs import Job, job_key, run_folder, start_folder, warm_steps
+from secl_models.study.jobs import Job, job_key, run_folder, start_folder, start_job, warm_steps
 from secl_models.study.rows import TIME, Point, Row, add_points, curves_file, read_rows, row_key, write_rows
 from secl_models.train.run import train
 
@@ -219,10 +219,10 @@ def run_start(job: Job, out: Path, voice: tuple[str, bool] | None = None) -> Non
     Raises:
         InputError: The data or an option is at fault.
     """
-    job = replace(job, method=BASELINE)
+    steps, job = warm_steps(job), start_job(job)
     data = _prepare(job, voice, f"warm start of seed {job.seed}")
     split = make_split(data, job.labeled, job.seed)
-    train(job.config, data, split, out, resume=True, max_steps=warm_steps(job), progress=False)
+    train(job.config, data, split, out, resume=True, max_steps=steps, progress=False)
 
 
 def run_job(job: Job, out: Path, voice: tuple[str, bool] | None = None, start: Path | None = None) -> Finished:

@@ -175,8 +175,8 @@ def test_a_warm_start_that_was_made_is_not_made_again(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = steps_taken(monkeypatch)
-    for _ in range(2):
-        run_start(job, tmp_path / "start")
+    for options in ((), ("contrast.weight=0.1", "mix.side=0.5")):
+        run_start(replace(job, overrides=(*job.overrides, *options)), tmp_path / "start")
     assert taken == [0, 1, 2, 3]
     assert json.loads((tmp_path / "start" / "summary.json").read_text())["method"] == "supervised"
     run_job(job, tmp_path / "run", start=tmp_path / "start")
