@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setuptools import setup  # type: ignore[import-untyped]  # its stubs are a package of their own
+from setuptools.command.sdist import sdist  # type: ignore[import-untyped]
 
 CHOICES = ("auto", "cpu", "cuda", "none")
 TORCH_TARGET = "0x020b000000000000"  # the oldest torch that the shared object loads on,
@@ -39,6 +40,15 @@ CUDA_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler", "-f
 PORTABLE = "80+PTX"  # machine code for Ampere, and what every later driver makes its own of
 ARCHITECTURE = re.compile(r"(?P<name>\d{2,3}[af]?)(?P<ptx>\+PTX)?")
 OWN_ARCHITECTURE = re.compile(r"_sm(\d+[af]?)\.cu$")  # a source for one architecture alone
+
+
+class SourceArchive(sdist):  # type: ignore[misc]  # untyped
+    """Holds all of `csrc`, whichever half of it was built here, if any."""
+
+    def make_distribution(self) -> None:
+        found = {str(path) for path in Path("csrc").rglob("*") if path.is_file()}
+        self.filelist.extend(sorted(found - set(self.filelist.files)))
+        super().make_distribution()
 
 
 def notice(text: str) -> None:
@@ -310,4 +320,5 @@ def build() -> dict[str, Any]:
 
 
 if __name__ == "__main__":  # tests import this file for its flags
-    setup(**build())
+    chosen = build()
+    setup(**chosen | {"cmdclass": {"sdist": SourceArchive} | chosen.get("cmdclass", {})})

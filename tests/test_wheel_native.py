@@ -11,6 +11,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import venv
 from pathlib import Path
 
@@ -64,6 +65,17 @@ def test_a_build_frontend_is_told_what_the_chosen_build_needs(choice: str, neede
     source = copy(tmp_path / "secl")
     asks = "from setuptools import build_meta; print(build_meta.get_requires_for_build_wheel())"
     assert python(["-c", asks], source, SECL_BUILD=choice).splitlines()[-1] == str(needed)
+
+
+def test_a_source_archive_holds_every_source(tmp_path: Path) -> None:
+    source = copy(tmp_path / "secl")
+    python(["-m", "build", "--no-isolation", "--sdist", "--outdir", tmp_path, "."], source, SECL_BUILD="none")
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    files = [path for path in (REPOSITORY / "csrc").rglob("*") if path.is_file()]
+    assert {str(path.relative_to(REPOSITORY)) for path in files} <= held
+    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= held
 
 
 @pytest.mark.exhaustive
