@@ -60,6 +60,12 @@ class Learner:
         return sigmoid_ramp(self.done, warm, round(options.steps * options.ramp)) if listens else 0.0
 
     @property
+    def listened(self) -> bool:
+        """Whether a step so far has listened to the teacher."""
+        options = self.config.train
+        return METHODS[options.method].listens and self.done > warm_start_steps(options.steps, options.warm_start)
+
+    @property
     def parameters(self) -> list[str]:
         """Names of what is trained, in the order of the optimiser."""
         return [name for name, _ in self.student.named_parameters()]

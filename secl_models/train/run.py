@@ -42,7 +42,7 @@ from secl_models.train.progress import TrainingProgress, show_profile, tell_star
 from secl_models.train.resuming import flat, refuse_another_run
 from secl_models.train.run_folder import History, RunSummary
 from secl_models.train.stopping import StopWish, Terminated
-from secl_models.train.warnings import not_learned, notes_on
+from secl_models.train.warnings import notes_on, unlearned
 
 LOG_EVERY = 10  # steps; also how often the loss is looked at, since looking waits for the device
 Load = Callable[[DataSet, Sequence[Case]], list[Volume]]
@@ -67,6 +67,7 @@ class _Run:
     best: dict[str, float] = field(default_factory=dict)  # dice and step
     last_dice: float | None = None
     found: dict[str, float] = field(default_factory=dict)  # Dice of each structure at the last validation
+    untaught: dict[str, float] = field(default_factory=dict)  # and at the last one before the teacher was listened to
     picture: npt.NDArray[np.uint8] | None = None  # of the validation at this step
     pending: list[Tensor] = field(default_factory=list)  # losses not looked at yet
     looked: tuple[int, float] = (0, 0.0)  # step and seconds of the last look
@@ -293,6 +294,7 @@ def _validate(run: _Run) -> dict[str, float]:
     found: Validation = validate(network, run.preprocess, run.config, run.validation, len(run.classes))
     names = [run.classes[value] for value in sorted(run.classes)]
     run.last_dice, run.found = found.dice, dict(zip(names, found.structures, strict=True))
+    run.untaught = run.untaught if run.learner.listened else run.found
     if found.dice > run.best.get("dice", -1.0):
         run.best = {"dice": found.dice, "step": float(run.learner.done)}
         _save(run, checkpoint.BEST)
@@ -317,6 +319,7 @@ def _state(run: _Run) -> dict[str, Any]:
         "best": run.best,
         "last_dice": run.last_dice,
         "found": run.found,
+        "untaught": run.untaught,
     }
 
 
@@ -355,7 +358,7 @@ def _take_back(run: _Run, state: dict[str, Any], path: Path) -> None:
     if before != now:
         run.notes += (f"Started in {before} processes, resumed in {now}: equal to rounding, not bit for bit.",)
     run.best, run.last_dice = dict(state["best"]), state["last_dice"]
-    run.found = dict(state.get("found", {}))
+    run.found, run.untaught = dict(state.get("found", {})), dict(state.get("untaught", {}))
     run.looked = (run.learner.done, run.seconds)
 
 
@@ -390,7 +393,7 @@ def _summary(run: _Run, total: float) -> RunSummary:
         last_dice=run.last_dice,
         peak_memory_mib=peak_memory_mib(learner.device),
         parameters=sum(parameter.numel() for parameter in learner.student.network.parameters()),
-        notes=(*run.notes, *(not_learned(run.found) if learner.done == steps else (stopped,))),
+        notes=(*run.notes, *(unlearned(run.found, run.untaught) if learner.done == steps else (stopped,))),
         versions=versions(),
         commit=commit(),
         machine=machine(learner.device),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from secl_models.data.orientation import cut_across
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
 from secl_models.options.schema import RunConfig
+
+NEAR_ZERO, LOSS = 0.05, 0.05  # Dice of a structure that was not learned; what is more than the noise of a validation
 
 
 def notes_on(
@@ -56,19 +59,27 @@ def notes_on(
     return tuple(notes)
 
 
-def not_learned(dice: Mapping[str, float]) -> tuple[str, ...]:
-    """A sentence on structures that the network has not learned when the training is over.
+def unlearned(dice: Mapping[str, float], untaught: Mapping[str, float]) -> tuple[str, ...]:
+    """Sentences on structures that the network has not learned, or has lost, when the training is over.
 
     Args:
         dice: Of each structure on the validation cases, in [0, 1]; NaN where none of them shows it.
+        untaught: The same at the last validation before the teacher was listened to; empty without one.
     """
-    missed = [name for name, value in dice.items() if value == 0]
-    if not missed:
-        return ()
-    return (
-        f"Dice 0 of {', '.join(missed)} on the validation cases: not learned. "
-        "Train longer, label more cases that show it, or see in the report whether a label is at fault.",
-    )
+    notes = []
+    if missed := [name for name, value in dice.items() if value < NEAR_ZERO]:
+        notes.append(
+            f"Dice below {100 * NEAR_ZERO:.0f} % of {', '.join(missed)} on the validation cases: not learned. "
+            "Train longer, label more cases that show it, or see in the report whether a label is at fault."
+        )
+    before = {name: untaught.get(name, math.nan) for name in dice if name not in missed}
+    if lost := [f"{name} ({100 * old:.1f} to {100 * dice[name]:.1f} %)" for name, old in before.items()
+                if old - dice[name] >= LOSS]:  # fmt: skip
+        notes.append(
+            f"Dice fell under the teacher: {', '.join(lost)}. It may have learned from wrong pseudo-labels. Compare "
+            "--method supervised; raise train.warm_start or contrast.confidence, or label cases that show it."
+        )
+    return tuple(notes)
 
 
 def _absent(labeled: Iterable[Volume], classes: Mapping[int, str]) -> list[str]:

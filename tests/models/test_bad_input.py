@@ -72,8 +72,8 @@ def test_a_structure_that_no_labelled_case_shows_is_named(
         "Raise --labeled, or take another --seed, which draws other cases."
     )
     unlearned = (
-        "Dice 0 of ring on the validation cases: not learned. Train longer, label more cases that show it, or see in "
-        "the report whether a label is at fault."
+        "Dice below 5 % of ring on the validation cases: not learned. Train longer, label more cases that show it, "
+        "or see in the report whether a label is at fault."
     )
     assert run(CONFIG, (data, make_split(data, 2, 0)), tmp_path / "run").notes == (note, unlearned)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["notes"] == [note, unlearned]

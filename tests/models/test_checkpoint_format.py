@@ -124,6 +124,7 @@ def test_a_run_goes_on_and_saves_the_same_format(toy: tuple[DataSet, Split], tmp
     state = checkpoint.load(tmp_path)
     # What is younger, and what format 1 does without.
     assert set(state.pop("found")) == set(toy[0].classes.values())
+    assert state.pop("untaught") == {}  # nothing was validated before the teacher
     assert state.pop("one_part") == [1]
     assert state["config"]["data"].pop("spacing_from") == "auto"
     assert shape_of(state) == shape_of(format_1(toy[1]))

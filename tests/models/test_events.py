@@ -25,7 +25,7 @@ from secl_models.options.errors import InputError
 from secl_models.options.events import NOTE, Pace, bars, listen, tell
 from secl_models.train import run as train_run
 from secl_models.train.progress import TrainingProgress
-from secl_models.train.warnings import not_learned
+from secl_models.train.warnings import unlearned
 from tests.models.runs import TINY, TinyRun, tiny_run
 
 STAMP = re.compile(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d ")
@@ -222,9 +222,16 @@ def test_nothing_is_known_before_the_first_part() -> None:
 
 
 def test_a_structure_that_was_not_learned_is_named() -> None:
-    assert not_learned({"ring": 0.4, "core": math.nan}) == ()
-    (said,) = not_learned({"ring": 0.4, "core": 0.0, "rim": 0.0})
-    assert said.startswith("Dice 0 of core, rim on the validation cases: not learned.")
+    assert unlearned({"ring": 0.4, "core": math.nan}, {}) == ()
+    (said,) = unlearned({"ring": 0.4, "core": 0.0, "rim": 0.04}, {"rim": 0.9})
+    assert said.startswith("Dice below 5 % of core, rim on the validation cases: not learned.")
+
+
+def test_a_structure_that_is_lost_under_the_teacher_is_named() -> None:
+    before = {"ring": 0.44, "core": 0.8, "rim": math.nan}
+    assert unlearned({"ring": 0.4, "core": 0.9, "rim": 0.5}, before) == ()
+    (said,) = unlearned({"ring": 0.38, "core": 0.7, "rim": 0.5}, before)
+    assert said.startswith("Dice fell under the teacher: ring (44.0 to 38.0 %), core (80.0 to 70.0 %). It may")
 
 
 def test_resuming_nothing_is_said(run: TinyRun, tmp_path: Path) -> None:

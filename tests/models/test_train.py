@@ -341,3 +341,20 @@ def test_a_few_steps_learn_the_block(toy: tuple[DataSet, Split], tmp_path: Path)
     dice = run(learned, toy, tmp_path / "run").last_dice
     assert dice is not None
     assert dice > 0.8  # an untrained network has below 0.4
+
+
+def test_what_a_structure_loses_under_the_teacher_is_in_the_summary(
+    toy: tuple[DataSet, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run was stopped between the two validations."""
+    found = iter((0.9, 0.6, 0.3))
+
+    def falling(*_: Any) -> validation.Validation:
+        dice = next(found)
+        return validation.Validation(dice, (dice,), dice, (dice,), (dice,))
+
+    monkeypatch.setattr(train, "validate", falling)
+    config = set_train(CONFIG, method="secl", steps=6, warm_start=0.5, validate_every=2, checkpoint_every=2)
+    assert not any("Dice fell" in note for note in run(config, toy, tmp_path, max_steps=4).notes)
+    notes = run(config, toy, tmp_path, resume=True).notes
+    assert [note.partition(".")[0] for note in notes] == ["Dice fell under the teacher: block (90"]
