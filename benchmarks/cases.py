@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 import secl_ops
 
+SIGMOID = (
+    "sigmoid"  # in the place of a denominator: the loss that has none, its scale 1 / temperature, its bias minus that
+)
 TRUTH_PAIRS = 1 << 24  # anchors times keys at a time, so that a float64 matrix stays at 128 MiB
 
 
@@ -103,6 +106,13 @@ class Case:
         return place if self.layout == "pairs" else place % self.classes
 
 
+def loss_of(denominator: str, temperature: float, anchors: Tensor, keys: Tensor | None, **given: Any) -> Tensor:
+    """Our loss of this denominator, or the one that has none."""
+    if denominator == SIGMOID:
+        return secl_ops.sigmoid_contrast(anchors, keys, scale=1 / temperature, bias=-1 / temperature, **given)
+    return secl_ops.info_nce(anchors, keys, temperature=temperature, denominator=denominator, **given)
+
+
 @lru_cache(maxsize=2)
 def truth(case: Case, dtype: torch.dtype = torch.float64) -> Answer:
     """Loss and gradients by the reference backend, a block of anchors at a time; in fp32 this is plain torch."""
@@ -116,11 +126,10 @@ def truth(case: Case, dtype: torch.dtype = torch.float64) -> Answer:
         leaves = tuple(leaf.detach().to(dtype).requires_grad_() for leaf in problem.leaves)
         others = leaves[-1] if keys is None or case.both else keys.to(dtype)
         place = torch.arange(case.rows, device=case.device)[block] if keys is None else None
-        loss = secl_ops.info_nce(
-            leaves[0][block], others, anchor_labels=problem.labels[block],
-            key_labels=problem.labels if problem.key_labels is None else problem.key_labels,
-            temperature=case.temperature, denominator=case.denominator, exclude=place, reduction="sum",
-            backend="reference",
+        loss = loss_of(
+            case.denominator, case.temperature, leaves[0][block], others, anchor_labels=problem.labels[block],
+            key_labels=problem.labels if problem.key_labels is None else problem.key_labels, exclude=place,
+            reduction="sum", backend="reference",
         )  # fmt: skip
         for sum_of, part in zip(gradients, torch.autograd.grad(loss, leaves), strict=True):
             sum_of += part / case.rows

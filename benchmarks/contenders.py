@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import secl_ops
 from benchmarks import packages, rivals
-from benchmarks.cases import Answer, Case, Problem
+from benchmarks.cases import SIGMOID, Answer, Case, Problem, loss_of
 from benchmarks.rivals import Loss
 
 PRODUCT_ROWS = 1024
@@ -32,10 +33,8 @@ def _ours(backend: str) -> Callable[[Problem], Loss]:
         reasons = secl_ops.backends()[backend]
         if reasons:
             raise RuntimeError("; ".join(reasons))
-        return lambda: secl_ops.info_nce(
-            anchors, keys, anchor_labels=labels, key_labels=key_labels, temperature=temperature,
-            denominator=denominator, backend=backend,
-        )  # fmt: skip
+        given: dict[str, Any] = {"anchor_labels": labels, "key_labels": key_labels, "backend": backend}
+        return lambda: loss_of(denominator, temperature, anchors, keys, **given)
 
     return build
 
@@ -53,6 +52,9 @@ LOSSES: dict[str, Callable[[Problem], Loss]] = {
     "Inf-CL": packages.inf_cl,
     "memeff": packages.memeff,
 }
+SOFTMAX_ONLY = (
+    "F.linear_cross_entropy", "pytorch-metric-learning", "KeOps", "cut-cross-entropy", "Inf-CL", "memeff",
+)  # fmt: skip
 GPU_ONLY = (TRITON, "cut-cross-entropy", "Inf-CL", "memeff")
 
 
@@ -64,6 +66,8 @@ def ours(device: str) -> tuple[str, ...]:
 def names(case: Case) -> tuple[str, ...]:
     """The contenders of a case: the symmetric products of self-contrast, and those of two sides, have one form only."""
     known = tuple(name for name in LOSSES if case.device != "cpu" or name not in GPU_ONLY)
+    if case.denominator == SIGMOID:
+        known = tuple(name for name in known if name not in SOFTMAX_ONLY)
     return (*known, *(YARDSTICKS if case.kind == "frozen" else (BY_ROWS,)))
 
 

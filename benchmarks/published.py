@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from benchmarks.cases import Case
+from benchmarks.cases import SIGMOID, Case
 
 ALL, NEGATIVES = "all", "negatives"
 
@@ -79,6 +79,18 @@ KINDS = (
     ),
     Case("both-all-N4096-M4096-D128", 4096, 128, 4096, both=True, title="Both sides learn"),
     Case("pairs-all-N4096-M4096-D128", 4096, 128, 4096, both=True, layout="pairs", title="Pairs, both sides learn"),
+    Case("self-sigmoid-N4096-D128", 4096, 128, denominator=SIGMOID, title="Self-contrast, sigmoid, 4,096"),
+    Case(
+        "both-sigmoid-N4096-M4096-D128",
+        4096,
+        128,
+        4096,
+        both=True,
+        denominator=SIGMOID,
+        layout="pairs",
+        title="SigLIP's loss, both sides learn",
+        source="ICCV 2023, arXiv:2303.15343: scale 10, bias -10 at its start",
+    ),
 )
 
 CASES = _small_first(*PUBLISHED, *KINDS)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.cases import Problem
+from benchmarks.cases import SIGMOID, Problem
 
 BLOCK_ROWS = 256  # as small as keeps the products fast: 64 MiB a matrix against 65,536 keys
 Loss = Callable[[], Tensor]
@@ -30,6 +30,9 @@ def anchor_losses(
     same = labels[:, None] == key_labels[None, :]
     others = torch.ones_like(same) if own is None else own[:, None] != torch.arange(len(keys), device=keys.device)
     positive, negative = same & others, ~same
+    if denominator == SIGMOID:
+        logit = similarity - 1 / temperature
+        return torch.where(others, softplus(torch.where(same, -logit, logit)), 0.0).sum(dim=1)
     count = positive.sum(dim=1)
     if denominator == "all":
         lse = similarity.masked_fill(~others, -torch.inf).logsumexp(dim=1)
