@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from secl_ops.tile_table import TABLE
+from secl_ops.sigmoid_tiles import ANCHORS, KEYS
+from secl_ops.tile_table import TABLE, Widths
 
 
 class Tile(NamedTuple):
@@ -88,8 +89,8 @@ def family(capability: int) -> str:
     return "hopper" if capability < 100 else "blackwell"
 
 
-# Purposes that take the tiles of another one, which multiplies, sums and holds as much: they do not spill either.
-_ALIKE = {"sigmoid": "positive", "sigmoid_keys": "gradient_running", "sigmoid_loss": "scan"}
+# Purposes that take the tiles of another one, which multiplies, sums and holds as much.
+_ALIKE = {"sigmoid_keys": "gradient_running", "sigmoid_loss": "scan"}
 
 # Multiply-adds N * M * D of a second pass above which the native CUDA path sorts rows by class first. Unsorted, each
 # tile is visited: 4 N M D FLOP with the gradient, at about 400 TFLOP/s (half the H200's measured peak) 1e-14 s each.
@@ -253,9 +254,19 @@ def pick(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> 
         >>> pick(24, torch.bfloat16, "scan").block_d
         32
     """
-    rows = TABLE[family(capability)][_DTYPES.get(dtype, "bf16")][_ALIKE.get(purpose, purpose)]
+    rows = _rows(family(capability), _DTYPES.get(dtype, "bf16"), purpose)
     chosen = next((tile for widest, tile in rows if width <= widest), rows[-1][1])
     return fitted(Tile(*chosen), width)
+
+
+def _rows(chips: str, kind: str, purpose: str) -> Widths:
+    """Tiles of one purpose, by the widest row that each serves."""
+    if purpose == "sigmoid":
+        return ANCHORS[chips][kind]
+    rows = TABLE[chips][kind][_ALIKE.get(purpose, purpose)]
+    if purpose != "sigmoid_keys":
+        return rows
+    return tuple((widest, KEYS.get((chips, kind, widest), tile)) for widest, tile in rows)
 
 
 def fitted(tile: Tile, width: int) -> Tile:

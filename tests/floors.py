@@ -13,6 +13,7 @@ FLOORS: dict[str, int] = {
     "secl_ops.library": 0,
     "secl_ops.verified": 0,
     "secl_ops.tile_table": 0,
+    "secl_ops.sigmoid_tiles": 0,
     "secl_ops.tiles": 1,
     "secl_ops.replay": 0,
     "secl_ops.remembered": 0,

@@ -39,6 +39,7 @@ def test_it_is_the_loss_of_the_rows_that_are_drawn(kind: str, dtype: torch.dtype
     features, teacher = (each.to(dtype) for each in MAPS)
     sides = (teacher,) if "teacher" in kind else ()
     criterion(features, LABELS, *sides)  # a queue is filled
+    assert queue is None or queue.written.any()
     leaves = [features.clone().requires_grad_() for _ in range(2)]
     anchors, anchor_labels = rows(criterion, leaves[1])
     anchors = anchors if head is None else head(anchors)

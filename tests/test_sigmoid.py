@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import secl_ops
+from secl_ops import sigmoid_ops
+from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
 from tests.cases import alone, rows, separate
 from tests.draws import examples
@@ -21,6 +23,7 @@ from tests.sigmoid_oracle import CASES, LEARNABLE, SigmoidCall, case, dense, den
 from tests.test_backends import on
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+TRUTH = (torch.float64, torch.float32)
 BACKENDS = pytest.mark.parametrize("backend", ["native", "triton", "reference"], indirect=True)
 
 
@@ -118,6 +121,30 @@ def test_low_precision(name: str, dtype: torch.dtype, backend: str, device: str)
 @pytest.mark.parametrize("name", ["ragged", "weighted", "self", "self prototypes", "all keys ignored"])
 def test_reductions(name: str, reduction: str, backend: str, device: str) -> None:
     check(case(name, reduction=reduction), backend, device)
+
+
+@BACKENDS
+def test_rows_in_both_roles_have_a_weight_in_one(backend: str, device: str) -> None:
+    check(case("self", weights=torch.arange(61) % 4 / 2.0), backend, device)
+
+
+@BACKENDS
+@pytest.mark.parametrize(("start", "stop"), [(0, 70), (70, 70), (0, 0)], ids=["both", "repel", "attract"])
+def test_what_an_operation_leaves_of_each_anchor(start: int, stop: int, backend: str, device: str) -> None:
+    """Of one that meets no key nothing, and of each how many it meets, those of one tile or of several."""
+    call, found = separate(40, 70, 8, ignored=0.4), []
+    names = [value.int() for value in (call.anchor_labels, call.key_labels)]
+    if start:  # all keys are of another class than all anchors: no pair of them is looked at
+        names = [names[0].clamp(max=0), torch.ones(70, dtype=torch.int32)]
+    options = (None, 3.0, -1.5, None, None, int(Flag.ANCHOR_GRADIENT))
+    for place, name, dtype in ((device, backend, torch.float32), *[("cpu", "reference", each) for each in TRUTH]):
+        rows = [value.to(place, dtype) for value in (call.anchors, call.keys)]
+        pairs = (*(value.to(place) for value in names), None, None, None, start, stop)
+        found.append([value.cpu() for value in sigmoid_ops.sigmoid(*rows, *pairs, *options, name)])
+    assert torch.equal(found[0][2], found[1][2])
+    for output in (0, 1, 3):
+        assert_within_budget(f"output {output}", *(each[output] for each in found), amplification=12)
+        assert not found[0][output][call.anchor_labels < 0].any()
 
 
 @BACKENDS

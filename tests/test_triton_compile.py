@@ -28,8 +28,8 @@ SPILLS = {
     ("3.8", "sample_hard-bf16-128-sm100-all"): ["spills 8 bytes"],
 }
 WEIGHTED = ("running_weighted", "positive_weighted", "class_mean_weighted")
-FORWARD = ("scan", "mean", "running", "positive", "class_mean", *WEIGHTED)
-BACKWARD = ("keys", "anchors", "self", "keys_running", "self_running")
+FORWARD = ("scan", "mean", "running", "positive", "class_mean", "sigmoid", "sigmoid_loss", *WEIGHTED)
+BACKWARD = ("keys", "anchors", "self", "keys_running", "self_running", "sigmoid_keys")
 
 
 def closest() -> list[Build]:
@@ -62,6 +62,7 @@ def few() -> list[Build]:
     hopper = [Build(kernel, "bf16", 256, 90, kernel != "class_mean") for kernel in ("scan", "positive", "class_mean")]
     others = [Build("self", "fp32", 128, 80, True), Build("running", "fp16", 128, 90, True)]
     others += [Build(kernel, "bf16", 128, 90, not kernel.startswith("class_mean")) for kernel in WEIGHTED]
+    others += [Build("sigmoid", "fp32", 64, 80), Build("sigmoid_keys", "fp16", 512, 120)]
     return [*copies, *hopper, *others, Build("keys", "fp32", 128, 100, True), Build("self", "bf16", 256, 120, True)]
 
 
@@ -95,6 +96,7 @@ MOST_VISITS = 1.2  # tiles that the pass over the positives visits, times the nu
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_hot_loops_keep_their_budget(capability: int) -> None:
     check([Build(kernel, "bf16", 128, capability, side, True) for kernel in HOT for side in (False, True)])
+    check([Build(kernel, "bf16", 128, capability, False, True) for kernel in ("sigmoid", "sigmoid_keys")])
 
 
 @pytest.mark.exhaustive
@@ -115,6 +117,9 @@ def test_a_budget_that_is_exceeded_and_a_copy_that_is_awaited_are_seen() -> None
     assert beyond(build, kept._replace(waits=(2, 0))) == ["leaves 0 groups of copies in flight, a tile's rows are 1"]
     assert beyond(build, kept._replace(waits=())) == ["leaves 0 groups of copies in flight, a tile's rows are 1"]
     assert beyond(build._replace(kernel="running"), Built()) == []
+    judged, costly = build._replace(kernel="sigmoid_keys"), loop._replace(instructions=3 * loop.instructions)
+    assert "instructions a pair of 17.49" in beyond(judged, Built(far=costly, near=costly, waits=(1,)))[0]
+    assert beyond(judged._replace(width=64), Built(far=costly, near=costly)) == []
 
 
 def test_the_positives_are_visited_and_little_else() -> None:

@@ -27,7 +27,7 @@ from secl_ops.engines.triton.primitives import (
     dot_rows,
     load_order,
     row_offset,
-    softplus2,
+    softplus_pair2,
     tile_pointers,
     value_product,
 )
@@ -46,7 +46,7 @@ def load_number(p_number, number):
 def verdicts(b_logit, m_counted, m_positive):
     """Loss and slope of each pair of these logits in base 2; without masks all count, and none is positive."""
     b_gap = b_logit if m_positive is None else tl.where(m_positive, -b_logit, b_logit)
-    b_loss, b_slope = softplus2(b_gap)
+    b_loss, b_slope = softplus_pair2(b_gap)
     if m_positive is not None:
         b_slope = tl.where(m_positive, -b_slope, b_slope)
     if m_counted is not None:
