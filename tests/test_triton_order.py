@@ -388,7 +388,7 @@ def test_what_a_pass_met_serves_the_next_one_bit_for_bit(count: int) -> None:
 
 def test_what_a_pass_met_is_refused_at_another_size() -> None:
     call = separate(9, 13, 8)
-    pairs = (call.anchor_labels.int(), call.key_labels.int(), None, None, None, 0, 13)
+    pairs = (call.anchor_labels.int(), call.key_labels.int(), None, None, None, 0, 13, None)
     options = (None, torch.zeros(9), 10.0, 0, "reference")
     with pytest.raises(ValueError, match=r"met must have shape \[64\]; got \(3,\)"):
         ops.contrast(call.anchors, call.keys, *pairs, *options, torch.zeros(3, dtype=torch.int32))
