@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// glibc has this name from 2.32 on, and libstdc++ reads it where the build finds such a one; false is always right.
+// glibc has this name from 2.32 on, and libstdc++ reads it where the build finds such a one; false is always
+// right.
 #include <cstdlib>
 
 #if defined(__GLIBC__)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Included before every source: what keeps the shared object loadable on glibc 2.28, as manylinux_2_28 promises,
-// where a newer one is at hand when it is built.
+// Included before every source: what keeps the shared object loadable on glibc 2.28, as manylinux_2_28
+// promises, where a newer one is at hand when it is built.
 #pragma once
 
 #include <cmath>
