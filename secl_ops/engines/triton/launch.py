@@ -19,11 +19,6 @@ LOG2E = 1.4426950408889634
 BOUNDED_SCALE = 40.0  # exp(-2 * 40) is a normal fp32 number: a fixed maximum loses no pair of unit rows
 
 
-def _of_weights(pairs: Pairs, flags: Flag) -> Flag:
-    """The flags of a pass: a bound of the similarities is none of those of weighted keys."""
-    return flags if pairs.key_weights is None else flags & ~Flag.UNIT
-
-
 class _Parts(NamedTuple):
     """The sums of the denominator's parts: maximum, sum and mean key of each anchor."""
 
@@ -45,7 +40,6 @@ def contrast_forward(
     met: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula and arguments."""
-    flags = _of_weights(pairs, flags)
     rules, shared, scan = rules_of(pairs), Flag.SELF in flags, Flag.SCAN in flags
     anchor_names, key_names = names_of(pairs)
     exclude = None if pairs.exclude is None or shared else pairs.exclude.contiguous()
@@ -56,10 +50,9 @@ def contrast_forward(
     kept = meeting.met if met is None and (shared or scan) else None
     meeting = met_by(meeting, rules)
     sums = Flag.NEGATIVES not in flags and not scan
-    copies = pairs.key_weights
-    key_side = arrange(keys, key_names.labels, meeting.other_row, factor=key_inverse, copies=copies, sums=sums)
+    key_side = arrange(keys, key_names.labels, meeting.other_row, factor=key_inverse, sums=sums)
     anchor_side = key_side if shared else arrange(anchors, anchor_names.labels, meeting.row)
-    state = _state(anchors, Flag.ANCHOR_GRADIENT in flags, scan, torch.int32 if copies is None else torch.float32)
+    state = _state(anchors, Flag.ANCHOR_GRADIENT in flags, scan)
     parts = _Parts(None, None, None, 0, True)
     if known_lse is None:
         hole = meeting.own if Flag.NEGATIVES in flags or not rules[0] else None
@@ -76,13 +69,13 @@ def _sizes(anchors: Tensor, keys: Tensor, flags: Flag) -> tuple[int, int | None]
     return anchors.shape[0], None if Flag.SELF in flags else keys.shape[0]
 
 
-def _state(anchors: Tensor, value: bool, scan: bool, counted: torch.dtype) -> ContrastState:
+def _state(anchors: Tensor, value: bool, scan: bool) -> ContrastState:
     count, width = anchors.shape
     fresh = anchors.new_zeros if scan else anchors.new_empty  # a scan leaves the loss alone
     loss, pull = (fresh(count, dtype=torch.float32) for _ in range(2))
     lse = anchors.new_empty(count, dtype=torch.float32)
     grad = anchors.new_empty((count if value else 0, width), dtype=torch.float32)
-    return ContrastState(loss, lse, pull, fresh(count, dtype=counted), grad)
+    return ContrastState(loss, lse, pull, fresh(count, dtype=torch.int32), grad)
 
 
 def _bounded(flags: Flag, scale: float) -> bool:
@@ -105,7 +98,6 @@ def _denominator(
         launch(
             contrast.denominator_kernel, tile, grid_of(count, columns, parts),
             anchors.rows, keys.rows, meeting.run, hole, meeting.zone,
-            None if keys.copies is None else keys.copies.log2(),
             meeting.row if parts == 1 else None, top, total, mean,
             count, float(scale) * LOG2E, float(scale) * LOG2E,
             **widths_of(anchors.rows, width), SELF=Flag.SELF in flags, BOUNDED=bounded, VALUE=value,
@@ -166,7 +158,7 @@ def _positive(call: _Forward) -> None:
         launch(
             contrast.positive_kernel, pick(rows, call.width, "positive", *call.sizes),
             grid_of(len(meeting.row), columns),
-            rows, call.keys.rows, meeting.own, meeting.zone, call.keys.copies, meeting.row, _fp32(call.known_lse),
+            rows, call.keys.rows, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
             *call.parts[:3], *call.state[:5],
             len(meeting.row), call.parts.number, float(call.scale) * LOG2E, float(call.scale), **call.options,
         )  # fmt: skip
@@ -178,8 +170,8 @@ def _class_mean(call: _Forward) -> None:
     with on(rows):
         launch(
             contrast.class_mean_kernel, pick(rows, call.width, "classes", *call.sizes), grid_of(len(meeting.row), 0),
-            rows, call.keys.rows, call.keys.sums, meeting.own, meeting.zone, call.keys.copies, meeting.row,
-            _fp32(call.known_lse), *call.parts[:3], *call.state[:5],
+            rows, call.keys.rows, call.keys.sums, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
+            *call.parts[:3], *call.state[:5],
             len(meeting.row), call.parts.number, float(call.scale), SUM_ROWS=tiles.SUM_ROWS, **call.options,
         )  # fmt: skip
 
@@ -203,7 +195,6 @@ def contrast_backward(
     The factors are grad_loss (of any stride), push and draw, [N] each; an anchor whose push and draw are 0 does not
     count. Under SELF the first is the gradient of the shared rows in both roles, and the second is empty.
     """
-    flags = _of_weights(pairs, flags)
     shared, (grad_loss, push, draw) = Flag.SELF in flags, factors
     if not shared:  # an anchor that does not count is no anchor: no NaN of its row reaches a key
         counted = (push != 0) | (draw != 0)
@@ -228,8 +219,6 @@ def contrast_backward(
         grad_keys = _gradient(
             key_side, anchor_side, met_by(meeting, rules), keys.shape, scale, flags, rules, anchors=False, keys=True
         )
-        if pairs.key_weights is not None:
-            grad_keys *= pairs.key_weights.unsqueeze(1)
     return grad_anchors, grad_keys
 
 
