@@ -89,9 +89,6 @@ def family(capability: int) -> str:
     return "hopper" if capability < 100 else "blackwell"
 
 
-# Purposes that take the tiles of another one, which multiplies, sums and holds as much.
-_ALIKE = {"sigmoid_keys": "gradient_running", "sigmoid_loss": "scan"}
-
 # Multiply-adds N * M * D of a second pass above which the native CUDA path sorts rows by class first. Unsorted, each
 # tile is visited: 4 N M D FLOP with the gradient, at about 400 TFLOP/s (half the H200's measured peak) 1e-14 s each.
 # Sorted, 1 / C of it stays. Two radix sorts of up to 2^17 ranks cost about ten launches each, 120 us in all. Two
@@ -261,11 +258,11 @@ def pick(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> 
 
 def _rows(chips: str, kind: str, purpose: str) -> Widths:
     """Tiles of one purpose, by the widest row that each serves."""
-    if purpose == "sigmoid":
+    if purpose in ("sigmoid", "sigmoid_loss"):  # the loss alone holds less
         return ANCHORS[chips][kind]
-    rows = TABLE[chips][kind][_ALIKE.get(purpose, purpose)]
     if purpose != "sigmoid_keys":
-        return rows
+        return TABLE[chips][kind][purpose]
+    rows = TABLE[chips][kind]["gradient_running"]  # which multiplies, sums and holds as much
     return tuple((widest, KEYS.get((chips, kind, widest), tile)) for widest, tile in rows)
 
 
