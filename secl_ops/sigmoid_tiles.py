@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pinned tiles of the sigmoid loss with its anchors' gradient, and where its keys' gradient needs one of its own.
+"""The pinned tiles of the sigmoid loss with its anchors' gradient, and where either alone needs one of its own.
 
 As in `tile_table`: none spills on a chip of its family, with groups and exclusions. A loss and a slope of every pair
 take more registers than an exponential does, so that these are smaller than those of "value_running".
@@ -50,6 +50,9 @@ ANCHORS: dict[str, dict[str, Widths]] = {
         ),
         "fp32": ((512, (64, 32, 32, 64, 8, 2)),),
     },
+}
+LOSS: dict[tuple[str, str, int], Row] = {
+    ("small", "fp32", 128): (32, 16, 32, 64, 4, 2),  # twice the keys spill 64 to 88 bytes
 }
 KEYS: dict[tuple[str, str, int], Row] = {
     ("small", "fp16", 512): (64, 32, 64, 256, 8, 2),  # twice the keys in flight spill 16 bytes

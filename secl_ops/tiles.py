@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from secl_ops.sigmoid_tiles import ANCHORS, KEYS
+from secl_ops.sigmoid_tiles import ANCHORS, KEYS, LOSS
 from secl_ops.tile_table import TABLE, Widths
 
 
@@ -258,12 +258,12 @@ def pick(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> 
 
 def _rows(chips: str, kind: str, purpose: str) -> Widths:
     """Tiles of one purpose, by the widest row that each serves."""
-    if purpose in ("sigmoid", "sigmoid_loss"):  # the loss alone holds less
-        return ANCHORS[chips][kind]
-    if purpose != "sigmoid_keys":
+    if not purpose.startswith("sigmoid"):
         return TABLE[chips][kind][purpose]
-    rows = TABLE[chips][kind]["gradient_running"]  # which multiplies, sums and holds as much
-    return tuple((widest, KEYS.get((chips, kind, widest), tile)) for widest, tile in rows)
+    # The gradient of keys multiplies, sums and holds as much as that of a contrast.
+    rows = TABLE[chips][kind]["gradient_running"] if purpose == "sigmoid_keys" else ANCHORS[chips][kind]
+    own = {"sigmoid_keys": KEYS, "sigmoid_loss": LOSS}.get(purpose, {})
+    return tuple((widest, own.get((chips, kind, widest), tile)) for widest, tile in rows)
 
 
 def fitted(tile: Tile, width: int) -> Tile:
