@@ -10,8 +10,10 @@ TESTS = SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} \
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -p no:benchmark
 LANE := build/torch-$(TORCH)
 ORIGINALS := build/originals
-# What is compiled, and the Triton kernels, need a later torch.
-LANE_REQUIRE := $(if $(filter 2.6.% 2.7.% 2.8.% 2.9.% 2.10.%,$(TORCH)),SECL_REQUIRE=reference)
+# What is compiled, and the Triton kernels, need a later torch; before 2.11 it names its own sympy, before 2.8 MONAI too.
+LANE_OLD := $(filter 2.6.% 2.7.% 2.8.% 2.9.% 2.10.%,$(TORCH))
+LANE_REQUIRE := $(if $(LANE_OLD),SECL_REQUIRE=reference)
+LANE_PINS := $(if $(LANE_OLD),-e 's/^sympy==.*/sympy/') $(if $(filter 2.6.% 2.7.%,$(TORCH)),-e 's/^monai==.*/monai<1.6/')
 # The Triton of torch 2.11 interprets no loop under NumPy 2.4.
 LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
 
@@ -72,7 +74,7 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@find $(LANE) -mindepth 1 \( -path $(LANE)/.venv -o -path $(LANE)/build -o -name '*.egg-info' \) -prune \
 		-o -type f ! -name '*.so' -exec rm {} +
 	@git ls-files -z --cached --others --exclude-standard | tar -c --null -T - --ignore-failed-read 2>/dev/null | tar -x -C $(LANE)
-	@sed $(LANE_NUMPY) -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^\(triton\|setuptools\)==.*/\1/' $(LOCK) > $(LANE)/$(LOCK)
+	@sed $(LANE_NUMPY) $(LANE_PINS) -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^\(triton\|setuptools\)==.*/\1/' $(LOCK) > $(LANE)/$(LOCK)
 	@touch -r $(LOCK) $(LANE)/$(LOCK)
 	@$(MAKE) --no-print-directory -C $(LANE) setup
 	@cd $(LANE) && $(LANE_REQUIRE) SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" $(TESTS) -W default

@@ -24,9 +24,9 @@ from setuptools import setup  # type: ignore[import-untyped]  # its stubs are a 
 from setuptools.command.sdist import sdist  # type: ignore[import-untyped]
 
 CHOICES = ("auto", "cpu", "cuda", "none")
-TORCH_TARGET = "0x020b000000000000"  # the oldest torch that the shared object loads on,
-OLDEST_TORCH = [2, 11]  # and that has the headers for it
-TORCH = "torch>=2.11"
+OLDEST_TORCH = (2, 11)  # that has the headers of the stable ABI, and that the shared object loads on
+TORCH_TARGET = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
+TORCH = "torch>={}.{}".format(*OLDEST_TORCH)
 FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"]
 OLDEST_GLIBC = ["-include", str(Path("csrc/oldest_glibc.h").resolve())]  # torch's class compiles in another folder
 CHECKED = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", "-DSECL_SANITIZE"]
@@ -65,7 +65,7 @@ def obstacle() -> str | None:
         import torch.utils.cpp_extension
     except ImportError as error:
         return f"the build environment cannot import torch ({error}); build with --no-build-isolation where torch is"
-    if [int(part) for part in torch.__version__.split(".")[:2]] < OLDEST_TORCH:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
         return f"it needs {TORCH}, not {torch.__version__}, whose stable ABI is another; pip install --upgrade torch"
     return None
 

@@ -21,7 +21,7 @@ from secl_ops import replay
 
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # how wrappers call what they hold
 _NEAR = 5  # names that a refusal lists
-_is_exporting = getattr(torch.compiler, "is_exporting", bool)  # before torch 2.7 none says: False
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)  # an older torch does not say: False
 
 
 def tap(model: nn.Module, name: str, *, pick: int | str | None = None) -> Tap:

@@ -14,7 +14,7 @@ from secl_ops.engines import native, reference
 from secl_ops.sigmoid_spec import Logit
 from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
-from tests.cases import alone, separate, surrounded
+from tests.cases import Guarded, alone, separate
 from tests.problems import prototypes, sorted_classes, unit
 from tests.sigmoid_oracle import sigmoid
 from tests.test_native import problem
@@ -99,19 +99,13 @@ def test_keys_that_attract_alone_and_keys_that_repel_alone() -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_nothing_around_the_tensors_is_read_or_written(shared: bool, isa: str) -> None:
     given = every_option(3, shared=shared, n=101, m=333, d=17)
-    buffers = []
-
-    def guarded(value: Tensor) -> Tensor:
-        view, buffer = surrounded(value)
-        buffers.append((buffer, buffer.clone()))
-        return view
-
+    guarded = Guarded()
     expected = given.run(native)
     pairs = Pairs._make(guarded(value) if isinstance(value, Tensor) else value for value in given.pairs)
     rows = guarded(given.anchors), guarded(given.keys)
     found = given._replace(anchors=rows[0], keys=rows[1], pairs=pairs, weight=guarded(given.weight)).run(native)
     assert all(map(torch.equal, found, expected))
-    assert all(torch.equal(now.nan_to_num(7.0), before.nan_to_num(7.0)) for now, before in buffers)
+    assert guarded.untouched()
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+import setup
+from secl_ops import library
 from tests.conftest import REPOSITORY
 
 OUTSIDE = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
@@ -58,6 +60,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python(["-m", "build", "--no-isolation", "--wheel", "--outdir", folder, "."], source, SECL_BUILD="cpu")
     (built,) = folder.glob("*.whl")
     return built
+
+
+def test_both_halves_know_the_oldest_torch() -> None:
+    assert setup.OLDEST_TORCH == library.OLDEST_TORCH
+    assert setup.TORCH_TARGET == "0x020b000000000000"
 
 
 @pytest.mark.parametrize(("choice", "needed"), [("cpu", ["torch>=2.11"]), ("cuda", ["torch>=2.11"]), ("none", [])])

@@ -54,15 +54,19 @@ def class_index(
     values = np.array([0, *sorted(classes)])
     whole, exact = _whole(stored)
     index = np.minimum(np.searchsorted(values, whole), len(values) - 1)
-    left_out = (whole == ignored) & exact if ignored is not None else np.zeros(whole.shape, bool)
-    strange = stored[((values[index] != whole) | ~exact) & ~left_out]
+    known = (values[index] == whole) & exact
+    if ignored is not None:
+        left_out = (whole == ignored) & exact
+        known |= left_out
+        index[left_out] = IGNORED
+    strange = stored[~known]
     if strange.size:
         found = ", ".join(map(_in_full, np.unique(strange)[:5]))
         more = "" if ignored is None else f", or {ignored} where nothing is said"
         rule = f"label values are among {_shortened(values)}{more}"
         got = f"{found} in {strange.size} voxels"
         raise InputError(path, rule=rule, got=got, cure="correct the label or list the value among the classes")
-    return np.where(left_out, IGNORED, index).astype(np.int64, copy=False)
+    return index.astype(np.int64, copy=False)
 
 
 def whole_values(stored: npt.NDArray[Any]) -> set[int]:

@@ -93,7 +93,7 @@ def _exact() -> Iterator[None]:
 @contextmanager
 def _full_matmuls() -> Iterator[None]:
     matmuls: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    if matmuls[1] is None:  # before torch 2.9 one setting is for both
+    if matmuls[1] is None:  # an older torch has one setting for both
         lowered = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
