@@ -279,6 +279,7 @@ def check(
     speak(log_format, quiet)
     from secl_models.data.check import ERROR, check_data_set
     from secl_models.data.layouts import read_data_set
+    from secl_models.data.partial import left_out
     from secl_models.data.patients import grouping
 
     data_set = read_data_set(data, spacing_from(set_))
@@ -290,8 +291,8 @@ def check(
     names = ", ".join(f"{value} {name}" for value, name in data_set.classes.items())
     unsaid = "" if data_set.ignored is None else f"; {data_set.ignored} is ignored"
     typer.echo(f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}{unsaid}")
-    if groups := grouping(data_set):
-        typer.echo(groups)
+    for line in filter(None, (left_out(data_set), grouping(data_set))):
+        typer.echo(line)
     typer.echo(f"{errors} errors, {len(faults) - errors} warnings")
     if errors:
         raise typer.Exit(BAD_INPUT)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -1  # label of padding and of everything unlabelled
+OPEN = -2  # and below: background, or one of the structures that the case does not label
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Batch:
     """Training samples of one step, on the device of the data."""
 
     image: Tensor  # [B, C, *patch] float32, 0 = padding
-    label: Tensor  # [B, *patch] int64 class index, -1 = padding or unlabelled
+    label: Tensor  # [B, *patch] int64 class index, -1 = padding or unlabelled, -2 and below: see OPEN
     position: Tensor  # [B] float32 in [0, 1): where slice (2-D) or patch centre (3-D) lies along the slice axis
 
 

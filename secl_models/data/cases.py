@@ -19,6 +19,7 @@ class Case:
         image: One file per channel, or one file with all channels.
         label: None when there is no label, or when a split hides it.
         split: "train", "val" or "test" where the layout fixes it, else None.
+        unlabeled: Class indices of the structures that its label leaves out although the image may show them.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Case:
     image: tuple[Path, ...]
     label: Path | None
     split: str | None
+    unlabeled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set as a table: a CSV file with the columns image, label, patient and split."""
+"""A data set as a table: a CSV file with the columns image, label, patient and split, and sometimes labeled."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from secl_models.data.cases import Case, DataSet
 from secl_models.data.description import classes_of, found_classes, ignored_of, modality_of, read_description
 from secl_models.data.files import read_text
 from secl_models.data.formats import H5_SUFFIX, file_stem, suffix_of
+from secl_models.data.partial import FIELD, names_in, unlabeled_of, with_field
 from secl_models.data.volumes import count_channels
 from secl_models.options.errors import InputError
 
@@ -30,14 +32,18 @@ def read_csv(path: Path) -> DataSet:
     Raises:
         InputError: A column, a cell or a file is missing, a file is named by two cases, or a label is no label.
     """
-    rows = _csv_rows(path)
-    if not rows:
+    table = _csv_rows(path)
+    if not table:
         raise InputError(path, rule="there is at least one image", got="none", cure="add .nii.gz or .nii images")
+    rows = [(line, _csv_row(path, line, row)) for line, row in table]
     _require_own_files(path, rows)
-    cases = _named_uniquely([case for _, case in rows])
     beside = path.parent / "dataset.json"
     info = read_description(beside) if beside.is_file() else {}
-    classes = classes_of(info, beside) if "labels" in info else found_classes((case.label for case in cases), {})
+    found = [case.label for _, case in rows]
+    classes = classes_of(info, beside) if "labels" in info else found_classes(found, {})
+    named_cases = with_field(_named_uniquely([case for _, case in rows]), info, classes, beside)
+    pairs = zip(table, named_cases, strict=True)
+    cases = tuple(_with_cell(case, row.get(FIELD), classes, f"{path}, line {line}") for (line, row), case in pairs)
     channels = 1
     with contextlib.suppress(InputError):  # reported when the case is loaded or checked
         channels = count_channels(cases[0].image)
@@ -45,7 +51,8 @@ def read_csv(path: Path) -> DataSet:
     return DataSet(path, "csv", classes, named, cases, ignored=ignored_of(info, beside))
 
 
-def _csv_rows(path: Path) -> list[tuple[int, Case]]:
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Each row that is filled, with its line."""
     text = read_text(path, "the table is UTF-8 text", "save it as CSV UTF-8")
     first = text.partition("\n")[0]
     # Spreadsheets take semicolons or tabs where a comma stands in numbers.
@@ -65,7 +72,7 @@ def _csv_rows(path: Path) -> list[tuple[int, Case]]:
     if twice := [column for column in CSV_COLUMNS if columns.count(column) > 1]:
         got = f"{columns.count(twice[0])} columns {twice[0]}"
         raise InputError(path, rule="each column stands once", got=got, cure="remove or rename the others")
-    return [(line, _csv_row(path, line, row)) for line, row in table]
+    return table
 
 
 def _is_filled(row: dict[str, Any]) -> bool:
@@ -95,6 +102,13 @@ def _csv_row(path: Path, line: int, row: dict[str, Any]) -> Case:
     return Case(file_stem(images[0]), patient, images, labels[0] if labels else None, split or None)
 
 
+def _with_cell(case: Case, cell: str | None, classes: Mapping[int, str], what: str) -> Case:
+    """The case with what its cell says that the label shows; an empty one says nothing."""
+    if not cell or not cell.strip():
+        return case
+    return replace(case, unlabeled=unlabeled_of(names_in(cell, classes), classes, f"{what}, column {FIELD}"))
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -114,7 +128,7 @@ def _named_uniquely(rows: list[Case]) -> tuple[Case, ...]:
         if len(set(names)) == len(names):
             break
     pairs = zip(names, rows, strict=True)
-    return tuple(Case(name, case.patient, case.image, case.label, case.split) for name, case in pairs)
+    return tuple(replace(case, name=name) for name, case in pairs)
 
 
 def _require_own_files(path: Path, rows: Sequence[tuple[int, Case]]) -> None:

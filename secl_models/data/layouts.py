@@ -15,6 +15,7 @@ from secl_models.data.csv_layout import read_csv
 from secl_models.data.description import classes_of, found_classes, ignored_of, modality_of, read_description
 from secl_models.data.files import read_text
 from secl_models.data.formats import H5_SUFFIX, file_stem, image_files, refuse_foreign, require_one_each, require_text
+from secl_models.data.partial import with_field
 from secl_models.data.patients import patient_of
 from secl_models.options.errors import InputError
 from secl_models.options.spacing import AUTO
@@ -95,8 +96,9 @@ def _read_decathlon(root: Path) -> DataSet:
     _require_cases(cases, root / "imagesTr")
     _require_listed(info, cases, labels, root)
     about = root / "dataset.json"
-    channels = modality_of(info, about) or ("unknown",)
-    return DataSet(root, "decathlon", classes_of(info, about), channels, cases, ignored=ignored_of(info, about))
+    classes, channels = classes_of(info, about), modality_of(info, about) or ("unknown",)
+    cases = tuple(with_field(cases, info, classes, about))
+    return DataSet(root, "decathlon", classes, channels, cases, ignored=ignored_of(info, about))
 
 
 def _image_files(folder: Path) -> list[Path]:

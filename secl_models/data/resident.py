@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secl_models.data.batch import IGNORED, Batch, partition
+from secl_models.data.batch import IGNORED, OPEN, Batch, partition
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.sampling import (
     WHOLE,
@@ -86,6 +86,11 @@ class ResidentData:
         """Unlabelled slices (2-D) or volumes (3-D)."""
         return self._unlabeled.count
 
+    @property
+    def unlabeled_sets(self) -> tuple[tuple[int, ...], ...]:
+        """Sets of structures that labelled cases leave out; a voxel of label -2 - p is background or of the p-th."""
+        return tuple(self._labeled.unlabeled_sets)
+
     def batch(self, step: int, labeled: int, unlabeled: int, share: Share = WHOLE) -> tuple[Batch, Batch]:
         """Draw the samples of one step: the same arguments always give the same samples.
 
@@ -142,6 +147,7 @@ class _Pool:
         scan: Number of each item's scan `[n]`, from 0.
         position: Relative position of each slice in its scan `[n]`; 0 for volumes, where the patch decides.
         with_structure: Items that hold a labelled voxel; found only where `data.foreground` asks for them.
+        unlabeled_sets: Each set of structures that some volume does not label, in the order of the volumes.
     """
 
     def __init__(self, volumes: Iterable[Volume], config: RunConfig, device: torch.device, *, labeled: bool) -> None:
@@ -151,6 +157,7 @@ class _Pool:
         shapes: list[tuple[int, ...]] = []
         images: list[Tensor] = []
         labels: list[Tensor] = []
+        self.unlabeled_sets: list[tuple[int, ...]] = []
         for volume in volumes:
             image = self._in_runs(preprocess.image(volume))
             if images and len(image) != len(images[0]):
@@ -161,12 +168,13 @@ class _Pool:
             # Half precision halves the memory on a GPU; a CPU would convert every batch back.
             images.append(image.flatten(1).to(torch.float16 if device.type == "cuda" else torch.float32))
             if labeled:
-                labels.append(self._in_runs(preprocess.label(volume).unsqueeze(0)).flatten())
+                label = self._numbered(preprocess.label(volume), volume.case.unlabeled)
+                labels.append(self._in_runs(label.unsqueeze(0)).flatten())
         self._index_items(np.array(shapes, np.int64).reshape(len(shapes), 3), names)
         self._image = torch.cat(images, 1).to(device) if images else torch.zeros(0, 0, device=device)  # [C, voxels]
-        label = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.uint8)
-        self._label = label.to(device) if labeled else None  # [voxels]
-        self._index_structures(label.numpy() if config.data.foreground else np.zeros(0, np.uint8))
+        whole = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.uint8)
+        self._label = whole.to(device) if labeled else None  # [voxels]
+        self._index_structures(whole.numpy() if config.data.foreground else np.zeros(0, np.uint8))
 
     @property
     def count(self) -> int:
@@ -220,6 +228,14 @@ class _Pool:
             rest, column = np.divmod(rest, self.shape[items, axis])
             columns.append(column)
         return np.stack(columns[::-1], 1)
+
+    def _numbered(self, label: Tensor, unlabeled: tuple[int, ...]) -> Tensor:
+        """Open voxels with the number of the set that they may be of: -2 becomes -2 - p."""
+        if not unlabeled:
+            return label
+        if unlabeled not in self.unlabeled_sets:
+            self.unlabeled_sets.append(unlabeled)
+        return torch.where(label == OPEN, OPEN - self.unlabeled_sets.index(unlabeled), label)
 
     def _in_runs(self, values: Tensor) -> Tensor:
         """2-D: `[C, H, W]` or `[C, H, W, S]` to `[C, S, H, W]`, so that a slice is one run of memory."""

@@ -20,6 +20,7 @@ from secl_models.data.formats import H5_SUFFIX, NIFTI_SUFFIXES, require_readable
 from secl_models.data.grid import FloatArray, grid_of, voxel_sides
 from secl_models.data.labels import class_index, value_type
 from secl_models.data.nifti import UNREADABLE, NiftiFile, nifti_like, open_nifti, read_voxels, to_bytes, unreadable
+from secl_models.data.partial import opened
 from secl_models.options.errors import InputError
 from secl_models.options.spacing import AFFINE, AUTO
 
@@ -37,7 +38,8 @@ class Volume:
     Attributes:
         case: Where it came from.
         image: Intensities as stored, float32 `[C, *spatial]`.
-        label: Class index 0..K, -1 where nothing is said, int64 `[*spatial]`; None when the case has no label.
+        label: Class index 0..K, -1 where nothing is said, -2 where background or a structure that the case does not
+            label is, int64 `[*spatial]`; None when the case has no label.
         affine: Voxel index to world, float64 `[4, 4]`; the identity when the file stores none.
         spacing: Voxel sides in mm, one per spatial axis; None when the file stores none (h5).
     """
@@ -113,6 +115,7 @@ def examine_case(case: Case, data: DataSet) -> tuple[Volume | None, list[InputEr
                 _require_other(image, label, case)
                 label = _like_rank(label, image.array.ndim)
             index = class_index(_single_channel(label.array, case.label), data.classes, case.label, data.ignored)
+            index = opened(index, case, data.classes)
         if image is not None and label is not None:
             with _collect(faults):
                 _require_same_grid(image, label, case.image[0], case.label)

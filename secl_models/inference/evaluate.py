@@ -249,5 +249,5 @@ def _segment(model: LoadedModel, volume: Volume) -> npt.NDArray[np.integer[Any]]
 
 def _score(model: LoadedModel, volume: Volume, prediction: npt.NDArray[np.integer[Any]]) -> CaseScores:
     assert volume.label is not None
-    scores = score_case(prediction, volume.label, model.classes, volume.spacing)
+    scores = score_case(prediction, volume.label, model.classes, volume.spacing, volume.case.unlabeled)
     return CaseScores(volume.case.patient, volume.case.name, tuple(scores))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,10 @@ DEFINITIONS = {
     "unit": "mm from the spacing of each file; voxel where the file stores none; a single slice: in its plane",
     "missed or invented": "a structure in only one of the two masks: Dice 0, HD95 and ASSD the diagonal of the image",
     "absent": "a structure in neither mask: enters no mean, and is counted",
+    "unlabeled": "a structure that the label of a case is said to leave out: enters no mean and no count",
     "mean": "over the cases of a patient, over structures, then over patients; sd: over patients, n - 1",
 }
-BOTH, MISSED, SPURIOUS, ABSENT = "both", "missed", "spurious", "absent"
+BOTH, MISSED, SPURIOUS, ABSENT, UNLABELED = "both", "missed", "spurious", "absent", "unlabeled"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class StructureScore:
         hd95: 95 % Hausdorff distance in `unit`, or None where absent in both.
         assd: Average symmetric surface distance in `unit`, or None where absent in both.
         unit: `mm` where the spacing is known, else `voxel`.
-        state: `both`, `missed` (only in the truth), `spurious` (only predicted) or `absent` (in neither).
+        state: `both`, `missed` (only in the truth), `spurious` (only predicted), `absent` (in neither), or `unlabeled`
+            where the truth leaves the structure out: without scores.
     """
 
     structure: str
@@ -114,6 +116,7 @@ def score_case(
     truth: npt.NDArray[np.integer[Any]],  # [*spatial]
     classes: Mapping[int, str],
     spacing: tuple[float, ...] | None,
+    unlabeled: Collection[int] = (),
 ) -> list[StructureScore]:
     r"""Score every structure of one case.
 
@@ -127,9 +130,11 @@ def score_case(
 
     Args:
         prediction: Class index 0..K per voxel, [*spatial].
-        truth: Class index 0..K per voxel, -1 where nothing is said, [*spatial].
+        truth: Class index 0..K per voxel, -1 where nothing is said, -2 for background or one of
+            `unlabeled`, [*spatial].
         classes: Label value in the files -> name; its sorted order is the class index.
         spacing: Millimetres per voxel along each axis, or None where unknown: distances are then in voxels.
+        unlabeled: Class indices of the structures that the truth leaves out: they get no scores.
 
     Returns:
         One score per structure, in the order of the class index.
@@ -148,7 +153,9 @@ def score_case(
     prediction, truth = (np.squeeze(image, axis=tuple(flat)) for image in (prediction, truth))
     step = tuple(mm for axis, mm in enumerate(step) if axis not in flat)
     return [
-        _score(name, prediction == index, truth == index, step, diagonal, unit)
+        StructureScore(name, None, None, None, unit, UNLABELED)
+        if index in unlabeled
+        else _score(name, prediction == index, truth == index, step, diagonal, unit)
         for index, name in enumerate(structure_names(classes), start=1)
     ]
 
@@ -212,7 +219,7 @@ def summarise(cases: Sequence[CaseScores]) -> list[StructureSummary]:
 
 def _summary(title: str, cases: Sequence[CaseScores], names: set[str]) -> StructureSummary:
     scores = [(case.patient, score) for case in cases for score in case.scores if score.structure in names]
-    scored = [(patient, score) for patient, score in scores if score.state != ABSENT]
+    scored = [(patient, score) for patient, score in scores if score.state not in (ABSENT, UNLABELED)]
     states = [score.state for _, score in scores]
     return StructureSummary(
         structure=title,

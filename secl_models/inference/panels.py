@@ -49,7 +49,7 @@ def slice_panels(
 def _tinted(base: npt.NDArray[Any], label: npt.NDArray[Any]) -> npt.NDArray[Any]:
     colours = np.array([rgb(index) for index in range(max(0, int(label.max())) + 1)], float)
     share = OPACITY * (label > 0)[..., None]
-    tinted: npt.NDArray[Any] = (1 - share) * base + share * colours[label]
+    tinted: npt.NDArray[Any] = (1 - share) * base + share * colours[label.clip(0)]
     return tinted
 
 

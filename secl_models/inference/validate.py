@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secl_models.data.batch import IGNORED
+from secl_models.data.partial import settled
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
 from secl_models.inference.panels import slice_panels
@@ -86,8 +87,8 @@ def validate(
     """Score the network on labelled volumes.
 
     Dice is taken per volume and averaged over the volumes of a patient, then over patients. A structure that
-    only one of prediction and truth shows has Dice 0; one that neither shows is left out, and so is every voxel of
-    which the label says nothing.
+    only one of prediction and truth shows has Dice 0; one that neither shows or that the label leaves out is left out,
+    and so is every voxel of which the label says nothing.
 
     Args:
         network: In evaluation mode.
@@ -105,14 +106,17 @@ def validate(
     picture = None
     for volume in volumes:
         probability, prediction = predict_volume(network, preprocess, config, volume).max(0)
-        truth = torch.as_tensor(volume.label)
+        truth, unlabeled = torch.as_tensor(volume.label), volume.case.unlabeled
         if picture is None:
             picture = slice_panels(volume.image[0], truth.numpy(), prediction.numpy())
+        truth = settled(truth, prediction, unlabeled)
         said = truth != IGNORED
         probability, prediction, truth = probability[said], prediction[said], truth[said]
         both, total = overlap_counts(prediction, truth, classes)
         # Absent in both is 0 / 0, the NaN that the means below leave out.
-        patients.setdefault(volume.case.patient, []).append(2.0 * both / total)
+        dice = 2.0 * both / total
+        dice[[index - 1 for index in unlabeled]] = math.nan
+        patients.setdefault(volume.case.patient, []).append(dice)
         confident = probability >= config.contrast.confidence
         trusted += _confusion(prediction[confident], truth[confident], classes)
         true += torch.bincount(truth, minlength=classes + 1)

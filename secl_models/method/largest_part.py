@@ -14,6 +14,8 @@ from skimage import measure
 from torch import Tensor
 from torch.nn import functional
 
+from secl_models.data.batch import IGNORED
+
 label_parts: Any = measure.label  # skimage types it in part
 ONE_PART = 0.99  # share of its voxels from which the largest part is all of a structure but stray voxels
 
@@ -34,10 +36,10 @@ def one_part_structures(labels: Iterable[npt.NDArray[Any]], classes: int) -> tup
     """
     one, shown = set(range(1, classes + 1)), set()
     for label in labels:
-        if label.min(initial=0) < 0:
+        if (label == IGNORED).any():
             continue
-        whole = np.bincount(label.ravel(), minlength=classes + 1)
-        kept = label.copy()
+        kept = label.clip(0)
+        whole = np.bincount(kept.ravel(), minlength=classes + 1)
         keep_largest(kept)
         largest = np.bincount(kept.ravel(), minlength=classes + 1)
         shown |= set(np.flatnonzero(whole))

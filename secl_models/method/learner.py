@@ -14,7 +14,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from secl_models.data.batch import Batch
+from secl_models.data.batch import IGNORED, Batch
+from secl_models.data.partial import class_sets
 from secl_models.data.resident import ResidentData
 from secl_models.data.volumes import Volume
 from secl_models.method.augment import Views, augment
@@ -47,6 +48,7 @@ class Learner:
     teacher: Teacher
     objective: Objective
     memory_format: torch.memory_format
+    class_sets: Tensor | None = None  # [P, K + 1] bool, what open voxels of the labelled cases may be
     stages: Watch = unwatched
     done: int = 0  # optimiser steps
     wishes: Tensor | None = None  # processes that were asked to stop before the last step
@@ -142,7 +144,7 @@ class Learner:
             with self.stages("student forward"):
                 logits = self.student(self._laid_out(views.strong)).logits
             with self.stages("loss"):
-                loss = supervised_loss(logits, views.label, self.processes)
+                loss = supervised_loss(logits, views.label, self.processes, self.class_sets)
         return loss, {"supervised": loss.detach()}
 
     def _loss_with_teacher(self, ramp: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -164,9 +166,11 @@ class Learner:
                 unmixed = self._unmixed(labeled, unlabeled)
             with self.stages("loss"):
                 position = torch.cat([first.position, second.position])
+                label = labeled.label if self.class_sets is None else labeled.label.clamp_min(IGNORED)
                 context = StepContext(
-                    student, teacher, weak, labeled.label, position, taught, self.done, mixture, unmixed
-                )
+                    student, teacher, weak, label, position, taught, self.done, mixture, unmixed,
+                    annotated=labeled.label, class_sets=self.class_sets,
+                )  # fmt: skip
                 total, logged = self.objective(context, self.student, self.teacher.model, ramp)
         return total, logged
 
@@ -262,7 +266,9 @@ def make_learner(
     )
     wrapped: Any = fabric.setup_optimizers(optimizer)
     objective = Objective(config, classes, processes, network.last_channels).to(device)
-    return Learner(config, data, device, fabric, processes, student, wrapped, teacher, objective, layout)
+    sets = class_sets(data.unlabeled_sets, classes)
+    sets = None if sets is None else sets.to(device)
+    return Learner(config, data, device, fabric, processes, student, wrapped, teacher, objective, layout, sets)
 
 
 def _require_droppable(network: TappedModule, method: str) -> None:

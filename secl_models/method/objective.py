@@ -95,7 +95,9 @@ class Objective(nn.Module):
         """
         if "mixed" in self.names:
             context = replace(context, guess=self._guess(context))
-        total = supervised_loss(context.student.logits[: context.labeled], context.truth, self._processes)
+        total = supervised_loss(
+            context.student.logits[: context.labeled], context.truth, self._processes, context.class_sets
+        )
         logged = {"supervised": total.detach()}
         for name in self.names:
             if name in self.near_the_output:

@@ -65,7 +65,7 @@ class PrototypeTerm(nn.Module):
             index, label = batch.sample(seen, self.options.per_class, self.classes, seed)
             rows = secl_ops.gather_pixels(mapped, index, normalize=True, unique=True)
             self._move(batch.gather(rows.detach(), self.classes), batch.gather(label, self.classes))
-            second = self._second(self.logits(mapped), context.truth, context.guess)
+            second = self._second(self.logits(mapped), context)
             nearest = self._nearest(rows, label)
         value = self.options.weight * second + self.options.contrast * nearest
         return TermValue(value, {"second": second.detach(), "nearest": nearest.detach()})
@@ -88,10 +88,11 @@ class PrototypeTerm(nn.Module):
         agreed = torch.where(sure[context.mixture.partner] == IGNORED, IGNORED, context.guess)
         return torch.where(context.mixture.inside, context.label, agreed)
 
-    def _second(self, logits: Tensor, truth: Tensor, guess: Tensor) -> Tensor:
+    def _second(self, logits: Tensor, context: StepContext) -> Tensor:
         """The mixed loss of the second prediction."""
-        truth, guess = (resize_labels(label, tuple(logits.shape[2:])) for label in (truth, guess))
-        known = supervised_loss(logits, truth, self._processes)
+        assert context.guess is not None
+        truth, guess = (resize_labels(label, tuple(logits.shape[2:])) for label in (context.truth, context.guess))
+        known = supervised_loss(logits, truth, self._processes, context.class_sets)
         return known + self.mixed_weight * supervised_loss(logits, guess, self._processes)
 
     def _nearest(self, rows: Tensor, label: Tensor) -> Tensor:

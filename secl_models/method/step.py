@@ -40,6 +40,8 @@ class StepContext:
     step: int
     mixture: Mixture | None = None  # how the student's images were made, where they are not the views themselves
     unmixed: Output | None = None  # the student's of views of the L + U images, where it sees these beside mixtures
+    annotated: Tensor | None = None  # [L, *patch] `label` with -2 - p where pixels are open; None: nowhere
+    class_sets: Tensor | None = None  # [P, K + 1] bool, what a pixel of -2 - p may be
     guess: Tensor | None = None  # [L, *patch] the teacher's class where a mixture shows its unlabelled image, else -1
 
     @property
@@ -49,8 +51,9 @@ class StepContext:
 
     @property
     def truth(self) -> Tensor:
-        """[L, *patch] class where the student's images show labelled ones, -1 elsewhere."""
-        return self.label if self.mixture is None else torch.where(self.mixture.inside, self.label, IGNORED)
+        """[L, *patch] class, or -2 - p, where the student's images show labelled ones, -1 elsewhere."""
+        label = self.label if self.annotated is None else self.annotated
+        return label if self.mixture is None else torch.where(self.mixture.inside, label, IGNORED)
 
 
 def stream_seed(seed: int, step: int, stream: str) -> int:
