@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from secl_models.data.batch import IGNORED
+from secl_models.data.batch import IGNORED, OPEN
 from secl_models.options.errors import InputError
 
 MOST_CLASSES = np.iinfo(np.int16).max - 1  # an axis of a NIfTI file holds the probabilities of all and the background
 LARGEST_VALUE = np.iinfo(np.int32).max  # what a segmentation can be written with
 WHOLE = 1e-3  # a label stored through slope and intercept is off its integer by their rounding
+FIELD = "labeled"  # of dataset.json and of a table: the structures that the label of a case shows
 _MANY, _ALIKE = 16, 0.5  # values of a label, and share of equal neighbours inside it, from which it looks like an image
 
 
@@ -67,6 +68,35 @@ def class_index(
         got = f"{found} in {strange.size} voxels"
         raise InputError(path, rule=rule, got=got, cure="correct the label or list the value among the classes")
     return index.astype(np.int64, copy=False)
+
+
+def opened(
+    label: npt.NDArray[np.int64], unlabeled: Collection[int], classes: Mapping[int, str], path: Path
+) -> npt.NDArray[np.int64]:
+    """A label in which background may be a structure that it leaves out: -2 in the place of 0.
+
+    Args:
+        label: Class index [*spatial], -1 where nothing is said.
+        unlabeled: Class indices of the structures that are left out.
+        classes: Label value to structure.
+        path: Its file.
+
+    Raises:
+        InputError: The label shows a structure that it is said to leave out.
+
+    Example:
+        >>> opened(np.array([0, 1, -1]), [2], {1: "liver", 2: "spleen"}, Path("a.nii")).tolist()
+        [-2, 1, -1]
+    """
+    if not unlabeled:
+        return label
+    counts = {index: int((label == index).sum()) for index in unlabeled}
+    if shown := [index for index, count in counts.items() if count]:
+        name = classes[sorted(classes)[shown[0] - 1]]
+        rule = f"a label shows none of the structures that `{FIELD}` leaves out"
+        cure = f"add {name} to `{FIELD}` of this case, or clear its voxels"
+        raise InputError(path, rule=rule, got=f"{counts[shown[0]]} voxels of {name}", cure=cure)
+    return np.where(label == 0, OPEN, label)
 
 
 def whole_values(stored: npt.NDArray[Any]) -> set[int]:

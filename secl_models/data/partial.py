@@ -7,20 +7,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from secl_models.data.batch import IGNORED, OPEN
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.labels import FIELD
 from secl_models.options.errors import InputError
 
-if TYPE_CHECKING:
-    from secl_models.data.cases import Case, DataSet
-
-FIELD = "labeled"  # of dataset.json and of a table: the structures that the label of a case shows
 _BETWEEN = re.compile(r"[;,|]")  # names in one cell
 
 
@@ -99,32 +95,11 @@ def left_out(data: DataSet) -> str | None:
     return f"left out of {len(labeled)} labels: {', '.join(shown)}" if shown else None
 
 
-def opened(label: npt.NDArray[np.int64], case: Case, classes: Mapping[int, str]) -> npt.NDArray[np.int64]:
-    """The label of a case in which background may be a structure that it does not label: -2 in the place of 0.
-
-    Args:
-        label: Class index [*spatial], -1 where nothing is said.
-        case: Whose it is.
-        classes: Label value to structure.
-
-    Raises:
-        InputError: The label shows a structure that it is said to leave out.
-    """
-    if not case.unlabeled:
-        return label
-    if shown := [index for index in case.unlabeled if (label == index).any()]:
-        name = classes[sorted(classes)[shown[0] - 1]]
-        rule = f"a label shows none of the structures that `{FIELD}` leaves out"
-        cure = f"add {name} to `{FIELD}` of {case.name}, or clear its voxels"
-        raise InputError(case.label, rule=rule, got=f"{int((label == shown[0]).sum())} voxels of {name}", cure=cure)
-    return np.where(label == 0, OPEN, label)
-
-
 def settled(truth: Tensor, prediction: Tensor, unlabeled: Sequence[int]) -> Tensor:
     """A truth to hold a prediction against: an open voxel is background where it was called a labelled structure.
 
     Args:
-        truth: Class index [*spatial], -1 and -2 as in `opened`.
+        truth: Class index [*spatial], -1 and -2 as in a `Volume`.
         prediction: Class index [*spatial].
         unlabeled: Structures that the case does not label.
 

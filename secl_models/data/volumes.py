@@ -18,9 +18,8 @@ import numpy.typing as npt
 from secl_models.data.files import write_bytes
 from secl_models.data.formats import H5_SUFFIX, NIFTI_SUFFIXES, require_readable, suffix_of
 from secl_models.data.grid import FloatArray, grid_of, voxel_sides
-from secl_models.data.labels import class_index, value_type
+from secl_models.data.labels import class_index, opened, value_type
 from secl_models.data.nifti import UNREADABLE, NiftiFile, nifti_like, open_nifti, read_voxels, to_bytes, unreadable
-from secl_models.data.partial import opened
 from secl_models.options.errors import InputError
 from secl_models.options.spacing import AFFINE, AUTO
 
@@ -115,7 +114,7 @@ def examine_case(case: Case, data: DataSet) -> tuple[Volume | None, list[InputEr
                 _require_other(image, label, case)
                 label = _like_rank(label, image.array.ndim)
             index = class_index(_single_channel(label.array, case.label), data.classes, case.label, data.ignored)
-            index = opened(index, case, data.classes)
+            index = opened(index, case.unlabeled, data.classes, case.label)
         if image is not None and label is not None:
             with _collect(faults):
                 _require_same_grid(image, label, case.image[0], case.label)
