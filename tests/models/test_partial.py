@@ -223,7 +223,7 @@ def test_every_method_learns_open_voxels_as_such(
     for module in (learner, objective, prototypes):
         monkeypatch.setattr(module, "supervised_loss", watched)
     options = tiny_config()
-    config = replace(options, labeled=8, train=replace(options.train, method=method))
+    config = replace(options, labeled=8, train=replace(options.train, method=method, warm_start=0.0))
     data = read_data_set(folder)
     split = make_split(data, 4, 0)
     assert any(case.unlabeled for case in split.labeled)
