@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import secl_ops
-from secl_models.method.origin import installed, processor
+from secl_models.method.origin import installed, instructions, processor
 
 OK, MISSING = "ok", "missing"
 NEEDED = (
@@ -89,9 +89,7 @@ def _versions() -> list[Finding]:
 
 
 def _processor() -> list[Finding]:
-    lines = _lines(Path("/proc/cpuinfo"))
-    flags = set(_after(lines, "flags").split())
-    known = [name for name in FEATURES if name in flags]
+    known = [name for name in FEATURES if name in instructions()]
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
     capability = torch.backends.cpu.get_cpu_capability()
     return [

@@ -13,10 +13,18 @@ PACKAGES = ("secl", "torch", "monai", "lightning-fabric", "nibabel", "numpy")
 
 def processor() -> str:
     """The name of the processor."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    return _told_by_linux("model name") or platform.processor() or platform.machine()
+
+
+def instructions() -> frozenset[str]:
+    """Extensions of the processor's instructions as Linux names them, such as avx512_bf16; none where it tells none."""
+    return frozenset((_told_by_linux("flags") or _told_by_linux("Features")).split())
+
+
+def _told_by_linux(key: str) -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def installed(package: str) -> str | None:

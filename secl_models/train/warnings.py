@@ -11,8 +11,12 @@ import numpy as np
 from secl_models.data.orientation import cut_across
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
+from secl_models.method.device import choose_device
+from secl_models.method.origin import instructions
 from secl_models.options.schema import RunConfig
 
+BF16 = "bf16-mixed"
+OF_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}  # the last on AArch64
 NEAR_ZERO, LOSS = 0.05, 0.05  # Dice of a structure that was not learned; what is more than the noise of a validation
 
 
@@ -50,6 +54,10 @@ def notes_on(
             f"{len(across)} stacks, {across[0]} first, are cut across their thick slices: these lie more than 45 "
             "degrees off those of most images, or not along the last axis. data.orientation=null keeps their own."
         )
+    if _emulates(config):
+        notes.append(
+            f"This processor has no bf16 instructions: train.precision={BF16} takes several times as long as 32-true."
+        )
     small, images = _small(config, [*labeled, *unlabeled])
     if small:
         notes.append(
@@ -80,6 +88,13 @@ def unlearned(dice: Mapping[str, float], untaught: Mapping[str, float]) -> tuple
             "--method supervised; raise train.warm_start or contrast.confidence, or label cases that show it."
         )
     return tuple(notes)
+
+
+def _emulates(config: RunConfig) -> bool:
+    """Whether a CPU computes bf16 that its instructions do not know; where these are not known, it is not said."""
+    here = instructions()
+    on_cpu = choose_device(config.train.device).type == "cpu"
+    return config.train.precision == BF16 and on_cpu and bool(here) and here.isdisjoint(OF_BF16)
 
 
 def _absent(labeled: Iterable[Volume], classes: Mapping[int, str]) -> list[str]:

@@ -21,6 +21,7 @@ from secl_models.data.preprocess import resolve
 from secl_models.data.splits import make_split
 from secl_models.data.volumes import load_volume
 from secl_models.options.schema import load_preset, override
+from secl_models.train import warnings
 from secl_models.train.warnings import notes_on
 
 
@@ -208,6 +209,26 @@ def test_a_stack_whose_slices_are_cut_across_is_said(data: DataSet, degrees: flo
     config = resolve(override(load_preset("demo"), ["data.orientation=[]"]), data, volumes)
     notes = notes_on(config, config, volumes, [], split.val, data.classes)
     assert any(note.startswith("1 stacks, phantom_002 first, are cut across") for note in notes) is warned
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "said"),
+    [
+        ("bf16-mixed", {"avx2"}, True),
+        ("bf16-mixed", {"avx512_bf16"}, False),
+        ("bf16-mixed", set(), False),  # a system that does not tell
+        ("32-true", {"avx2"}, False),
+    ],
+)
+def test_bf16_that_a_processor_lacks_is_said(
+    precision: str, flags: set[str], said: bool, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "instructions", lambda: frozenset(flags))
+    volumes = [load_volume(data.cases[0], data)]
+    options = ["data.orientation=[]", "train.device=cpu", f"train.precision={precision}"]
+    config = resolve(override(load_preset("demo"), options), data, volumes)
+    notes = notes_on(config, config, volumes, [], (), data.classes)
+    assert any(note.startswith("This processor has no bf16") for note in notes) is said
 
 
 def test_a_label_copied_to_another_patient_is_said(data: DataSet) -> None:
