@@ -16,13 +16,12 @@ import numpy.typing as npt
 import torch
 from monai.data.utils import compute_importance_map
 from monai.inferers.utils import sliding_window_inference
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from secl_models.data.labels import class_type
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
-from secl_models.method.networks import TappedModule
 from secl_models.options.schema import RunConfig
 
 WINDOWS = {2: 16, 3: 2}  # windows per forward pass; more gains nothing on a CPU
@@ -39,7 +38,7 @@ class Slab:
 
 
 def predict_volume(
-    network: TappedModule,
+    network: nn.Module,
     preprocess: Preprocess,
     config: RunConfig,
     volume: Volume,
@@ -68,7 +67,7 @@ def predict_volume(
 
 
 def segment_volume(
-    network: TappedModule,
+    network: nn.Module,
     preprocess: Preprocess,
     config: RunConfig,
     volume: Volume,
@@ -123,7 +122,7 @@ def put(
 
 @torch.no_grad()
 def predict_slabs(
-    network: TappedModule,
+    network: nn.Module,
     preprocess: Preprocess,
     config: RunConfig,
     volume: Volume,
@@ -158,7 +157,7 @@ def predict_slabs(
 class _Windows:
     """The network over overlapping windows; logits come back on the CPU."""
 
-    def __init__(self, network: TappedModule, config: RunConfig, flips: Sequence[int]) -> None:
+    def __init__(self, network: nn.Module, config: RunConfig, flips: Sequence[int]) -> None:
         self._network, self.patch, self.dims = network, config.data.patch, config.data.dims
         self._device = next(network.parameters()).device
         self._flips = [

@@ -24,7 +24,7 @@ _ENTRIES = ("format", "step", "teacher", "config", "preprocess", "classes", "cha
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained network as it stands in a checkpoint: the teacher's weights, in evaluation mode."""
+    """A trained network as it stands in a checkpoint: the teacher's weights (or the student's), in evaluation mode."""
 
     network: TappedModule
     config: RunConfig
@@ -134,25 +134,29 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: object) -
     module.load_state_dict(state)
 
 
-def load_model(path: Path) -> LoadedModel:
+def load_model(path: Path, weights: str = "teacher") -> LoadedModel:
     """Load the network of a checkpoint for prediction.
 
     Args:
         path: A checkpoint file, or a run folder (then its last checkpoint).
+        weights: Whose: "teacher" or "student".
 
     Returns:
-        The teacher's network without its projection heads, and everything needed to feed it.
+        The network without its projection heads, and everything needed to feed it.
 
     Raises:
         InputError: Missing, truncated, or of another network.
     """
     state = load(Path(path))
+    if weights not in state:
+        cure = "name a checkpoint that `secl train` wrote"
+        raise InputError(path, rule=f"a checkpoint with the {weights}'s weights", got="none", cure=cure)
     config = from_dict(state["config"])
     classes = {int(value): str(name) for value, name in state["classes"].items()}
     network = build_network(config.network, config.data.dims, int(state["channels"]), len(classes))
     prefix = "network."
-    weights = {name.removeprefix(prefix): value for name, value in state["teacher"].items() if name.startswith(prefix)}
-    load_weights(network, weights, path)
+    own = {name.removeprefix(prefix): value for name, value in state[weights].items() if name.startswith(prefix)}
+    load_weights(network, own, path)
     return LoadedModel(
         network.requires_grad_(False).eval(),
         config,

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which patients to label next: those that the networks of a run disagree on, spread over what images look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.transforms.croppad.array import ResizeWithPadOrCrop
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from secl_models.data.cases import Case, DataSet, as_trained
+from secl_models.data.splits import load_split
+from secl_models.data.volumes import Volume, load_volume
+from secl_models.inference.windows import predict_slabs, put
+from secl_models.method.checkpoint import LoadedModel, load_model
+from secl_models.method.output import Output
+from secl_models.options.errors import InputError, fitting
+
+FEWEST = 3  # candidates for each patient that is asked for, among which looks decide
+MOST_SLICES = 16  # of a volume that are looked at for its looks
+
+
+@dataclass(frozen=True)
+class Look:
+    """One case without a label, as the networks see it.
+
+    Attributes:
+        case: The case.
+        disagreement: Mean Jensen-Shannon divergence, nats, over the voxels that some network calls a structure.
+        features: Mean of the first tapped map over the middle of the image, [C].
+        plane: Slice along the last axis that holds most of the disagreement; 0 for an image of one slice.
+    """
+
+    case: Case
+    disagreement: float
+    features: npt.NDArray[np.float32]
+    plane: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A patient who could be labelled.
+
+    Attributes:
+        patient: Name.
+        looks: Of each case.
+        disagreement: Mean over the cases.
+        group: Of alike images; None where the disagreement is too small to be looked at.
+        suggested: Whether to label this patient.
+    """
+
+    patient: str
+    looks: tuple[Look, ...]
+    disagreement: float
+    group: int | None = None
+    suggested: bool = False
+
+
+@dataclass(frozen=True)
+class Committee:
+    """The networks of a checkpoint, which vote: student and teacher, each over every flip of training.
+
+    Attributes:
+        student: Last weights.
+        teacher: Their moving average.
+    """
+
+    student: LoadedModel
+    teacher: LoadedModel
+
+    @classmethod
+    def of(cls, checkpoint: Path, device: torch.device) -> Committee:
+        """Load both.
+
+        Raises:
+            InputError: No checkpoint, or one without the student's weights.
+        """
+        models = [load_model(checkpoint, weights) for weights in ("student", "teacher")]
+        for model in models:
+            model.network.to(device)
+        return cls(*models)
+
+    def look(self, volume: Volume) -> Look:
+        """What the networks make of one volume."""
+        divergence, claimed = self.divergence(volume)
+        weight = np.where(claimed, divergence, 0.0)
+        spread = float(weight.sum() / max(1, claimed.sum()))
+        plane = int(weight.reshape(*weight.shape[:2], -1).sum((0, 1)).argmax()) if weight.ndim == 3 else 0
+        return Look(volume.case, spread, _features(self.teacher, volume), plane)
+
+    def divergence(self, volume: Volume) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """How far the votes are apart, and where one of them is a structure.
+
+        Args:
+            volume: Image [C, *spatial].
+
+        Returns:
+            Jensen-Shannon divergence in nats, and whether a network calls the voxel a structure, both [*spatial].
+        """
+        shape = volume.image.shape[1:]
+        apart, claimed = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+        voters = [
+            Flipped(model.network, axis)
+            for model in (self.student, self.teacher)
+            for axis in (None, *model.config.augment.flip)
+        ]
+        votes = [predict_slabs(voter, self.teacher.preprocess, self.teacher.config, volume) for voter in voters]
+        for slabs in zip(*votes, strict=True):
+            probabilities = torch.stack([slab.probabilities for slab in slabs])  # [votes, K + 1, *slab]
+            values = jensen_shannon(probabilities).numpy(), (probabilities.argmax(1) > 0).any(0).numpy()
+            for target, value in zip((apart, claimed), values, strict=True):
+                put(target, value, slabs[0].where, self.teacher.preprocess, volume)
+        return apart, claimed
+
+
+class Flipped(nn.Module):
+    """A network that sees its images mirrored along one axis, or as they are, and answers as they were."""
+
+    def __init__(self, network: nn.Module, axis: int | None) -> None:
+        super().__init__()
+        self.network, self.axes = network, () if axis is None else (2 + axis,)
+
+    def forward(self, x: Tensor) -> Output:
+        """Logits of [B, C, *spatial] alone."""
+        logits = self.network(x.flip(self.axes)).logits.flip(self.axes)
+        return Output(logits, (), logits)
+
+
+def jensen_shannon(probabilities: Tensor) -> Tensor:
+    """H(mean of the votes) - mean of H(vote) with H(p) = - sum p log p: 0 where all agree, at most log(votes).
+
+    Lin, Divergence measures based on the Shannon entropy, IEEE Transactions on Information Theory 1991.
+
+    Args:
+        probabilities: [votes, K + 1, *spatial].
+
+    Returns:
+        [*spatial], nats.
+
+    Example:
+        >>> round(jensen_shannon(torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])).item(), 4)  # log 2
+        0.6931
+    """
+    mean_entropy: Tensor = torch.special.entr(probabilities).sum(1).mean(0)
+    entropy_of_mean: Tensor = torch.special.entr(probabilities.mean(0)).sum(0)
+    return (entropy_of_mean - mean_entropy).clamp_min(0)
+
+
+def suggest(
+    run: Path,
+    data: DataSet,
+    count: int,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Candidate]:
+    """Rank the unlabelled patients of a run.
+
+    Args:
+        run: Run folder.
+        data: The data set that the run was trained on.
+        count: Patients to suggest.
+        device: Where the networks run.
+        seed: Of the grouping.
+        progress: Called after each case with the number done and the number of all.
+
+    Returns:
+        All candidates, the suggested first, then by disagreement.
+
+    Raises:
+        InputError: No run, no unlabelled case, or fewer unlabelled patients than asked for.
+    """
+    committee = Committee.of(run, device)
+    data = as_trained(data, committee.teacher.config.data.spacing_from)
+    if data.classes != committee.teacher.classes:
+        got, cure = f"{committee.teacher.classes} and {data.classes}", "name the data set that the run was trained on"
+        raise InputError(run, rule="run and data set have the same classes", got=got, cure=cure)
+    cases = load_split(run / "split.json", data).unlabeled
+    patients = list(dict.fromkeys(case.patient for case in cases))
+    if not 1 <= count <= len(patients):
+        rule = f"between 1 and the {len(patients)} patients of the run without a label"
+        raise InputError("--count", rule=rule, got=count, cure="ask for fewer, or add images without a label")
+    looks: dict[str, list[Look]] = {}
+    for done, case in enumerate(cases, start=1):
+        with fitting(case.image[0]):
+            looks.setdefault(case.patient, []).append(committee.look(load_volume(case, data)))
+        if progress is not None:
+            progress(done, len(cases))
+    return choose([candidate_of(patient, found) for patient, found in looks.items()], count, seed)
+
+
+def candidate_of(patient: str, looks: Sequence[Look]) -> Candidate:
+    """A patient with the mean disagreement over the cases."""
+    return Candidate(patient, tuple(looks), float(np.mean([look.disagreement for look in looks])))
+
+
+def choose(candidates: Sequence[Candidate], count: int, seed: int = 0) -> list[Candidate]:
+    """Of the half that is disagreed on most, the patient of most disagreement in each of `count` groups of looks.
+
+    The groups are those of k-means on pooled features, each brought to unit variance.
+
+    Args:
+        candidates: Patients.
+        count: How many to suggest, at most as many as there are.
+        seed: Of k-means.
+
+    Returns:
+        All of them, the suggested first, then by disagreement.
+    """
+    ranked = sorted(candidates, key=lambda each: (-each.disagreement, each.patient))
+    doubtful, clear = _halves(ranked, count)
+    groups = _groups(np.stack([_pooled(each) for each in doubtful]), count, seed)
+    first = {group: number for number, group in reversed(list(enumerate(groups)))}
+    chosen = set(first.values())
+    for number in range(len(doubtful)):  # fewer groups than asked for where images are alike
+        if len(chosen) < count:
+            chosen.add(number)
+    marked = [
+        Candidate(each.patient, each.looks, each.disagreement, group, number in chosen)
+        for number, (each, group) in enumerate(zip(doubtful, groups, strict=True))
+    ]
+    return sorted([*marked, *clear], key=lambda each: not each.suggested)
+
+
+def _halves(ranked: Sequence[Candidate], count: int) -> tuple[Sequence[Candidate], Sequence[Candidate]]:
+    kept = min(len(ranked), max(FEWEST * count, (len(ranked) + 1) // 2))
+    return ranked[:kept], ranked[kept:]
+
+
+def _groups(features: npt.NDArray[np.float32], count: int, seed: int) -> list[int]:
+    """Number of the group of each row [n, C]; at most `count` groups."""
+    spread = features.std(0)
+    scaled = (features - features.mean(0)) / np.where(spread > 0, spread, 1)
+    different = min(count, len(np.unique(scaled, axis=0)))
+    return [int(group) for group in KMeans(different, n_init=10, random_state=seed).fit(scaled).labels_]
+
+
+def _pooled(candidate: Candidate) -> npt.NDArray[np.float32]:
+    pooled: npt.NDArray[np.float32] = np.mean([look.features for look in candidate.looks], axis=0, dtype=np.float32)
+    return pooled
+
+
+@torch.no_grad()
+def _features(model: LoadedModel, volume: Volume) -> npt.NDArray[np.float32]:
+    """Mean of the first tapped map, or of the logits where none is tapped, over the middle patch, [C]."""
+    options, device = model.config.data, next(model.network.parameters()).device
+    image = model.preprocess.image(volume)  # [C, *grid]
+    if options.dims == 3:
+        images = ResizeWithPadOrCrop(options.patch)(image).unsqueeze(0)
+    else:
+        image = image.unsqueeze(-1) if image.ndim == 3 else image
+        shown = torch.linspace(0, image.shape[-1] - 1, min(image.shape[-1], MOST_SLICES)).long()
+        images = ResizeWithPadOrCrop((*options.patch, len(shown)))(image[..., shown]).movedim(-1, 0)
+    output = model.network(torch.as_tensor(images).to(device))
+    pooled = (*output.features, output.logits)[0].float().movedim(1, -1).flatten(0, -2).mean(0)
+    found: npt.NDArray[np.float32] = np.asarray(pooled.cpu(), np.float32)
+    return found

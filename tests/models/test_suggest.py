@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which patients to label next: what the networks disagree on, spread over what images look like."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secl_models.data.cases import Case
+from secl_models.data.splits import load_split
+from secl_models.data.volumes import load_volume
+from secl_models.inference.suggest import (
+    Candidate,
+    Committee,
+    Flipped,
+    Look,
+    candidate_of,
+    choose,
+    jensen_shannon,
+    suggest,
+)
+from secl_models.inference.windows import predict_volume
+from secl_models.method.output import Output
+from secl_models.options.errors import InputError
+from tests.models.runs import TinyRun, tiny_run
+
+CPU = torch.device("cpu")
+
+
+def _candidate(name: str, disagreement: float, features: tuple[float, ...]) -> Candidate:
+    case = Case(name, name, (Path(f"{name}.nii"),), None, None)
+    return candidate_of(name, [Look(case, disagreement, np.array(features, np.float32), 0)])
+
+
+def _names(candidates: list[Candidate], *, suggested: bool) -> list[str]:
+    return [each.patient for each in candidates if each.suggested is suggested]
+
+
+def test_votes_that_agree_are_not_apart() -> None:
+    votes = torch.rand(1, 3, 4, 5).softmax(1).expand(4, -1, -1, -1)
+    assert float(jensen_shannon(votes).max()) == pytest.approx(0, abs=1e-6)
+    opposed = torch.eye(4).view(4, 4, 1)
+    assert jensen_shannon(opposed).item() == pytest.approx(math.log(4))
+
+
+def test_each_look_gives_its_most_doubtful_patient() -> None:
+    near, far = (0.0, 0.0), (9.0, 9.0)
+    all_of = [
+        _candidate("a", 0.9, near),
+        _candidate("b", 0.8, near),
+        _candidate("c", 0.3, far),
+        _candidate("d", 0.1, far),
+    ]
+    found = choose(all_of, 2)
+    assert _names(found, suggested=True) == ["a", "c"]  # not b, which looks like a
+    assert _names(found, suggested=False) == ["b", "d"]
+    assert choose(all_of[::-1], 2) == found
+
+
+def test_what_is_clear_is_not_suggested_however_it_looks() -> None:
+    alike = [_candidate(f"{number:02}", 0.5 + number / 100, (number / 100,)) for number in range(10)]
+    clear = [_candidate(f"clear {number:02}", 0.01, (50.0,)) for number in range(10)]
+    found = choose([*clear, *alike], 2)
+    assert all(not name.startswith("clear") for name in _names(found, suggested=True))
+    assert all(each.group is None for each in found if each.patient.startswith("clear"))
+
+
+def test_images_that_look_the_same_are_told_apart_by_disagreement() -> None:
+    found = choose([_candidate(name, float(name), (1.0, 2.0)) for name in "12345"], 3)
+    assert _names(found, suggested=True) == ["5", "4", "3"]
+
+
+class _Left(nn.Module):
+    """Calls the first half of the first axis a structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Output:
+        logits = torch.zeros(len(x), 2, *x.shape[2:]) + self.weight
+        logits[:, 1, : x.shape[2] // 2] = 9
+        return Output(logits, (), logits)
+
+
+def test_a_mirrored_vote_lies_as_the_image_does() -> None:
+    x = torch.zeros(1, 1, 8, 6)
+    assert torch.equal(Flipped(_Left(), None)(x).logits, _Left()(x).logits)
+    assert torch.equal(Flipped(_Left(), 1)(x).logits, _Left()(x).logits)
+    assert torch.equal(Flipped(_Left(), 0)(x).logits, _Left()(x).logits.flip(2))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return tiny_run(tmp_path_factory)
+
+
+def test_the_divergence_is_that_of_whole_volumes(run: TinyRun) -> None:
+    committee = Committee.of(run.folder, CPU)
+    volume = load_volume(run.data.cases[0], run.data)
+    apart, claimed = committee.divergence(volume)
+    voters = [
+        predict_volume(Flipped(model.network, axis), model.preprocess, model.config, volume)
+        for model in (committee.student, committee.teacher)
+        for axis in (None, *model.config.augment.flip)
+    ]
+    votes = torch.stack(voters)
+    assert np.array_equal(apart, jensen_shannon(votes).numpy())
+    assert np.array_equal(claimed, (votes.argmax(1) > 0).any(0).numpy())
+    look = committee.look(volume)
+    assert look.disagreement == pytest.approx(apart[claimed].mean())
+    by_plane: npt.NDArray[np.float32] = np.where(claimed, apart, 0).sum((0, 1))
+    assert look.plane == by_plane.argmax()
+
+
+def test_a_run_ranks_its_unlabelled_patients(run: TinyRun) -> None:
+    seen: list[tuple[int, int]] = []
+    found = suggest(run.folder, run.data, 2, device=CPU, progress=lambda done, total: seen.append((done, total)))
+    unlabeled = load_split(run.folder / "split.json", run.data).unlabeled
+    assert {each.patient for each in found} == {case.patient for case in unlabeled}
+    assert [each.suggested for each in found[:3]] == [True, True, False]
+    assert seen[-1] == (len(unlabeled), len(unlabeled))
+    again = suggest(run.folder, run.data, 2, device=CPU)
+    assert [(a.patient, a.disagreement) for a in again] == [(b.patient, b.disagreement) for b in found]
+
+
+@pytest.mark.parametrize("count", [0, 99])
+def test_more_than_there_are_is_refused(count: int, run: TinyRun) -> None:
+    with pytest.raises(InputError, match="patients of the run without a label"):
+        suggest(run.folder, run.data, count, device=CPU)
+
+
+def test_another_data_set_is_refused(run: TinyRun) -> None:
+    with pytest.raises(InputError, match="the same classes"):
+        suggest(run.folder, replace(run.data, classes={1: "aorta"}), 1, device=CPU)
