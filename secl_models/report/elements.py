@@ -38,6 +38,29 @@ def figure(name: str, value: float, unit: str) -> dict[str, str]:
     return {"name": name, "value": number(value), "unit": unit}
 
 
+def score_row(
+    structure: str,
+    run: str,
+    shade: str,
+    measures: Sequence[tuple[str, float, float]],
+    counts: Sequence[tuple[str, int]],
+) -> dict[str, Any]:
+    """A line of a table of scores.
+
+    Args:
+        structure: Its name, or `mean`.
+        run: Whose scores.
+        shade: Colour of the structure; empty for `mean`.
+        measures: Name, mean and standard deviation, which may be NaN.
+        counts: Name and number of what the means hide.
+    """
+    cells = [
+        {"name": name, "mean": number(mean), "sd": number(sd) if math.isfinite(sd) else ""}
+        for name, mean, sd in measures
+    ]
+    return {"structure": structure, "run": run, "colour": shade, "cells": cells, "counts": counts}
+
+
 def chart(title: str, text: str, svg: str, legend: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
     """A picture with its heading.
 

@@ -24,7 +24,7 @@ from secl_models.inference.palette import COLOURS, GREY, colour
 from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import LAST, LoadedModel, load_model
 from secl_models.options.errors import InputError, writing
-from secl_models.report.elements import chart, figure, legend, number, render
+from secl_models.report.elements import chart, figure, legend, number, render, score_row
 from secl_models.report.features import principal_plane
 from secl_models.report.pictures import line_chart, overlay, patient_chart, plane_chart
 from secl_models.report.runs import Run, read_run
@@ -92,8 +92,7 @@ def _text(file: Path) -> str:
 
 
 def _head(run: Run, data: DataSet, split: str) -> dict[str, Any]:
-    name = data.root.stem if data.root.is_file() else data.root.resolve().name
-    heading = f"{run.method} on {name}"
+    heading = f"{run.method} on {data.name}"
     labeled = run.facts.get("labeled")
     plural = "" if labeled == 1 else "s"
     steps, seed = run.facts.get("steps"), run.facts.get("seed")
@@ -133,24 +132,12 @@ def _scores(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _row(title: str, summary: StructureSummary, names: Sequence[str]) -> dict[str, Any]:
-    pairs = (
-        ("Dice %", summary.dice, 100.0),
-        (f"HD95 {summary.unit}", summary.hd95, 1.0),
-        (f"ASSD {summary.unit}", summary.assd, 1.0),
-    )
-    cells = [
-        {"name": name, "mean": number(mean * scale), "sd": number(sd * scale) if math.isfinite(sd) else ""}
-        for name, (mean, sd), scale in pairs
-    ]
-    known = summary.structure in names
-    return {
-        "structure": summary.structure,
-        "colour": colour(names.index(summary.structure) + 1) if known else "",
-        "mean": not known,
-        "run": title,
-        "cells": cells,
-        "counts": [("Missed", summary.missed), ("Invented", summary.spurious), ("Absent", summary.absent)],
-    }
+    unit, known = summary.unit, summary.structure in names
+    shade = colour(names.index(summary.structure) + 1) if known else ""
+    dice = 100 * summary.dice[0], 100 * summary.dice[1]
+    measures = [("Dice %", *dice), (f"HD95 {unit}", *summary.hd95), (f"ASSD {unit}", *summary.assd)]
+    counts = [("Missed", summary.missed), ("Invented", summary.spurious), ("Absent", summary.absent)]
+    return score_row(summary.structure, title, shade, measures, counts)
 
 
 def _curves(run: Run, names: Sequence[str]) -> list[dict[str, Any]]:
