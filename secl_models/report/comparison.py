@@ -84,6 +84,7 @@ def _context(groups: Sequence[Group], pairings: Sequence[Pairing], split: str, c
         "scores": _scores(groups),
         "over_seeds": any(len(group.evaluated) > 1 for group in groups),
         "each": _each(groups),
+        "several_sets": len(sets) > 1,
         "runs": [_run(group, member) for group in groups for member in group.members],
         "machines": _said(runs, "machine"),
         "commits": _said(runs, "commit"),
@@ -215,10 +216,10 @@ def _run(group: Group, member: Member) -> dict[str, Any]:
         "Minutes": number(math.nan if member.seconds is None else member.seconds / 60),
         "GiB": number(memory),
         "Dice %": number(math.nan if total is None else 100 * total.dice[0]),
-        "HD95": "-" if total is None else f"{number(total.hd95[0])} {total.unit}",
-        "ASSD": "-" if total is None else f"{number(total.assd[0])} {total.unit}",
+        "HD95": number(math.nan if total is None else total.hd95[0]),
+        "ASSD": number(math.nan if total is None else total.assd[0]),
     }
-    return {"name": member.name, "group": group.title, "data": member.data or "-", "state": "; ".join(state),
+    return {"name": member.name, "group": group.title, "data": member.data or "unknown", "state": "; ".join(state),
             "cells": list(numbers.items())}  # fmt: skip
 
 

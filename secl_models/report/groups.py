@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secl_models.data.splits import read_names
 from secl_models.inference.evaluations import Evaluation
 from secl_models.options.errors import InputError
 from secl_models.options.methods import BASELINE
 from secl_models.options.schema import RunConfig, load_preset, to_dict
 from secl_models.report.runs import Run, read_run
 from secl_models.train.resuming import flat, movable
-from secl_models.train.run_folder import CONFIG
+from secl_models.train.run_folder import CONFIG, SPLIT
 
 _METHOD, _STEPS, _LABELED = "train.method", "train.steps", "labeled"
 _FREE = frozenset({"preset", "seed", "train.validate_every"})
@@ -31,11 +32,7 @@ class Member:
     name: str
     run: Run
     config: RunConfig
-
-    @property
-    def data(self) -> str:
-        """Name of the data set; empty where the run is older than that entry, or not finished."""
-        return str(self.run.facts.get("data", ""))
+    data: str  # name of the data set; empty where the run does not know it
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -63,7 +60,9 @@ class Member:
 
     def options(self) -> Options:
         """What makes it another method than that of other runs, by dotted name."""
-        found: dict[str, Any] = flat(to_dict(self.config)) | {_STEPS: self.steps}
+        found: dict[str, Any] = flat(to_dict(self.config))
+        if self.evaluation is not None:
+            found[_STEPS] = self.steps  # scores of a run that was stopped are those of a shorter one
         return {name: str(value) for name, value in found.items() if not movable(name) and name not in _FREE}
 
 
@@ -108,11 +107,23 @@ def read_members(folders: Sequence[Path], split: str, checkpoint: str) -> list[M
             got = f"a folder without {CONFIG}" if folder.is_dir() else "a file" if folder.exists() else "nothing there"
             cure = "name folders that `secl train --out` wrote"
             raise InputError(folder, rule="a run folder", got=got, cure=cure)
-    names = _names(unique)
+    runs = [read_run(folder, split, checkpoint) for folder in unique]
     return [
-        Member(name, read_run(folder, split, checkpoint), load_preset(folder / CONFIG))
-        for name, folder in zip(names, unique, strict=True)
+        Member(name, run, load_preset(run.folder / CONFIG), data)
+        for name, run, data in zip(_names(unique), runs, _data_sets(runs), strict=True)
     ]
+
+
+def _data_sets(runs: Sequence[Run]) -> list[str]:
+    """The name of each data set; a run that does not know it has that of another one with the same cases."""
+    known = {_listed(run): str(name) for run in runs if (name := run.facts.get("data"))}
+    return [str(run.facts.get("data") or known.get(_listed(run), "")) for run in runs]
+
+
+def _listed(run: Run) -> frozenset[str]:
+    """Every case that training, validation and test were drawn from."""
+    file = run.folder / SPLIT
+    return frozenset(name for names in read_names(file).values() for name in names) if file.is_file() else frozenset()
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -124,8 +135,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def group_runs(members: Sequence[Member]) -> list[Group]:
-    """Runs of one data set whose options are equal, whatever their seed, in the order of the first of each; labels-only is
-    the first.
+    """Runs of one data set whose options are equal, whatever their seed.
+
+    Labels-only comes first, the others in the order of their first runs.
 
     Options that training reads off the labelled cases may differ between seeds; where runs of one seed differ in
     them, somebody has set them.
@@ -153,7 +165,7 @@ def _by(members: Iterable[Member], choose: Any) -> list[list[Member]]:
 
 def _titles(groups: Sequence[Sequence[Member]]) -> list[str]:
     """The method, and what tells the group from the others of its data set."""
-    several = len({members[0].data for members in groups}) > 1
+    several = len({members[0].data for members in groups if members[0].data}) > 1
     titles = []
     for members in groups:
         first = members[0]

@@ -19,7 +19,8 @@ from tests.conftest import REPOSITORY
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-quic", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--disable-quic", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 AXE = REPOSITORY / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 UNAUDITED = f"no {AXE.relative_to(REPOSITORY)}; npm install --prefix build/axe axe-core"
@@ -28,7 +29,8 @@ UNAUDITED = f"no {AXE.relative_to(REPOSITORY)}; npm install --prefix build/axe a
 AUDIT = """
 document.querySelectorAll('details').forEach(each => each.open = true);
 return axe.run(document).then(found => found.violations.concat(found.incomplete).flatMap(rule =>
-    rule.nodes.filter(node => !(rule.id === 'color-contrast' && node.html.startsWith('<text '))).map(node => `${rule.id} (${rule.impact}): ${node.html.slice(0, 160)}: ${node.failureSummary}`)));
+    rule.nodes.filter(node => !(rule.id === 'color-contrast' && node.html.startsWith('<text ')))
+        .map(node => `${rule.id} (${rule.impact}): ${node.html.slice(0, 160)}: ${node.failureSummary}`)));
 """
 ABSENT = "no chromium with chromedriver here; on Debian: apt-get install chromium chromium-driver"
 PATIENCE = 60  # seconds: a busy machine starts a browser slowly
