@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `secl`: demo, train, evaluate, predict, check, doctor, study.
+"""The command `secl`: demo, train, evaluate, predict, check, doctor, report, study.
 
 Everything heavy is imported inside the commands, so that `--help` answers at once.
 """
@@ -28,6 +28,7 @@ from secl_models.command.arguments import (
     data_and_split,
     spacing_from,
 )
+from secl_models.command.cli_report import report
 from secl_models.command.cli_study import study_app
 from secl_models.command.errors_to_exit import (
     BAD_INPUT,
@@ -63,6 +64,7 @@ app = typer.Typer(
     help="Segment medical images from few labels and many unlabelled images.",
     epilog="Try it at once: `secl demo --out demo_run`",
 )
+app.command(epilog="Example: `secl report runs/a runs/b --out comparison.html`")(report)
 app.add_typer(study_app, name="study")
 
 

@@ -53,6 +53,11 @@ class DataSet:
     spacing_from: str = AUTO
     ignored: int | None = None
 
+    @property
+    def name(self) -> str:
+        """That of its folder, or of its CSV file."""
+        return self.root.stem if self.root.is_file() else self.root.resolve().name
+
     def files(self) -> list[Path]:
         """Every file of it that is there, read or not."""
         own = [self.root, self.root.parent / "dataset.json"] if self.root.is_file() else list(self.root.glob("*.*"))

@@ -119,7 +119,7 @@ def load_split(path: Path, data: DataSet) -> Split:
         InputError: The file is missing or not a split, names an unknown case, lacks a label that it needs, or
             puts a case or patient into two parts.
     """
-    names = _read_names(path)
+    names = read_names(path)
     known = {case.name: case for case in data.cases}
     listed = [(part, name) for part in PARTS for name in names[part]]
     seen: set[str] = set()
@@ -138,7 +138,15 @@ def load_split(path: Path, data: DataSet) -> Split:
     return Split(parts["labeled"], hidden, parts["val"], parts["test"])
 
 
-def _read_names(path: Path) -> dict[str, list[str]]:
+def read_names(path: Path) -> dict[str, list[str]]:
+    """The names of the cases in each part of a split.
+
+    Args:
+        path: What `save_split` wrote.
+
+    Raises:
+        InputError: It is not a split any more.
+    """
     text = read_text(path, "the split is a JSON file", "restore it")
     try:
         names = json.loads(text)

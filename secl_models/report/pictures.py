@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from secl_models.inference.metrics import CaseScores
 from secl_models.inference.palette import COLOURS, GREY, colour
 
 FEW = 20  # points of the longest line, up to which all are marked
+STYLES = ("solid", "dashed", "dotted")
+LETTERS = 58  # of a line across a chart
 WIDTH = 5.2  # inches; letters of 12 points then stay readable on a phone
 _INK = "#010203"  # stands for the colour of the page's text until the SVG is written
 _STYLE: dict[Any, Any] = {
@@ -49,6 +52,7 @@ def line_chart(
     x: str,
     y: str,
     colours: Sequence[str] = COLOURS,
+    styles: Sequence[str] = ("solid",),
     limits: tuple[float, float] | None = None,
 ) -> str:
     """Lines over a common axis.
@@ -58,6 +62,7 @@ def line_chart(
         x: Label of the horizontal axis.
         y: Label of the vertical axis.
         colours: One per series, repeated where there are more.
+        styles: `solid`, `dashed` or `dotted`, the same way.
         limits: Range of the vertical axis; None: the data's own.
 
     Returns:
@@ -68,13 +73,38 @@ def line_chart(
         marker = "o" if max(map(len, series.values()), default=0) <= FEW else ""  # one point alone draws no line
         for number, points in enumerate(series.values()):
             if points:
-                shade = colours[number % len(colours)]
-                axes.plot(*zip(*points, strict=True), color=shade, marker=marker, markersize=4)
+                shade, style = colours[number % len(colours)], styles[number % len(styles)]
+                axes.plot(*zip(*points, strict=True), color=shade, linestyle=style, marker=marker, markersize=4)
         axes.set(xlabel=x, ylabel=y)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == "step"))
         if limits:
             axes.set_ylim(*limits)
         return _svg(figure, f"{y} over {x}")
+
+
+def interval_chart(rows: Sequence[tuple[str, float, tuple[float, float] | None]], *, x: str) -> str:
+    """Means with their intervals below each other, around a line at zero.
+
+    Args:
+        rows: Name, mean, and low and high end of its interval where there is one.
+        x: Label of the axis.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes((WIDTH, 0.9 + 0.62 * len(rows)))
+        for row, (name, mean, ends) in enumerate(rows):
+            if ends is not None:
+                axes.plot(ends, [row, row], color=_INK, linewidth=2.2)
+            axes.scatter([mean], [row], s=46, color=COLOURS[0], edgecolors=_INK, linewidths=1.4, zorder=3)
+            title = textwrap.shorten(name, LETTERS, placeholder=" ...")
+            axes.annotate(title, (0, row - 0.26), xycoords=("axes fraction", "data"), fontsize=11)
+        axes.axvline(0, color=_INK, linewidth=1)
+        axes.set(xlabel=x, yticks=[])
+        axes.set_ylim(len(rows) - 0.5, -0.85)
+        axes.grid(axis="y", visible=False)
+        return _svg(figure, f"{x}, {len(rows)} pairs")
 
 
 def patient_chart(cases: Sequence[CaseScores], names: Sequence[str]) -> str:

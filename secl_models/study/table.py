@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from secl_models.options.methods import BASELINE
+from secl_models.report.spread import Spread
 from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure
 
 COLUMNS = (
@@ -21,27 +21,6 @@ COLUMNS = (
 
 
 WIDE = 96  # columns of a terminal that hold every spread
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; the deviation is None for one seed."""
-
-    mean: float
-    deviation: float | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """Of values, or None where there are none."""
-        if not values:
-            return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
-
-    def text(self, *, sign: bool = False) -> str:
-        """Such as `78.1 ± 0.4`, with a sign where it is a difference."""
-        mean = f"{self.mean:+.1f}" if sign else f"{self.mean:.1f}"
-        return mean if self.deviation is None else f"{mean} ± {self.deviation:.1f}"
 
 
 def own_options(items: Iterable[Row | Point]) -> dict[tuple[str, int, str], str]:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -23,20 +23,33 @@ from secl_models.options.events import Pace, bars, for_programs, tell
 from secl_models.options.methods import short_name
 from secl_models.options.schema import RunConfig, TrainConfig
 from secl_models.options.terminal import print_table
+from secl_models.train.live_plot import LivePlot
 
 _WORDS = ("labelled", "unlabelled", "validation", "test")  # for a person, in the order of PARTS
 
 
-def training_bar(console: Console) -> Progress:
+class _BarWithPlot(Progress):
+    """A bar, and below it what is plotted."""
+
+    plot: LivePlot | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.plot is not None:
+            yield self.plot
+
+
+def training_bar(console: Console, plot: LivePlot | None = None) -> Progress:
     """Bar with step, times and one field `shown`, such as loss and Dice.
 
     Args:
         console: Where it is drawn.
+        plot: Drawn below it.
 
     Returns:
         The bar, not started; its only task is `add_task(method, total=steps, completed=done, shown="")`.
     """
-    return Progress(
+    bar = _BarWithPlot(
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -46,6 +59,8 @@ def training_bar(console: Console) -> Progress:
         console=console,
         expand=True,
     )
+    bar.plot = plot
+    return bar
 
 
 def shown(loss: float, dice: float | None, images_per_second: float, memory_mib: float) -> str:
@@ -67,7 +82,8 @@ class TrainingProgress:
 
     def __init__(self, method: str, steps: int, done: int, *, spoken: bool, bar: bool) -> None:
         self._steps, self._spoken = steps, spoken
-        self._bar = training_bar(Console(stderr=True, quiet=not (spoken and bar and bars())))
+        self._plot = LivePlot(steps)
+        self._bar = training_bar(Console(stderr=True, quiet=not (spoken and bar and bars())), self._plot)
         self._task = self._bar.add_task(short_name(method), total=steps, completed=done, shown="")
         self._pace = Pace(steps, done)
         self._first = True
@@ -93,6 +109,7 @@ class TrainingProgress:
             structures: Dice of each structure, if this step was validated.
         """
         speed, memory = values["images_per_second"], values["memory_mib"]
+        self._plot.add(done, values["loss"], dice if structures else None)
         self._bar.update(self._task, completed=done, shown=shown(values["loss"], dice, speed, memory))
         if not self._spoken or not (structures or self._first or self._pace.due()):
             return

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def train(
             config.train.method, config.train.steps, run.learner.done, spoken=processes.first, bar=progress
         )
         _run_to_end(run, data_set, split, bar, max_steps, clear=overwrite and not resume)
-        summary = _summary(run, time.perf_counter() - begin)
+        summary = replace(_summary(run, time.perf_counter() - begin), data=data_set.name)
         if processes.first:
             with writing(out / records.SUMMARY, GO_ON):
                 records.write_summary(out / records.SUMMARY, summary)

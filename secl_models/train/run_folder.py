@@ -76,6 +76,7 @@ class RunSummary:
     versions: dict[str, str]
     commit: str | None
     machine: str
+    data: str = ""  # name of the data set
 
 
 def write_summary(path: Path, summary: RunSummary) -> None:

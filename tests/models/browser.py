@@ -15,10 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import REPOSITORY
+
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--disable-quic", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+AXE = REPOSITORY / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+UNAUDITED = f"no {AXE.relative_to(REPOSITORY)}; npm install --prefix build/axe axe-core"
+# Every rule that axe has, best practices too; closed details are opened, as a reader would. What stands on an image it
+# cannot judge: the letters of a chart have the colour of the page's text, on the page's own ground.
+AUDIT = """
+document.querySelectorAll('details').forEach(each => each.open = true);
+return axe.run(document).then(found => found.violations.concat(found.incomplete).flatMap(rule =>
+    rule.nodes.filter(node => !(rule.id === 'color-contrast' && node.html.startsWith('<text ')))
+        .map(node => `${rule.id} (${rule.impact}): ${node.html.slice(0, 160)}: ${node.failureSummary}`)));
+"""
 ABSENT = "no chromium with chromedriver here; on Debian: apt-get install chromium chromium-driver"
 PATIENCE = 60  # seconds: a busy machine starts a browser slowly
 
@@ -49,6 +62,16 @@ class Browser:
     def messages(self) -> list[str]:
         """Warnings and errors on the console since the last call, failed requests among them."""
         return [entry["message"] for entry in _request(f"{self._session}/se/log", {"type": "browser"})]
+
+    def audit(self) -> list[str]:
+        """What axe-core finds against the accessibility rules of the open page: rule, elements, and why."""
+        self.run(AXE.read_text(encoding="utf-8") + ";")
+        return list(self.run(AUDIT))
+
+    def printed(self, file: Path) -> bytes:
+        """The page as a PDF file on A4."""
+        file.write_bytes(base64.b64decode(self._chrome("Page.printToPDF", {"preferCSSPageSize": True})["data"]))
+        return file.read_bytes()
 
     def screenshot(self, file: Path) -> bytes:
         """The whole page as a PNG file."""

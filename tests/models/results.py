@@ -16,15 +16,14 @@ from benchmarks.provenance import BUSY
 from benchmarks.standing import Standing, standing
 from secl_models.method.profiler import STEP
 from secl_models.options.methods import BASELINE
+from secl_models.report.spread import Spread
 from secl_models.study.cost import STAGES, cost_markdown
 from secl_models.study.rows import STEPS, TIME, Row, read_rows
-from secl_models.study.table import Spread, as_markdown, paired
+from secl_models.study.table import as_markdown, paired
 from tests.conftest import REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SETTINGS = {"ACDC, 1 patient": ("acdc", 1), "ACDC, 3 patients": ("acdc", 3), "hippocampus, 4 cases": ("hippocampus", 4)}
-T_95 = {3: 4.303}
-"""The 97.5 % point of Student's t by the number of seeds: two degrees of freedom for three."""
 OURS = "secl_ops native"
 
 
@@ -89,10 +88,9 @@ def differences_markdown() -> str:
 
 
 def interval(spread: Spread) -> str:
-    assert spread.deviation is not None
-    half = T_95[spread.count] * spread.deviation / math.sqrt(spread.count)
-    low, high = signed(spread.mean - half), signed(spread.mean + half)
-    return f"{signed(spread.mean)} ± {spread.deviation:.1f} [{low}, {high}]"
+    ends = spread.interval()
+    assert ends is not None
+    return f"{signed(spread.mean)} ± {spread.deviation:.1f} [{', '.join(map(signed, ends))}]"
 
 
 def _time(row: dict[str, str]) -> str:

@@ -20,6 +20,7 @@ from secl_models.method.processes import start_fabric
 from secl_models.method.profiler import STEP
 from secl_models.options.errors import InputError
 from secl_models.options.schema import override
+from secl_models.report.spread import Spread
 from secl_models.study import cost as study_cost
 from secl_models.study import runs as study
 from secl_models.study.cost import STAGES, cost_markdown, cost_table, measure_cost, write_cost
@@ -36,7 +37,7 @@ from secl_models.study.rows import (
     write_rows,
 )
 from secl_models.study.runs import run_job, run_study, timed_jobs
-from secl_models.study.table import Spread, as_markdown, as_table, comparison, paired
+from secl_models.study.table import as_markdown, as_table, comparison, paired
 from tests.models.runs import TINY, TinyRun, tiny_run
 
 REPOSITORY = Path(__file__).parents[2]
