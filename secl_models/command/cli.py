@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `secl`: demo, train, evaluate, predict, check, doctor, report, study.
+"""The command `secl`: demo, train, evaluate, predict, suggest, check, doctor, report, study.
 
 Everything heavy is imported inside the commands, so that `--help` answers at once.
 """
@@ -30,6 +30,7 @@ from secl_models.command.arguments import (
 )
 from secl_models.command.cli_report import report
 from secl_models.command.cli_study import study_app
+from secl_models.command.cli_suggest import suggest
 from secl_models.command.errors_to_exit import (
     BAD_INPUT,
     MARKUP,
@@ -65,6 +66,7 @@ app = typer.Typer(
     epilog="Try it at once: `secl demo --out demo_run`",
 )
 app.command(epilog="Example: `secl report runs/a runs/b --out comparison.html`")(report)
+app.command(epilog="Example: `secl suggest --checkpoint runs/x --data DIR --count 2`")(suggest)
 app.add_typer(study_app, name="study")
 
 

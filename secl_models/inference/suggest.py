@@ -74,6 +74,11 @@ class Committee:
     student: LoadedModel
     teacher: LoadedModel
 
+    @property
+    def votes(self) -> int:
+        """How many answers there are to each image."""
+        return 2 * (1 + len(self.teacher.config.augment.flip))
+
     @classmethod
     def of(cls, checkpoint: Path, device: torch.device) -> Committee:
         """Load both.
@@ -157,17 +162,17 @@ def suggest(
     data: DataSet,
     count: int,
     *,
-    device: torch.device,
+    committee: Committee,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Candidate]:
     """Rank the unlabelled patients of a run.
 
     Args:
-        run: Run folder.
+        run: Run folder, or a checkpoint file in it.
         data: The data set that the run was trained on.
         count: Patients to suggest.
-        device: Where the networks run.
+        committee: The networks of the run.
         seed: Of the grouping.
         progress: Called after each case with the number done and the number of all.
 
@@ -177,12 +182,11 @@ def suggest(
     Raises:
         InputError: No run, no unlabelled case, or fewer unlabelled patients than asked for.
     """
-    committee = Committee.of(run, device)
     data = as_trained(data, committee.teacher.config.data.spacing_from)
     if data.classes != committee.teacher.classes:
         got, cure = f"{committee.teacher.classes} and {data.classes}", "name the data set that the run was trained on"
         raise InputError(run, rule="run and data set have the same classes", got=got, cure=cure)
-    cases = load_split(run / "split.json", data).unlabeled
+    cases = load_split((run if run.is_dir() else run.parent) / "split.json", data).unlabeled
     patients = list(dict.fromkeys(case.patient for case in cases))
     if not 1 <= count <= len(patients):
         rule = f"between 1 and the {len(patients)} patients of the run without a label"

@@ -199,9 +199,49 @@ def overlay(
         contours(axes, truth[view].T, "dashed")
         contours(axes, prediction[view].T, "solid")
         axes.axis("off")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120, facecolor="black", metadata={"Software": None})
     return base64.b64encode(stream.getvalue()).decode()
+
+
+def doubt(
+    image: npt.NDArray[np.float32],  # [H, W]
+    drawn: tuple[npt.NDArray[Any], npt.NDArray[Any]],  # each [H, W]
+    apart: npt.NDArray[np.float32],  # [H, W]
+    most: float,
+    spacing: Sequence[float],
+) -> str:
+    """One slice twice: with the contours of two segmentations, and with how far networks are apart.
+
+    Args:
+        image: One channel.
+        drawn: Class index per pixel; the first dashed, the second solid.
+        apart: From 0 on.
+        most: What it can reach.
+        spacing: Pixel sides, for the shape of a pixel.
+
+    Returns:
+        A PNG file as base64 text.
+    """
+    low, high = np.percentile(image, (1, 99.5))
+    height = image.shape[1] * spacing[1] / (image.shape[0] * spacing[0])
+    figure = Figure(figsize=(7.2, float(np.clip(3.6 * height, 1.2, 7.2))), facecolor="black")
+    for place in (0, 1):
+        axes = figure.add_axes((0.5 * place, 0, 0.5, 1))
+        aspect = spacing[1] / spacing[0]
+        axes.imshow(image.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower", aspect=aspect)
+        if place == 0:
+            contours(axes, drawn[0].T, "dashed")
+            contours(axes, drawn[1].T, "solid")
+        else:
+            share = np.clip(apart.T / most, 0, 1)
+            axes.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=np.sqrt(share), origin="lower", aspect=aspect)
+        axes.set_axis_off()
+    return _png(figure)
 
 
 def contours(axes: Axes, label: npt.NDArray[np.int64], style: str) -> None:

@@ -12,9 +12,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from secl_models.command.cli import app
 from secl_models.data.cases import Case
 from secl_models.data.splits import load_split
+from secl_models.data.tables import read_table
 from secl_models.data.volumes import load_volume
 from secl_models.inference.suggest import (
     Candidate,
@@ -27,8 +30,10 @@ from secl_models.inference.suggest import (
     suggest,
 )
 from secl_models.inference.windows import predict_volume
+from secl_models.method.checkpoint import load, save
 from secl_models.method.output import Output
 from secl_models.options.errors import InputError
+from secl_models.report.suggestions import PAGE, TABLE, SuggestionRow
 from tests.models.runs import TinyRun, tiny_run
 
 CPU = torch.device("cpu")
@@ -122,21 +127,57 @@ def test_the_divergence_is_that_of_whole_volumes(run: TinyRun) -> None:
 
 def test_a_run_ranks_its_unlabelled_patients(run: TinyRun) -> None:
     seen: list[tuple[int, int]] = []
-    found = suggest(run.folder, run.data, 2, device=CPU, progress=lambda done, total: seen.append((done, total)))
+    committee = Committee.of(run.folder, CPU)
+    found = suggest(
+        run.folder, run.data, 2, committee=committee, progress=lambda done, total: seen.append((done, total))
+    )
     unlabeled = load_split(run.folder / "split.json", run.data).unlabeled
     assert {each.patient for each in found} == {case.patient for case in unlabeled}
     assert [each.suggested for each in found[:3]] == [True, True, False]
     assert seen[-1] == (len(unlabeled), len(unlabeled))
-    again = suggest(run.folder, run.data, 2, device=CPU)
+    again = suggest(run.folder / "last.pt", run.data, 2, committee=committee)
     assert [(a.patient, a.disagreement) for a in again] == [(b.patient, b.disagreement) for b in found]
 
 
 @pytest.mark.parametrize("count", [0, 99])
 def test_more_than_there_are_is_refused(count: int, run: TinyRun) -> None:
     with pytest.raises(InputError, match="patients of the run without a label"):
-        suggest(run.folder, run.data, count, device=CPU)
+        suggest(run.folder, run.data, count, committee=Committee.of(run.folder, CPU))
 
 
 def test_another_data_set_is_refused(run: TinyRun) -> None:
     with pytest.raises(InputError, match="the same classes"):
-        suggest(run.folder, replace(run.data, classes={1: "aorta"}), 1, device=CPU)
+        suggest(run.folder, replace(run.data, classes={1: "aorta"}), 1, committee=Committee.of(run.folder, CPU))
+
+
+def test_a_student_that_is_not_there_is_named(run: TinyRun, tmp_path: Path) -> None:
+    state = load(run.folder)
+    del state["student"]
+    save(tmp_path / "last.pt", state)
+    with pytest.raises(InputError, match="a checkpoint with the student's weights; got none"):
+        Committee.of(tmp_path, CPU)
+
+
+def test_the_command_writes_a_table_and_a_page(run: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "suggest"
+    line = ["suggest", "--checkpoint", str(run.folder), "--data", str(run.data.root), "--count", "2", "--out", str(out)]
+    answer = CliRunner().invoke(app, line)
+    assert answer.exit_code == 0, answer.output
+    rows = read_table(out / TABLE, SuggestionRow, "suggestions", "suggest again")
+    assert [row.suggested for row in rows] == ["yes", "yes", *["no"] * (len(rows) - 2)]
+    page = (out / PAGE).read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert f"Label next: {rows[0].patient}, {rows[1].patient}" in page
+    assert answer.output.count("label next") == 2
+    first = (out / PAGE).read_bytes(), (out / TABLE).read_bytes()
+    assert CliRunner().invoke(app, line).exit_code == 0  # what it wrote it replaces, with the same
+    assert ((out / PAGE).read_bytes(), (out / TABLE).read_bytes()) == first
+
+
+def test_the_command_writes_over_nothing_that_is_not_its_own(run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / TABLE).write_text("mine")
+    data = ["--data", str(run.data.root), "--out", str(tmp_path)]
+    answer = CliRunner().invoke(app, ["suggest", "--checkpoint", str(run.folder), *data])
+    assert answer.exit_code == 2
+    assert (tmp_path / TABLE).read_text() == "mine"
+    assert not (tmp_path / PAGE).exists()

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `secl suggest`; everything heavy is imported inside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from secl_models.command.arguments import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    LogFormatOption,
+    QuietOption,
+    SpacingOption,
+    spacing_from,
+)
+from secl_models.command.errors_to_exit import progress_bar, speak
+from secl_models.options.terminal import print_table
+
+if TYPE_CHECKING:
+    from secl_models.inference.suggest import Candidate
+
+SHOWN = 10  # patients behind the suggested ones
+
+
+def suggest(
+    checkpoint: CheckpointOption,
+    data: DataOption,
+    count: Annotated[int, typer.Option(help="Patients to label next.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder for suggest.csv and suggest.html.")] = Path("suggest"),
+    device: DeviceOption = "auto",
+    set_: SpacingOption = None,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
+) -> None:
+    """Name the patients that are worth labelling next.
+
+    Student, teacher and their mirrored answers vote on every patient without a label. Of the half on which they are
+    furthest apart, the images are put into as many groups of alike looks as patients are asked for, and the most
+    doubtful patient of each group is suggested. The page shows the slices that the networks are unsure of.
+    """
+    speak(log_format, quiet)
+    from secl_models.data.layouts import read_data_set
+    from secl_models.inference.suggest import Committee
+    from secl_models.inference.suggest import suggest as rank
+    from secl_models.method.device import choose_device
+    from secl_models.report.suggestions import write_suggestions
+
+    data_set = read_data_set(data, spacing_from(set_))
+    committee = Committee.of(checkpoint, choose_device(device))
+    with progress_bar("asking the networks") as progress:
+        candidates = rank(checkpoint, data_set, count, committee=committee, progress=progress)
+    files = write_suggestions(candidates, committee, data_set, out)
+    print_table(_table(candidates))
+    for file in files:
+        typer.echo(f"Wrote {file}")
+    typer.echo("Next: label these, put the labels beside the others, and train again with --labeled raised by as many.")
+
+
+def _table(candidates: list[Candidate]) -> Table:
+    """The suggested patients, and the first of the others."""
+    chosen = sum(candidate.suggested for candidate in candidates)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    for name in ("", "patient", "disagreement", "group"):
+        table.add_column(name, justify="right" if name == "disagreement" else "left", overflow="fold")
+    for number, candidate in enumerate(candidates[: chosen + SHOWN], start=1):
+        group = "" if candidate.group is None else str(candidate.group + 1)
+        cells = ("label next" if candidate.suggested else "", escape(candidate.patient))
+        table.add_row(*cells, f"{candidate.disagreement:.4f}", group, end_section=number == chosen)
+    if left := len(candidates) - chosen - SHOWN:
+        table.caption = f"and {left} more, see the table" if left > 0 else None
+    return table

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table and the page of the patients to label next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secl_models.data.cases import DataSet, as_trained
+from secl_models.data.files import write_text
+from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial
+from secl_models.data.tables import write_table
+from secl_models.data.volumes import load_volume
+from secl_models.inference.metrics import structure_names
+from secl_models.inference.palette import COLOURS
+from secl_models.inference.suggest import Candidate, Committee, Look
+from secl_models.inference.windows import segment_volume
+from secl_models.options.errors import writing
+from secl_models.report.elements import legend, render
+from secl_models.report.pictures import doubt
+
+TABLE, PAGE = "suggest.csv", "suggest.html"
+NAMED = 5  # patients in the heading
+AGAIN = "call it again: what was written before stays"
+
+
+@dataclass(frozen=True)
+class SuggestionRow:
+    """One line of the table: a patient without a label."""
+
+    patient: str
+    suggested: str  # yes or no
+    disagreement: float
+    group: str  # of alike images; empty where the disagreement is too small to be looked at
+    cases: str
+
+
+def write_suggestions(candidates: Sequence[Candidate], committee: Committee, data: DataSet, out: Path) -> list[Path]:
+    """Write the table of all candidates, and a page that shows where the suggested ones are in doubt.
+
+    Args:
+        candidates: As `inference.suggest.suggest` gives them.
+        committee: The networks that voted.
+        data: The data set.
+        out: Folder; made where missing.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: The folder holds a file of one of the names that this command did not write, or the disk is full.
+    """
+    files = [out / TABLE, out / PAGE]
+    refuse_writing_over(data.files(), *files)
+    with held(out, "secl suggest"):
+        refuse_unlisted(out, [file.name for file in files])
+        remove_partial(out, [file.name for file in files])
+        page = render("suggestions.html.j2", _context(candidates, committee, data))
+        with writing(out, AGAIN):
+            note_written(out, *(file.name for file in files))
+            write_table(files[0], SuggestionRow, map(_row, candidates))
+            write_text(files[1], page)
+    return files
+
+
+def _row(candidate: Candidate) -> SuggestionRow:
+    return SuggestionRow(
+        candidate.patient,
+        "yes" if candidate.suggested else "no",
+        round(candidate.disagreement, 6),
+        "" if candidate.group is None else str(candidate.group + 1),
+        ";".join(look.case.name for look in candidate.looks),
+    )
+
+
+def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSet) -> dict[str, Any]:
+    suggested = [candidate for candidate in candidates if candidate.suggested]
+    rows = [
+        {"patient": row.patient, "disagreement": f"{row.disagreement:.4f}", "group": row.group,
+         "suggested": row.suggested == "yes"}
+        for row in map(_row, candidates)
+    ]  # fmt: skip
+    names = [candidate.patient for candidate in suggested]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return {
+        "title": "Whom to label next",
+        "heading": f"Label next: {', '.join(names[:NAMED])}{more}",
+        "subtitle": f"The half of the patients that is disagreed on most, one of each of {len(suggested)} looks",
+        "figures": [
+            {"name": "suggested", "value": str(len(suggested)), "unit": ""},
+            {"name": "patients without a label", "value": str(len(candidates)), "unit": ""},
+            {"name": "answers to each image", "value": str(committee.votes), "unit": ""},
+        ],
+        "pictures": [_picture(candidate, committee, data) for candidate in suggested],
+        "legend": legend(structure_names(committee.teacher.classes), COLOURS),
+        "rows": rows,
+        "votes": committee.votes,
+        "most": f"{math.log(committee.votes):.2f}",
+    }
+
+
+def _picture(candidate: Candidate, committee: Committee, data: DataSet) -> dict[str, Any]:
+    look: Look = max(candidate.looks, key=lambda each: each.disagreement)
+    volume = load_volume(look.case, as_trained(data, committee.teacher.config.data.spacing_from))
+    apart, _ = committee.divergence(volume)
+    drawn = [
+        segment_volume(model.network, model.preprocess, model.config, volume)
+        for model in (committee.student, committee.teacher)
+    ]
+    image = volume.image[0]
+    if image.ndim == 3:
+        image, apart, *drawn = (array[..., look.plane] for array in (image, apart, *drawn))
+    png = doubt(image, (drawn[0], drawn[1]), apart, math.log(committee.votes), (volume.spacing or (1.0, 1.0))[:2])
+    names = [] if look.case.name == candidate.patient else [look.case.name]
+    place = [f"slice {look.plane + 1} of {volume.image.shape[3]}"] if volume.image.ndim == 4 else []
+    return {"patient": candidate.patient, "place": ", ".join([*names, *place]), "png": png}
