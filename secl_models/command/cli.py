@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `secl`: demo, train, evaluate, predict, suggest, check, doctor, report, study.
+"""The command `secl`: demo, train, evaluate, predict, calibrate, suggest, check, doctor, report, study.
 
 Everything heavy is imported inside the commands, so that `--help` answers at once.
 """
@@ -28,6 +28,7 @@ from secl_models.command.arguments import (
     data_and_split,
     spacing_from,
 )
+from secl_models.command.cli_calibrate import calibrate
 from secl_models.command.cli_report import report
 from secl_models.command.cli_study import study_app
 from secl_models.command.cli_suggest import suggest
@@ -66,6 +67,7 @@ app = typer.Typer(
     epilog="Try it at once: `secl demo --out demo_run`",
 )
 app.command(epilog="Example: `secl report runs/a runs/b --out comparison.html`")(report)
+app.command(epilog="Example: `secl calibrate --checkpoint runs/x --data DIR`")(calibrate)
 app.command(epilog="Example: `secl suggest --checkpoint runs/x --data DIR --count 2`")(suggest)
 app.add_typer(study_app, name="study")
 

@@ -109,8 +109,8 @@ def _evaluate_all(
     named: list[Evaluation] = []
     for file in files:
         model = load_model(file)
-        _require_classes(model, data, file)
-        _require_unseen(file, cases, data, split)
+        require_classes(model, data, file)
+        require_unseen(file, cases, data, split)
         model.network.to(device)
         if model.step not in results:  # where the last step is the best one, both files hold one network
             results[model.step] = _evaluate_one(model, file.stem, data, cases, split, progress)
@@ -168,7 +168,8 @@ def evaluated_cases(run: Path, data: DataSet, split: str) -> tuple[Case, ...]:
     return cases
 
 
-def _require_classes(model: LoadedModel, data: DataSet, file: Path) -> None:
+def require_classes(model: LoadedModel, data: DataSet, file: Path) -> None:
+    """Refuse a data set of other structures than those of the checkpoint."""
     if model.classes != data.classes:
         raise InputError(
             file,
@@ -178,7 +179,7 @@ def _require_classes(model: LoadedModel, data: DataSet, file: Path) -> None:
         )
 
 
-def _require_unseen(file: Path, cases: Sequence[Case], data: DataSet, split: str) -> None:
+def require_unseen(file: Path, cases: Sequence[Case], data: DataSet, split: str) -> None:
     """No evaluated patient is among those the checkpoint itself says that it learned from or was chosen by."""
     parts: dict[str, list[str]] = load(file).get("cases", {})
     used = ("labeled", "unlabeled", "val") if split == "test" else ("labeled", "unlabeled", "test")

@@ -24,6 +24,7 @@ from secl_models.inference.palette import COLOURS, GREY, colour
 from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import LAST, LoadedModel, load_model
 from secl_models.options.errors import InputError, writing
+from secl_models.report.calibration_charts import calibration_charts
 from secl_models.report.elements import chart, figure, legend, number, render, score_row
 from secl_models.report.features import principal_plane
 from secl_models.report.pictures import line_chart, overlay, patient_chart, plane_chart
@@ -79,6 +80,7 @@ def write_report(
     if main.evaluation is not None:
         volumes = chosen_volumes(main.evaluation, data, main.folder, split)
         context["overlays"] = [_overlay(model, *item) for item in volumes]
+        context["charts"] += calibration_charts(main.folder, names)
         context["charts"] += _plane(model, [volume for _, _, volume in volumes], names)
     page = render("report.html.j2", context)
     with writing(out, "write the report with the same command"):

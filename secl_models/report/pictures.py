@@ -137,6 +137,41 @@ def patient_chart(cases: Sequence[CaseScores], names: Sequence[str]) -> str:
         return _svg(figure, "Dice of every case")
 
 
+def diagonal_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x: str,
+    y: str,
+    limits: tuple[float, float],
+    colours: Sequence[str] = COLOURS,
+    joined: bool = False,
+) -> str:
+    """Points that would lie on the diagonal if what is said were what is found.
+
+    Args:
+        series: Name -> points (x, y).
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        limits: Of both axes.
+        colours: One per series, repeated where there are more.
+        joined: Draw a line through the points of each.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes((WIDTH, 4.2))
+        axes.plot(limits, limits, color=GREY, linestyle="dotted")
+        for number, points in enumerate(series.values()):
+            if points:
+                line = "solid" if joined else "none"
+                shade = colours[number % len(colours)]
+                axes.plot(*zip(*points, strict=True), color=shade, marker="o", markersize=4, linestyle=line, alpha=0.8)
+        axes.set(xlabel=x, ylabel=y, xlim=limits, ylim=limits)
+        axes.set_aspect("equal")
+        return _svg(figure, f"{y} by {x}: {', '.join(series)}")
+
+
 def plane_chart(points: npt.NDArray[np.float64], index: npt.NDArray[np.int64], names: Sequence[str]) -> str:
     """Rows of a feature map in the plane of their first two principal components, coloured by class.
 

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The temperature of a checkpoint, fitted on its validation patients and tried on its test patients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from secl_models.data.cases import Case, DataSet, as_trained
+from secl_models.data.files import read_text, write_text
+from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial
+from secl_models.data.tables import write_table
+from secl_models.data.volumes import Volume, load_volume
+from secl_models.inference.evaluate import evaluated_cases, require_classes, require_unseen
+from secl_models.inference.metrics import score_case
+from secl_models.inference.predictions import digest
+from secl_models.inference.reliability import Reliability, expected_dice, fit_temperature, reliability, scaled
+from secl_models.inference.windows import predict_volume
+from secl_models.method.checkpoint import LAST, LoadedModel, load_model
+from secl_models.options.errors import InputError, fitting, writing
+from secl_models.options.plain import from_plain, to_plain
+
+MARGIN = 8  # voxels around the structures in which probabilities are held against the truth
+MOST = 1 << 18  # voxels of a case
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Dice of one structure of a case, as the probabilities have it and as it is."""
+
+    case: str
+    structure: str
+    expected: float
+    dice: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the patients of one list show: `before` at temperature 1, `after` at the fitted one."""
+
+    cases: int
+    before: Reliability
+    after: Reliability
+
+    @classmethod
+    def of(cls, seen: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Part:
+        """From the probabilities [K + 1, n] and the truth [n] of each case."""
+        probabilities, truth = _joined(seen)
+        return cls(len(seen), reliability(probabilities, truth), reliability(scaled(probabilities, temperature), truth))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The temperature of a checkpoint, and what it does on the validation and on the test patients.
+
+    Attributes:
+        checkpoint: SHA-256 of the file.
+        temperature: T of `scaled`.
+        val: On the patients that it was fitted on.
+        test: On others.
+        correlation: Pearson's, of the expected and the true Dice of every test case and structure; None for fewer than
+            three, or where one of the two is the same everywhere.
+        dice_error: Mean of |expected - true Dice|; None without one.
+    """
+
+    checkpoint: str
+    temperature: float
+    val: Part
+    test: Part
+    correlation: float | None
+    dice_error: float | None
+
+
+def agreement(dice: Sequence[Expected]) -> tuple[float | None, float | None]:
+    """Correlation and mean absolute difference of expected and true Dice, as in `Calibration`.
+
+    Args:
+        dice: Of every case and structure.
+
+    Example:
+        >>> agreement([Expected("a", "LV", 0.9, 0.8), Expected("b", "LV", 0.7, 0.6), Expected("c", "LV", 0.5, 0.4)])[0]
+        1.0
+    """
+    pairs = np.array([(each.expected, each.dice) for each in dice]).reshape(-1, 2)
+    error = float(np.abs(pairs[:, 0] - pairs[:, 1]).mean()) if len(pairs) else None
+    if len(pairs) < 3 or not pairs.std(0).all():
+        return None, error
+    return round(float(np.corrcoef(pairs.T)[0, 1]), 12), error
+
+
+def calibrate(
+    checkpoint: Path, data: DataSet, *, device: torch.device, progress: Callable[[int, int], None] | None = None
+) -> tuple[Calibration, Path]:
+    """Fit a temperature on the validation patients, try it on the test patients, and keep both beside the checkpoint.
+
+    Args:
+        checkpoint: A checkpoint file or a run folder (then its last checkpoint).
+        data: The data set that the run was trained on.
+        device: Where the network runs.
+        progress: Called after each case with the number done and the number of all.
+
+    Returns:
+        What was found, and the file that `secl predict --uncertainty` and `secl report` read.
+
+    Raises:
+        InputError: No run, no validation case, a patient that the checkpoint learned from, another data set.
+    """
+    file = checkpoint / LAST if checkpoint.is_dir() else checkpoint
+    model = load_model(file)
+    require_classes(model, data, file)
+    data = as_trained(data, model.config.data.spacing_from)
+    val, test = (evaluated_cases(file.parent, data, split) for split in ("val", "test"))
+    require_unseen(file, val, data, "val")
+    require_unseen(file, test, data, "test")
+    target, table = calibration_file(file), calibration_table(file)
+    names = [target.name, table.name]
+    refuse_writing_over(data.files(), target, table)
+    model.network.to(device)
+    work = _Work(model, data, len(val) + len(test), progress)
+    with held(target.parent, "secl calibrate"):
+        refuse_unlisted(target.parent, names)
+        remove_partial(target.parent, names)
+        found, dice = work.calibration(digest(file), val, test)
+        with writing(target, "calibrate again: what was written before stays"):
+            note_written(target.parent, *names)
+            write_table(table, Expected, dice)
+            write_text(target, json.dumps(to_plain(found), indent=1) + "\n")
+    return found, target
+
+
+@dataclass
+class _Work:
+    """Looks at one case after the other."""
+
+    model: LoadedModel
+    data: DataSet
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+
+    def calibration(
+        self, checkpoint: str, val: Sequence[Case], test: Sequence[Case]
+    ) -> tuple[Calibration, list[Expected]]:
+        """Fit on the one list, and try on the other."""
+        seen = [_voxels(*self._probabilities(case)) for case in val]
+        temperature = fit_temperature(*_joined(seen))
+        fitted = Part.of(seen, temperature)
+        seen = []
+        dice: list[Expected] = []
+        for case in test:
+            probabilities, volume = self._probabilities(case)
+            seen.append(_voxels(probabilities, volume))
+            dice += self._expected(scaled(probabilities, temperature), volume)
+        tried = Part.of(seen, temperature)
+        return Calibration(checkpoint, temperature, fitted, tried, *agreement(dice)), dice
+
+    def _probabilities(self, case: Case) -> tuple[Tensor, Volume]:
+        model = self.model
+        with fitting(case.image[0]):
+            volume = load_volume(case, self.data)
+            probabilities = predict_volume(model.network, model.preprocess, model.config, volume)
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        return probabilities, volume
+
+    def _expected(self, probabilities: Tensor, volume: Volume) -> list[Expected]:
+        """Every structure of a case that has a true Dice and an expected one."""
+        called = probabilities.argmax(0)
+        scores = score_case(called.numpy(), _label(volume), self.model.classes, None, volume.case.unlabeled)
+        found = []
+        for index, score in enumerate(scores, start=1):
+            mask, p = called == index, probabilities[index].double()
+            expected = expected_dice(float(p[mask].sum()), int(mask.sum()), float(p.sum()))
+            if expected is not None and score.dice is not None:
+                found.append(Expected(volume.case.name, score.structure, expected, score.dice))
+        return found
+
+
+def _label(volume: Volume) -> npt.NDArray[np.int64]:
+    if volume.label is None:
+        raise InputError(volume.case.name, rule="a case to calibrate on has a label", got="none", cure="add its label")
+    return volume.label
+
+
+def _voxels(probabilities: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:
+    """Probabilities [K + 1, n] and truth [n] of voxels near a structure, evenly taken where there are many."""
+    truth = torch.as_tensor(_label(volume))
+    near = _box(((truth > 0) | (probabilities.argmax(0) > 0)).numpy())
+    chosen = torch.zeros_like(truth, dtype=torch.bool)
+    chosen[near] = truth[near] >= 0
+    place = torch.nonzero(chosen.flatten()).squeeze(1)[:: max(1, -(-int(chosen.sum()) // MOST))]
+    return probabilities.flatten(1)[:, place], truth.flatten()[place]
+
+
+def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The box around a mask, with a margin; the whole image where the mask is empty."""
+    found = np.argwhere(mask)
+    if not len(found):
+        return tuple(slice(None) for _ in mask.shape)
+    pairs = zip(found.min(0), found.max(0), strict=True)
+    return tuple(slice(max(0, int(low) - MARGIN), int(high) + 1 + MARGIN) for low, high in pairs)
+
+
+def _joined(seen: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([p for p, _ in seen], 1), torch.cat([truth for _, truth in seen])
+
+
+def calibration_file(checkpoint: Path) -> Path:
+    """Where the calibration of a checkpoint, or of the last one of a run folder, stands."""
+    file = checkpoint / LAST if checkpoint.is_dir() else checkpoint
+    return file.with_name(f"calibration_{file.stem}.json")
+
+
+def calibration_table(checkpoint: Path) -> Path:
+    """Where the expected and the true Dice of the test patients stand."""
+    return calibration_file(checkpoint).with_suffix(".csv")
+
+
+def load_calibration(checkpoint: Path) -> Calibration | None:
+    """What `calibrate` wrote, or None where it was not called.
+
+    Raises:
+        InputError: The file is not what was written, or of another checkpoint.
+    """
+    file = calibration_file(checkpoint)
+    if not file.is_file():
+        return None
+    cure = "calibrate again: secl calibrate"
+    text = read_text(file, "what `secl calibrate` wrote", cure)
+    try:
+        found = from_plain(Calibration, json.loads(text))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(file, rule="what `secl calibrate` wrote", got=error, cure=cure) from error
+    if found.checkpoint != digest(checkpoint):
+        raise InputError(file, rule="the calibration of this checkpoint", got="that of another", cure=cure)
+    return found
