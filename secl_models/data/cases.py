@@ -16,9 +16,10 @@ class Case:
     Attributes:
         name: Unique in its data set.
         patient: Cases of one patient never fall into different splits.
-        image: One file per channel, or one file with all channels.
+        image: One file per channel, or one file with all channels; of a DICOM series all its files.
         label: None when there is no label, or when a split hides it.
         split: "train", "val" or "test" where the layout fixes it, else None.
+        series: What messages call the DICOM series that `image` is, without the patient's name; None: no DICOM.
     """
 
     name: str
@@ -26,6 +27,12 @@ class Case:
     image: tuple[Path, ...]
     label: Path | None
     split: str | None
+    series: str | None = None
+
+    @property
+    def what(self) -> object:
+        """What messages call the image."""
+        return self.series or self.image[0]
 
 
 @dataclass(frozen=True)

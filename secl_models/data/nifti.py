@@ -21,6 +21,7 @@ from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from secl_models.data.grid import FloatArray
 from secl_models.options.errors import InputError
 
 UNREADABLE = (
@@ -131,6 +132,22 @@ def nifti_like(opened: NiftiFile, kind: npt.DTypeLike) -> tuple[type[Any], Any]:
         if name in blank.dtype.names:  # NIfTI-2 has no db_name
             header[name] = blank[name]
     return single, header
+
+
+def scanner_header(affine: FloatArray, kind: npt.DTypeLike) -> Any:
+    """A header that puts voxels where the scanner saw them, in mm, by sform and qform.
+
+    Args:
+        affine: Voxel index to world, `[4, 4]`.
+        kind: Type of the voxels to write.
+    """
+    with _silent():
+        header: Any = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine).header
+        header.set_data_dtype(kind)
+        header.set_sform(affine, 1)
+        header.set_qform(affine, 1)
+        header.set_xyzt_units("mm")
+    return header
 
 
 def to_bytes(kind: type[Any], array: npt.NDArray[Any], header: Any) -> bytes:
