@@ -224,7 +224,7 @@ def predict(
         Path,
         typer.Option(
             "--input",
-            help="An image (.nii.gz, .nii, .h5), a folder of images, the folder of a DICOM series, or a folder of these.",
+            help="An image (.nii.gz, .nii, .h5), a folder of images, the folder of a DICOM series, a folder of these.",
         ),
     ],
     out: Annotated[

@@ -21,7 +21,6 @@ from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from secl_models.data.grid import FloatArray
 from secl_models.options.errors import InputError
 
 UNREADABLE = (
@@ -134,7 +133,7 @@ def nifti_like(opened: NiftiFile, kind: npt.DTypeLike) -> tuple[type[Any], Any]:
     return single, header
 
 
-def scanner_header(affine: FloatArray, kind: npt.DTypeLike) -> Any:
+def scanner_header(affine: npt.NDArray[np.float64], kind: npt.DTypeLike) -> Any:
     """A header that puts voxels where the scanner saw them, in mm, by sform and qform.
 
     Args:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from secl_models.data.cases import Case
 from secl_models.data.dicom import Frame, read_frames, read_pixels
 from secl_models.data.grid import FloatArray, voxel_sides
+from secl_models.data.volumes import Volume, require_finite
 from secl_models.options.errors import InputError
 
 SAME_PLACE = 0.01  # mm between two images of one place
@@ -35,16 +36,6 @@ class Stack:
     frames: tuple[Frame, ...]
     affine: FloatArray
 
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Voxel sides, mm."""
-        return tuple(map(float, voxel_sides(self.affine)))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Columns, rows, slices."""
-        return (*self.frames[0].size, len(self.frames))
-
 
 def read_stack(files: Sequence[Path], what: str) -> Stack:
     """The grid of a series, from its headers alone.
@@ -59,18 +50,20 @@ def read_stack(files: Sequence[Path], what: str) -> Stack:
     return pile(read_frames(files, what), what)
 
 
-def read_series(files: Sequence[Path], what: str) -> tuple[npt.NDArray[np.float32], Stack]:
-    """Intensities `[column, row, slice]` of a series, and their grid.
+def load_series(case: Case) -> Volume:
+    """Intensities and grid of a DICOM series, as `load_volume` gives those of other files.
 
     Args:
-        files: Of one series, in any order.
-        what: Name of the series in messages.
+        case: Of a series.
 
     Raises:
-        InputError: As for `read_stack`, or the pixels cannot be decoded.
+        InputError: As for `read_stack`; the pixels cannot be decoded, or are not finite.
     """
-    stack = read_stack(files, what)
-    return read_pixels(stack.frames, what), stack
+    what = str(case.series)
+    stack = read_stack(case.image, what)
+    image = read_pixels(stack.frames, what)[None]
+    require_finite(image, what)
+    return Volume(case, image, None, stack.affine, tuple(map(float, voxel_sides(stack.affine))))
 
 
 def pile(frames: Sequence[Frame], what: str) -> Stack:

@@ -29,7 +29,6 @@ from secl_models.data.nifti import (
     to_bytes,
     unreadable,
 )
-from secl_models.data.stack import read_series
 from secl_models.options.errors import InputError
 from secl_models.options.spacing import AFFINE, AUTO
 
@@ -115,7 +114,7 @@ def examine_case(case: Case, data: DataSet) -> tuple[Volume | None, list[InputEr
         image = _read_image(case, len(data.modality), data.spacing_from)
     if image is not None:
         with _collect(faults):
-            _require_finite(image.array, case.what)
+            require_finite(image.array, case.image[0])
     if case.label is not None:
         with _collect(faults):
             label = _read_file(case.label, "label", data.spacing_from)
@@ -220,6 +219,23 @@ def grid_like(source: Path | Volume, kind: npt.DTypeLike) -> tuple[type[Any], An
     return (*nifti_like(opened, kind), opened.shape[:3])
 
 
+def require_finite(array: npt.NDArray[np.float32], what: object) -> None:
+    """Refuse an image with NaN or infinite intensities.
+
+    Args:
+        array: Intensities.
+        what: The image, for the message.
+
+    Raises:
+        InputError: Says how many.
+    """
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        rule = "intensities are finite float32 numbers"
+        got = f"{bad} of {array.size} voxels NaN or infinite"
+        raise InputError(what, rule=rule, got=got, cure="replace them, for example by the smallest intensity")
+
+
 @contextlib.contextmanager
 def _collect(faults: list[InputError]) -> Iterator[None]:
     try:
@@ -230,9 +246,6 @@ def _collect(faults: list[InputError]) -> Iterator[None]:
 
 def _read_image(case: Case, channels: int, spacing_from: str) -> _Stored:
     """All channels of a case, float32 `[C, *spatial]`."""
-    if case.series is not None:
-        voxels, stack = read_series(case.image, case.series)
-        return _Stored(voxels[None], stack.affine, stack.spacing)
     files = [_read_file(path, "image", spacing_from) for path in case.image]
     for path, stored in zip(case.image[1:], files[1:], strict=True):
         _require_same_grid(files[0], stored, case.image[0], path)
@@ -306,14 +319,6 @@ def _require_numbers(array: npt.NDArray[Any], path: Path) -> None:
     elif array.dtype.kind == "c":
         cure = "write the magnitude, or magnitude and phase as two channels"
     raise InputError(path, rule="voxels are real numbers", got=array.dtype, cure=cure)
-
-
-def _require_finite(array: npt.NDArray[np.float32], what: object) -> None:
-    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-    if bad:
-        rule = "intensities are finite float32 numbers"
-        got = f"{bad} of {array.size} voxels NaN or infinite"
-        raise InputError(what, rule=rule, got=got, cure="replace them, for example by the smallest intensity")
 
 
 def _single_channel(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:

@@ -20,6 +20,7 @@ from secl_models.data.folders import held, note_written, refuse_unlisted, refuse
 from secl_models.data.formats import NIFTI_SUFFIXES, file_stem, suffix_of
 from secl_models.data.orientation import cut_across
 from secl_models.data.probabilities import ProbabilityFile
+from secl_models.data.stack import load_series
 from secl_models.data.volumes import Volume, count_channels, load_volume
 from secl_models.inference.images import images_of, targets_of
 from secl_models.inference.outputs import save
@@ -151,7 +152,7 @@ class _Work:
         modality = tuple(f"channel {index}" for index in range(model.channels))
         settings = self.settings
         data = DataSet(self.source, "csv", model.classes, modality, (case,), settings.spacing_from)
-        volume = load_volume(case, data)
+        volume = load_series(case) if case.series else load_volume(case, data)
         if model.config.data.dims == 2 and cut_across(model.preprocess.orientation, volume):
             sentence = f"{case.what}: its slices lie across those of the training images, or more than 45 degrees off"
             tell("note", sentence, level=logging.WARNING, case=case.name)

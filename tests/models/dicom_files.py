@@ -117,7 +117,8 @@ def write_series(
         write(folder / f"IM{index:04}{suffix}", about)
     affine = np.eye(4)
     affine[:3] = np.stack([across * sides[0], down * sides[1], onwards, np.array(origin)], axis=1)
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    ras: npt.NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return ras
 
 
 def write_enhanced(
@@ -144,7 +145,7 @@ def write_enhanced(
     organization = generate_uid(entropy_srcs=[str(path.name)])
     about.DimensionOrganizationSequence = [_item(DimensionOrganizationUID=organization)]
     write(path, about)
-    return np.diag([-1.5, -1.25, 8.0, 1.0]) + np.outer([0, 0, 0, 0], [0, 0, 0, 1]) + _shift((40.0, 30.0, 12.5))
+    return np.array([[-1.5, 0, 0, 40], [0, -1.25, 0, 30], [0, 0, 8, 12.5], [0, 0, 0, 1]])
 
 
 def write_report(path: Path, modality: str = "SR") -> Path:
@@ -157,9 +158,3 @@ def _item(**attributes: Any) -> Dataset:
     for name, value in attributes.items():
         setattr(item, name, value)
     return item
-
-
-def _shift(origin: tuple[float, float, float]) -> npt.NDArray[np.float64]:
-    shift = np.zeros((4, 4))
-    shift[:3, 3] = origin
-    return shift
