@@ -156,6 +156,21 @@ def is_dicom(path: Path) -> bool:
     return head[128:132] == b"DICM" or head[:4] in _BARE_DICOM
 
 
+def refuse_dicom(folder: Path) -> None:
+    """Refuse a folder of DICOM files, or of folders of them, where a data set is asked for.
+
+    Args:
+        folder: Where to look.
+
+    Raises:
+        InputError: Says how to convert them.
+    """
+    inside = (path for path in folder.rglob("*") if path.is_file() and is_dicom(path))
+    if found := min(inside, default=None):
+        rule = "data sets are NIfTI or h5; `secl predict` alone reads DICOM"
+        raise InputError(folder, rule=rule, got=f"DICOM, as {found.name}", cure=conversion(found.parent))
+
+
 def require_readable(path: Path) -> None:
     """Refuse a file that is no NIfTI by its name, or half of a pair.
 

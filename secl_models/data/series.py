@@ -20,7 +20,7 @@ _READ = (
     "SOPClassUID", "Modality", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription", "Rows",
     "Columns", "NumberOfFrames", "PatientName", "SpecificCharacterSet", "PatientID",
 )  # fmt: skip
-_SHORTEST = 3  # letters of a part of a name that is looked for
+_SHORTEST, _LONG = 3, 5  # letters of a part of a name that is looked for, as a word or wherever it stands
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Series:
         size = " x ".join(map(str, sizes.most_common(1)[0][0]))
         about = self.first
         return (
-            f"{about.number or '-'}: {about.description or 'no description'}, {about.modality}, "
-            f"{self.slices} slice{'s' * (self.slices > 1)} of {size}, {about.uid}"
+            f"{about.number or '-'}: {about.description or 'no description'} "
+            f"({about.modality}, {self.slices} slice{'s' * (self.slices > 1)} of {size}, UID {about.uid})"
         )
 
 
@@ -137,6 +137,7 @@ def choose_series(found: Sequence[Series], wanted: str | None, what: str) -> Ser
             cure = f"add {OPTION} with a number, description or UID of the list"
             raise InputError(what, rule="a folder has one series, or one is named", got=_listed(stacks), cure=cure)
         return stacks[0]
+    wanted = without_names(wanted, {name for series in found for header in series.headers for name in header.names})
     text = " ".join(wanted.split()).casefold()
     for key in (_uid, _number, _description):
         fitting = [series for series in found if key(series) == text]
@@ -159,14 +160,17 @@ def without_names(text: str, names: Iterable[str]) -> str:
     Example:
         >>> without_names("export/DOE_JANE/T2 doe", ["Doe", "Jane"])
         'export/***_***/T2 ***'
+        >>> without_names("doer/JANETTE", ["Doe", "Janet"])
+        'doer/***TE'
     """
     for name in sorted(names, key=len, reverse=True):
-        text = re.sub(re.escape(name), "***", text, flags=re.IGNORECASE)
+        own = re.escape(name) if len(name) >= _LONG else rf"(?<![^\W\d_]){re.escape(name)}(?![^\W\d_])"
+        text = re.sub(own, "***", text, flags=re.IGNORECASE)
     return text
 
 
 def _listed(found: Sequence[Series]) -> str:
-    return f"{len(found)} series:" + "".join(f"\n  {series}" for series in found) + "\n "
+    return f"{len(found)} series:" + "".join(f"\n  {series}" for series in found)
 
 
 def _uid(series: Series) -> str:

@@ -87,7 +87,8 @@ def pile(frames: Sequence[Frame], what: str) -> Stack:
     heights = np.array([frame.position @ normal for frame in frames])
     _require_one_each(frames, heights, what)
     if len(frames) < 2:
-        got, cure = "1 slice, as of a localiser or a projection", "choose another series with --series"
+        got, cure = "1 slice, as of a localiser or a projection", "name the folder of all slices"
+        cure += ", or choose another series with --series"
         raise InputError(what, rule="an image is a stack of slices", got=got, cure=cure)
     _require_even(frames, heights, what)
     step = (frames[-1].position - frames[0].position) / (len(frames) - 1)

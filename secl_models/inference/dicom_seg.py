@@ -55,6 +55,7 @@ def dicom_seg(label: npt.NDArray[np.integer[Any]], volume: Volume, classes: Mapp
             software_versions=secl_ops.__version__, device_serial_number="none", omit_empty_frames=bool(planes.any()),
             content_label="SECL", content_description="Segmentation by secl", series_description="secl segmentation",
         )  # fmt: skip
+        made.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of structures in any script, beside the patient's
         stream = io.BytesIO()
         made.save_as(stream)
     except UNREADABLE as error:

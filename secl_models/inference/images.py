@@ -192,7 +192,7 @@ def _dicom_case(folder: Path, headers: Sequence[Header], series: str | None) -> 
     what = without_names(str(folder), names)
     others, found = others_of(headers), series_of(headers)
     if others:
-        tell("note", f"{what}: {others} skipped, which are no images.", level=NOTE)
+        tell("note", f"{what}: passed over, since they are no images: {others}.", level=NOTE)
     if not found:
         cure = "name the folder of the series that is to be segmented"
         raise InputError(what, rule="a folder with a DICOM series of images", got=others, cure=cure)
