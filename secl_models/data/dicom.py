@@ -171,6 +171,9 @@ def _frames(about: Any, file: Path, what: str) -> list[Frame]:
     if colours != 1 or not scale.startswith("MONOCHROME"):
         cure = "convert the colours to grey, or choose another series with --series"
         raise InputError(what, rule="images are grey (MONOCHROME1 or 2)", got=f"colours ({scale})", cure=cure)
+    if "MOSAIC" in (about.get("ImageType") or ()):
+        cure = "convert it to NIfTI, as by `dcm2niix -z y FOLDER`, which cuts it up"
+        raise InputError(what, rule="an image holds one slice", got="a mosaic of many", cure=cure)
     count = int(about.get("NumberOfFrames") or 1)
     own = about.get("PerFrameFunctionalGroupsSequence")
     if not own:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -94,9 +95,11 @@ def read_headers(source: Path) -> list[Header]:
     """
     inside = sorted(source.rglob("*")) if source.is_dir() else [source]
     shown = (path for path in inside if not any(part.startswith(".") for part in path.relative_to(source).parts))
-    files = [path for path in shown if path.is_file() and is_dicom(path)]
+    near = [path for path in shown if path.is_file()]
+    files = [path for path in near if is_dicom(path)]
     if files:
         require_dicom(source)
+        _require_access(near)
     return [_header(path) for path in files]
 
 
@@ -183,6 +186,13 @@ def _number(series: Series) -> str:
 
 def _description(series: Series) -> str:
     return series.first.description.casefold()
+
+
+def _require_access(files: Iterable[Path]) -> None:
+    """No slice is left out because it may not be read."""
+    if path := next((path for path in files if not os.access(path, os.R_OK)), None):
+        cure = f"chmod u+r {str(path)!r}"
+        raise InputError(path, rule="the file may be read", got="Permission denied", cure=cure)
 
 
 def _header(path: Path) -> Header:

@@ -200,6 +200,14 @@ def test_a_data_set_of_dicom_is_refused_with_the_way_to_convert_it(tmp_path: Pat
     assert "`dcm2niix -z y FOLDER`" in caught.value.cure
 
 
+def test_a_slice_that_may_not_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path, VOXELS)
+    last = tmp_path / "IM0004.dcm"
+    monkeypatch.setattr("secl_models.data.series.os.access", lambda path, mode: path != last)
+    fault = refusal(tmp_path)
+    assert (fault.what, fault.cure) == (str(last), f"chmod u+r '{last}'")
+
+
 def test_a_header_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
     write(tmp_path / "x", pixels(header(), np.zeros((8, 8), np.uint16)))
     (tmp_path / "y").write_bytes(

@@ -167,6 +167,7 @@ def aside(place: int) -> list[str]:
         ({"ImageOrientationPatient": list("100100")}, "rows and columns are at right angles"),
         ({"ImagePositionPatient": lambda n: None}, "images say where they lie; got no ImagePositionPatient"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "images are grey (MONOCHROME1 or 2); got colours (PALETTE"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "an image holds one slice; got a mosaic of many"),
         ({"Rows": 11}, "its pixels can be decoded"),
         ({"RescaleSlope": None, "RescaleIntercept": None}, "slope and intercept are numbers"),
     ],
