@@ -38,6 +38,7 @@ class Header:
         size: Columns and rows; None: no image.
         frames: Images in the file.
         names: Parts of the patient's name, which are never written out.
+        fault: Why the header cannot be read; the other attributes are empty then.
     """
 
     file: Path
@@ -49,6 +50,7 @@ class Header:
     size: tuple[int, int] | None
     frames: int
     names: tuple[str, ...]
+    fault: InputError | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def read_headers(source: Path) -> list[Header]:
         source: The folder or file; what is not DICOM by its content is passed over.
 
     Raises:
-        InputError: There are such files, but one cannot be read, or nothing that reads them is installed.
+        InputError: There are such files, but nothing that reads them is installed, or one may not be read.
     """
     inside = sorted(source.rglob("*")) if source.is_dir() else [source]
     shown = (path for path in inside if not any(part.startswith(".") for part in path.relative_to(source).parts))
@@ -119,7 +121,7 @@ def series_of(headers: Iterable[Header]) -> list[Series]:
 
 def others_of(headers: Iterable[Header]) -> str:
     """The objects that are no images, as `1 SR, 2 RTSTRUCT`; empty where there are none."""
-    counts = Counter(header.modality for header in headers if header.size is None)
+    counts = Counter(header.modality for header in headers if header.size is None and header.fault is None)
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
 
 
@@ -197,12 +199,12 @@ def _require_access(files: Iterable[Path]) -> None:
 
 def _header(path: Path) -> Header:
     require_text(path)
-    about = read_object(path, path, only=_READ)
     try:
-        return _summary(path, about)
+        return _summary(path, read_object(path, path, only=_READ))
     except UNREADABLE as error:
         cure, got = "export it again, or move it away", f"a {type(error).__name__} of its reader"
-        raise InputError(path, rule="a header as the standard has it", got=got, cure=cure) from error
+        fault = InputError(path, rule="a header as the standard has it", got=got, cure=cure)
+        return Header(path, "", "", "", "", "", None, 0, (), error if isinstance(error, InputError) else fault)
 
 
 def _summary(path: Path, about: Any) -> Header:

@@ -168,9 +168,10 @@ def _dicom_images(source: Path, headers: Sequence[Header], series: str | None) -
     left = [path for path in foreign_files(source, ()) if path.is_file() and not is_dicom(path)]
     if left:
         _tell_unread(left, conversion(left[0]))
-    slices = [header for header in headers if header.size is not None]
+    slices = [header for header in headers if header.size is not None or header.fault]
     beside = any(header.file.parent == source for header in slices)
-    if source.is_file() or beside or len({header.study for header in slices}) <= 1:
+    studies = {header.study for header in slices if header.fault is None}
+    if source.is_file() or beside or len(studies) <= 1:
         return Images((_dicom_case(source, headers, series),), single=True)
     cases: list[Case] = []
     failures: list[InputError] = []
@@ -188,6 +189,8 @@ def _dicom_images(source: Path, headers: Sequence[Header], series: str | None) -
 
 def _dicom_case(folder: Path, headers: Sequence[Header], series: str | None) -> Case:
     """The series of a folder that is meant, under a name that is not the patient's."""
+    if fault := next((header.fault for header in headers if header.fault), None):
+        raise fault
     names = dict.fromkeys(name for header in headers for name in header.names)
     what = without_names(str(folder), names)
     others, found = others_of(headers), series_of(headers)

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from secl_models.data.cases import Case
@@ -16,7 +15,7 @@ from secl_models.data.layouts import read_data_set
 from secl_models.inference.images import Images, images_of
 from secl_models.inference.predict import predict
 from secl_models.options.errors import InputError
-from tests.models.dicom_files import SECRETS, header, pixels, write, write_enhanced, write_report, write_series
+from tests.models.dicom_files import SECRETS, write_enhanced, write_report, write_series
 from tests.models.files import image_array, write_nifti
 from tests.models.test_dicom_stack import bundled
 from tests.models.untrained import FLAT, untrained
@@ -208,10 +207,12 @@ def test_a_slice_that_may_not_be_read_is_not_left_out(tmp_path: Path, monkeypatc
     assert (fault.what, fault.cure) == (str(last), f"chmod u+r '{last}'")
 
 
-def test_a_header_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
-    write(tmp_path / "x", pixels(header(), np.zeros((8, 8), np.uint16)))
-    (tmp_path / "y").write_bytes(
-        (tmp_path / "x").read_bytes().replace(b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00LO\x02\x00")
-    )
-    fault = refusal(tmp_path)
-    assert (fault.what, fault.rule) == (str(tmp_path / "y"), "a header as the standard has it")
+def test_a_header_that_cannot_be_read_names_its_file_and_stops_its_folder_alone(tmp_path: Path) -> None:
+    patients(tmp_path)
+    good = (tmp_path / "b" / "deep" / "IM0001.dcm").read_bytes()
+    bad = tmp_path / "b" / "deep" / "IM0001.dcm"
+    bad.write_bytes(good.replace(b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00LO\x02\x00"))
+    fault = refusal(tmp_path / "b")
+    assert (fault.what, fault.rule) == (str(bad), "a header as the standard has it")
+    found = images_of(tmp_path, 1)
+    assert ([case.name for case in found.cases], [str(one) for one in found.failures]) == (["a"], [str(fault)])

@@ -16,6 +16,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.uid import JPEGLosslessSV1
 
+from secl_models.command import doctor
 from secl_models.data.cases import Case
 from secl_models.data.dicom import read_frames, read_pixels, require_dicom
 from secl_models.data.stack import load_series, read_stack
@@ -223,6 +224,13 @@ def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("secl_models.data.dicom.find_spec", lambda name: None if name == missing else found(name))
     with pytest.raises(InputError, match=rf"got no {missing}\. Cure: pip install 'secl\[dicom\]', or give NIfTI"):
         require_dicom("x")
+
+
+def test_the_doctor_says_what_is_missing_of_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "highdicom" else "3.0")
+    (found,) = [finding for finding in doctor.examine() if finding.name == "extra dicom"]
+    assert (found.state, found.detail) == ("missing", "pydicom 3.0, highdicom missing")
+    assert "pip install 'secl[dicom]'" in found.cure
 
 
 def cut(path: Path) -> None:
