@@ -226,8 +226,23 @@ def evaluate(
 @app.command(epilog="Example: `secl predict --checkpoint runs/x --input scan.nii.gz --out seg.nii.gz`")
 def predict(
     checkpoint: CheckpointOption,
-    source: Annotated[Path, typer.Option("--input", help="An image (.nii.gz, .nii, .h5), or a folder of images.")],
-    out: Annotated[Path, typer.Option(help="Segmentation to write; a folder where --input is one.")],
+    source: Annotated[
+        Path,
+        typer.Option(
+            "--input",
+            help="An image (.nii.gz, .nii, .h5), a folder of images, the folder of a DICOM series, a folder of these.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Segmentation to write: .nii.gz, .nii, .seg.nrrd (3D Slicer) or, of a DICOM series, .dcm; a folder "
+            "where --input holds several images."
+        ),
+    ],
+    series: Annotated[
+        str | None, typer.Option(help="Number, description or UID of the DICOM series, where there are several.")
+    ] = None,
     flips: Annotated[
         str, typer.Option(help="Average over flips along these axes, as 0,1; `trained`: those flipped in training.")
     ] = "",
@@ -262,7 +277,8 @@ def predict(
     with terminable(), progress_bar("segmenting", each=True) as progress:
         found = run(
             checkpoint, source, out, overwrite=overwrite, device=device, flips=flips, probabilities=probabilities,
-            largest_component=largest_component, spacing_from=spacing_from(set_), progress=progress,
+            largest_component=largest_component, spacing_from=spacing_from(set_), series=series,
+            progress=progress,
         )  # fmt: skip
     count = len(found.written)
     kept = f"; {len(found.kept)} were there and are kept" if found.kept else ""

@@ -23,6 +23,7 @@ NEEDED = (
     "monai",
     "lightning-fabric",
     "nibabel",
+    "pynrrd",
     "scikit-image",
     "scipy",
     "h5py",
@@ -31,6 +32,7 @@ NEEDED = (
     "pyyaml",
     "jinja2",
 )
+EXTRAS = {"dicom": ("pydicom", "highdicom")}  # of which a user may need none
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16")
 CURES = {
     "native": "install g++ and make, then build again without SECL_BUILD=none (`make setup` in a checkout)",
@@ -59,7 +61,7 @@ def examine() -> list[Finding]:
         >>> "backend reference" in [finding.name for finding in examine()]
         True
     """
-    return [*_versions(), *_processor(), *_devices(), *_backends(), *_cuda_half(), *_packages(), *_build()]
+    return [*_versions(), *_processor(), *_devices(), *_backends(), *_cuda_half(), *_packages(), *_extras(), *_build()]
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
@@ -156,6 +158,17 @@ def _packages() -> list[Finding]:
     if missing:
         cure = "`pip install '.[train]'` in the source folder"
         findings.append(Finding("packages", MISSING, ", ".join(missing), cure))
+    return findings
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for extra, packages in EXTRAS.items():
+        found = {name: installed(name) for name in packages}
+        detail = ", ".join(f"{name} {number or 'missing'}" for name, number in found.items())
+        state = OK if all(found.values()) else MISSING
+        cure = "" if state == OK else f"only where wanted: `pip install 'secl[{extra}]'`"
+        findings.append(Finding(f"extra {extra}", state, detail, cure))
     return findings
 
 

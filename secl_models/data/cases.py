@@ -16,10 +16,11 @@ class Case:
     Attributes:
         name: Unique in its data set.
         patient: Cases of one patient never fall into different splits.
-        image: One file per channel, or one file with all channels.
+        image: One file per channel, or one file with all channels; of a DICOM series all its files.
         label: None when there is no label, or when a split hides it.
         split: "train", "val" or "test" where the layout fixes it, else None.
         unlabeled: Class indices of the structures that its label leaves out although the image may show them.
+        series: What messages call the DICOM series that `image` is, without the patient's name; None: no DICOM.
     """
 
     name: str
@@ -28,6 +29,12 @@ class Case:
     label: Path | None
     split: str | None
     unlabeled: tuple[int, ...] = ()
+    series: str | None = None
+
+    @property
+    def what(self) -> object:
+        """What messages call the image."""
+        return self.series or self.image[0]
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,14 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")  # in which segmentations are written
 HEADERS, VOXELS = (".hdr", ".hdr.gz"), (".img", ".img.gz")  # the two files of a NIfTI pair
 H5_SUFFIX = ".h5"
 READ = (*NIFTI_SUFFIXES, *VOXELS, *HEADERS)
+SEG_NRRD = ".seg.nrrd"  # a segmentation as 3D Slicer keeps it
 DICOM = (".dcm", ".dicom", ".ima")
 FOREIGN = (
-    ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".gipl",
-    ".nia", ".vtk", ".vti", ".hdf5", ".npy", ".npz", ".mat", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", *DICOM,
+    ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".mha", ".mhd", SEG_NRRD, ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc",
+    ".gipl", ".nia", ".vtk", ".vti", ".hdf5", ".npy", ".npz", ".mat", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp",
+    *DICOM,
 )  # fmt: skip
+_BARE_DICOM = tuple(b"\x08\0" + bytes([element, 0]) for element in (0x00, 0x01, 0x05, 0x08, 0x16))  # no preamble
 _KNOWN = (*READ, H5_SUFFIX, *FOREIGN)  # longer ones before those that they end in
 
 
@@ -143,6 +146,31 @@ def conversion(path: Path) -> str:
     return f"convert it, as by SimpleITK.WriteImage(SimpleITK.ReadImage({path.name!r}), {name!r}), or move it away"
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its content: slices come without a suffix, or with a number that looks like one.
+
+    Args:
+        path: Any file.
+    """
+    head = _head(path)
+    return head[128:132] == b"DICM" or head[:4] in _BARE_DICOM
+
+
+def refuse_dicom(folder: Path) -> None:
+    """Refuse a folder of DICOM files, or of folders of them, where a data set is asked for.
+
+    Args:
+        folder: Where to look.
+
+    Raises:
+        InputError: Says how to convert them.
+    """
+    inside = (path for path in folder.rglob("*") if path.is_file() and is_dicom(path))
+    if found := min(inside, default=None):
+        rule = "data sets are NIfTI or h5; `secl predict` alone reads DICOM"
+        raise InputError(folder, rule=rule, got=f"DICOM, as {found.name}", cure=conversion(found.parent))
+
+
 def require_readable(path: Path) -> None:
     """Refuse a file that is no NIfTI by its name, or half of a pair.
 
@@ -192,13 +220,8 @@ def _visible(folder: Path) -> list[Path]:
 
 def _holds_image(path: Path) -> bool:
     if path.is_dir():
-        return any(suffix_of(inner) in _KNOWN or _is_dicom(inner) for inner in _visible(path) if inner.is_file())
-    return suffix_of(path) in (*FOREIGN, H5_SUFFIX) or _is_dicom(path) or _is_nifti(path)
-
-
-def _is_dicom(path: Path) -> bool:
-    """By content: slices come without a suffix, or with a number that looks like one."""
-    return _head(path)[128:132] == b"DICM"
+        return any(suffix_of(inner) in _KNOWN or is_dicom(inner) for inner in _visible(path) if inner.is_file())
+    return suffix_of(path) in (*FOREIGN, H5_SUFFIX) or is_dicom(path) or _is_nifti(path)
 
 
 def _is_nifti(path: Path) -> bool:

@@ -14,7 +14,15 @@ from secl_models.data.cases import Case, DataSet
 from secl_models.data.csv_layout import read_csv
 from secl_models.data.description import classes_of, found_classes, ignored_of, modality_of, read_description
 from secl_models.data.files import read_text
-from secl_models.data.formats import H5_SUFFIX, file_stem, image_files, refuse_foreign, require_one_each, require_text
+from secl_models.data.formats import (
+    H5_SUFFIX,
+    file_stem,
+    image_files,
+    refuse_dicom,
+    refuse_foreign,
+    require_one_each,
+    require_text,
+)
 from secl_models.data.partial import with_field
 from secl_models.data.patients import patient_of
 from secl_models.options.errors import InputError
@@ -61,6 +69,7 @@ def _recognised(root: Path) -> DataSet:
         return _read_ssl4mis(root)
     if len(tables) == 1:
         return read_csv(tables[0])
+    refuse_dicom(root)
     got = (
         f"Decathlon lacks {_missing(root, DECATHLON_PARTS)}; SSL4MIS lacks {_missing(root, SSL4MIS_PARTS)}; "
         f"CSV needs one table, there are {len(tables)}"

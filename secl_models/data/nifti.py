@@ -133,6 +133,22 @@ def nifti_like(opened: NiftiFile, kind: npt.DTypeLike) -> tuple[type[Any], Any]:
     return single, header
 
 
+def scanner_header(affine: npt.NDArray[np.float64], kind: npt.DTypeLike) -> Any:
+    """A header that puts voxels where the scanner saw them, in mm, by sform and qform.
+
+    Args:
+        affine: Voxel index to world, `[4, 4]`.
+        kind: Type of the voxels to write.
+    """
+    with _silent():
+        header: Any = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine).header
+        header.set_data_dtype(kind)
+        header.set_sform(affine, 1)
+        header.set_qform(affine, 1)
+        header.set_xyzt_units("mm")
+    return header
+
+
 def to_bytes(kind: type[Any], array: npt.NDArray[Any], header: Any) -> bytes:
     """An uncompressed file of an array, its grid bit for bit that of the header; None is the identity."""
     with _silent():

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secl_models.data.files import partial_path, whole_file
-from secl_models.data.volumes import grid_like
+from secl_models.data.volumes import Volume, grid_like
 
 
 class ProbabilityFile:
@@ -26,11 +26,11 @@ class ProbabilityFile:
 
     Args:
         path: Target, `.nii.gz` or `.nii`.
-        source: The image that is segmented.
+        source: The image that is segmented, or its file.
         classes: K + 1, background included.
     """
 
-    def __init__(self, path: Path, source: Path, classes: int) -> None:
+    def __init__(self, path: Path, source: Path | Volume, classes: int) -> None:
         self._path, self._source, self._classes = path, source, classes
         self._raw = partial_path(path.with_name(f"{path.name}.raw"))
         self._stored: npt.NDArray[Any] | None = None

@@ -19,7 +19,16 @@ from secl_models.data.files import write_bytes
 from secl_models.data.formats import H5_SUFFIX, NIFTI_SUFFIXES, require_readable, suffix_of
 from secl_models.data.grid import FloatArray, grid_of, voxel_sides
 from secl_models.data.labels import class_index, opened, value_type
-from secl_models.data.nifti import UNREADABLE, NiftiFile, nifti_like, open_nifti, read_voxels, to_bytes, unreadable
+from secl_models.data.nifti import (
+    UNREADABLE,
+    NiftiFile,
+    nifti_like,
+    open_nifti,
+    read_voxels,
+    scanner_header,
+    to_bytes,
+    unreadable,
+)
 from secl_models.options.errors import InputError
 from secl_models.options.spacing import AFFINE, AUTO
 
@@ -106,7 +115,7 @@ def examine_case(case: Case, data: DataSet) -> tuple[Volume | None, list[InputEr
         image = _read_image(case, len(data.modality), data.spacing_from)
     if image is not None:
         with _collect(faults):
-            _require_finite(image.array, case.image[0])
+            require_finite(image.array, case.image[0])
     if case.label is not None:
         with _collect(faults):
             label = _read_file(case.label, "label", data.spacing_from)
@@ -177,22 +186,22 @@ def save_segmentation(path: Path, label: npt.NDArray[Any], like: Path | Volume, 
         raise InputError(
             path, rule=f"class indices are 0 to {len(classes)}", got=got, cure="pass the classes trained on"
         )
-    source = like if isinstance(like, Path) else like.case.image[0]
-    kind, header, shape = grid_like(source, values.dtype)
+    kind, header, shape = grid_like(like, values.dtype)
     if label.shape != shape:
         rule, got = "segmentation and image share one shape", f"{label.shape} and {shape}"
-        raise InputError(source, rule=rule, got=got, cure="resample the prediction back")
+        what = like if isinstance(like, Path) else like.case.what
+        raise InputError(what, rule=rule, got=got, cure="resample the prediction back")
     payload = to_bytes(kind, values[label], header)
     # mtime 0: equal segmentations are equal files
     packed = suffix_of(path).endswith(".gz")
     write_bytes(path, gzip.compress(payload, 6, mtime=0) if packed else payload)
 
 
-def grid_like(source: Path, kind: npt.DTypeLike) -> tuple[type[Any], Any, tuple[int, ...]]:
+def grid_like(source: Path | Volume, kind: npt.DTypeLike) -> tuple[type[Any], Any, tuple[int, ...]]:
     """What puts an array onto the grid of an image.
 
     Args:
-        source: The image; of an h5 file only the shape is known.
+        source: The image, or its file; of an h5 file only the shape is known.
         kind: Type of the voxels to write.
 
     Returns:
@@ -202,10 +211,31 @@ def grid_like(source: Path, kind: npt.DTypeLike) -> tuple[type[Any], Any, tuple[
     Raises:
         InputError: The image cannot be read.
     """
+    if isinstance(source, Volume):
+        if source.case.series is not None:
+            return nib.Nifti1Image, scanner_header(source.affine, kind), source.image.shape[1:]
+        source = source.case.image[0]
     if suffix_of(source) == H5_SUFFIX:
         return nib.Nifti1Image, None, tuple(_read_h5(source, "image").array.shape[1:])
     opened = _open(source)
     return (*nifti_like(opened, kind), opened.shape[:3])
+
+
+def require_finite(array: npt.NDArray[np.float32], what: object) -> None:
+    """Refuse an image with NaN or infinite intensities.
+
+    Args:
+        array: Intensities.
+        what: The image, for the message.
+
+    Raises:
+        InputError: Says how many.
+    """
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        rule = "intensities are finite float32 numbers"
+        got = f"{bad} of {array.size} voxels NaN or infinite"
+        raise InputError(what, rule=rule, got=got, cure="replace them, for example by the smallest intensity")
 
 
 @contextlib.contextmanager
@@ -291,14 +321,6 @@ def _require_numbers(array: npt.NDArray[Any], path: Path) -> None:
     elif array.dtype.kind == "c":
         cure = "write the magnitude, or magnitude and phase as two channels"
     raise InputError(path, rule="voxels are real numbers", got=array.dtype, cure=cure)
-
-
-def _require_finite(array: npt.NDArray[np.float32], path: Path) -> None:
-    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-    if bad:
-        rule = "intensities are finite float32 numbers"
-        got = f"{bad} of {array.size} voxels NaN or infinite"
-        raise InputError(path, rule=rule, got=got, cure="replace them, for example by the smallest intensity")
 
 
 def _single_channel(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:

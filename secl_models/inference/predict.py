@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,13 @@ import numpy.typing as npt
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial, written
-from secl_models.data.formats import (
-    H5_SUFFIX,
-    NIFTI_SUFFIXES,
-    READ,
-    conversion,
-    file_stem,
-    foreign_files,
-    image_files,
-    refuse_foreign,
-    require_text,
-    suffix_of,
-)
+from secl_models.data.formats import NIFTI_SUFFIXES, file_stem, suffix_of
 from secl_models.data.orientation import cut_across
 from secl_models.data.probabilities import ProbabilityFile
-from secl_models.data.volumes import Volume, count_channels, load_volume, save_segmentation
+from secl_models.data.stack import load_series
+from secl_models.data.volumes import Volume, count_channels, load_volume
+from secl_models.inference.images import images_of, targets_of
+from secl_models.inference.outputs import save
 from secl_models.inference.parts import parts_to_keep
 from secl_models.inference.predictions import Record, Settings, digest, read_record, to_do
 from secl_models.inference.windows import Slab, put, segment_volume
@@ -44,10 +35,8 @@ from secl_models.options.events import Pace, tell
 from secl_models.options.parts import NONE
 from secl_models.options.spacing import AUTO
 
-SUFFIXES = (*READ, H5_SUFFIX)
 GO_ON = "call it again: what was finished stays"
 TRAINED = "trained"  # the flips that training used
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")  # nnU-Net: a file per channel, case_0000, case_0001
 
 
 @dataclass(frozen=True)
@@ -76,6 +65,7 @@ def predict(
     probabilities: bool = False,
     largest_component: str = NONE,
     spacing_from: str = AUTO,
+    series: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Write a segmentation for every image: the image's grid and affine, the training set's label values.
@@ -87,9 +77,10 @@ def predict(
 
     Args:
         checkpoint: A checkpoint file or a run folder (then its last checkpoint).
-        source: An image (`.nii.gz`, `.nii` or `.h5`), or a folder of images.
-        out: The segmentation (`.nii.gz` or `.nii`) for one image; else a folder that gets one file per image, and
-            `predict.json`, which says what was segmented with what.
+        source: An image (`.nii.gz`, `.nii` or `.h5`), a folder of images, a DICOM series (its folder, or a multi-frame
+            file), or a folder of such folders.
+        out: The segmentation for one image: `.nii.gz` or `.nii`, `.seg.nrrd` for 3D Slicer, `.dcm` of a DICOM series;
+            else a folder that gets one file per image, and `predict.json`, which says what was segmented with what.
         overwrite: Replace segmentations that exist; never an image, and of a folder only what `predict` wrote.
         device: Where the network runs: auto, cpu, cuda, or cuda: and a number.
         flips: Axes along which logits are averaged over flips, such as `0,1`, or `trained`: those of training.
@@ -97,6 +88,7 @@ def predict(
         largest_component: Keep the largest connected part of all structures, of those that are one part in every
             labelled training case (`auto`), or of none, see `keep_largest`.
         spacing_from: `data.spacing_from` of the images; "auto": that of the training.
+        series: UID, number or description of the DICOM series that is meant; None: the only one.
         progress: Called after each image with the number finished and the number of all.
 
     Returns:
@@ -110,26 +102,21 @@ def predict(
     target_device = choose_device(device)
     model = load_model(checkpoint)
     axes = flip_axes(flips, model)
-    cases = find_images(source, model.channels)
-    if left := foreign_files(source, (image for case in cases for image in case.image)):
-        names = ", ".join(path.name for path in left[:3]) + (", ..." if len(left) > 3 else "")
-        sentence = f"Not read, {len(left)} files of other formats: {names}. To segment them, {conversion(left[0])}."
-        tell("note", sentence, level=logging.WARNING, files=[str(path) for path in left])
-    if model.channels == 1 and (channels := _look_like_channels(cases)):
-        sentence = f"{channels} look like channels of one case; the network takes one, and each is segmented by itself."
-        tell("note", sentence, level=logging.WARNING)
-    targets = dict(zip(cases, _targets(cases, source, out), strict=True))
+    images = images_of(source, model.channels, series)
+    cases = images.cases
+    targets = dict(zip(cases, targets_of(images, source, out), strict=True))
     spacing_from = model.config.data.spacing_from if spacing_from == AUTO else spacing_from
     settings = Settings(digest(checkpoint), axes, probabilities, largest_component, spacing_from)
     work = _Work(model, settings, source, parts_to_keep(largest_component, model))
     files = [file for target in targets.values() for file in work.files(target)]
     refuse_writing_over((image for case in cases for image in case.image), *files)
     _refuse_shared(files)
-    if not source.is_dir():
+    if images.single:
         if not overwrite:
             _refuse_existing(files)
         model.network.to(target_device)
-        tell("start", f"segmenting {source} on {target_device}", device=str(target_device), checkpoint=str(checkpoint))
+        sentence = f"segmenting {cases[0].what} on {target_device}"
+        tell("start", sentence, device=str(target_device), checkpoint=str(checkpoint))
         return Predictions((work.segment(cases[0], targets[cases[0]]),))
     with held(out, "secl predict"):
         if overwrite:
@@ -141,7 +128,8 @@ def predict(
         record = earlier if earlier is not None and earlier.settings == settings else Record(settings)
         tell("start", f"segmenting {len(todo)} of {len(cases)} images of {source} into {out} on {target_device}",
              images=len(cases), todo=len(todo), device=str(target_device), checkpoint=str(checkpoint))  # fmt: skip
-        return _segment_folder(work, targets, todo, record, out, progress)
+        found = _segment_folder(work, targets, todo, record, out, progress)
+    return replace(found, failures=(*images.failures, *found.failures))
 
 
 @dataclass(frozen=True)
@@ -164,11 +152,9 @@ class _Work:
         modality = tuple(f"channel {index}" for index in range(model.channels))
         settings = self.settings
         data = DataSet(self.source, "csv", model.classes, modality, (case,), settings.spacing_from)
-        volume = load_volume(case, data)
+        volume = load_series(case) if case.series else load_volume(case, data)
         if model.config.data.dims == 2 and cut_across(model.preprocess.orientation, volume):
-            sentence = (
-                f"{case.image[0]}: its slices lie across those of the training images, or more than 45 degrees off"
-            )
+            sentence = f"{case.what}: its slices lie across those of the training images, or more than 45 degrees off"
             tell("note", sentence, level=logging.WARNING, case=case.name)
         with writing(target, GO_ON):
             if listed:
@@ -176,7 +162,7 @@ class _Work:
             beside = probabilities_path(target) if settings.probabilities else None
             label = _segment(model, volume, settings.flips, beside)
             keep_largest(label, self.one_part)
-            save_segmentation(target, label, like=case.image[0], classes=model.classes)
+            save(target, label, volume, model.classes)
         return target
 
 
@@ -196,14 +182,14 @@ def _segment_folder(
     for done, case in enumerate(todo, start=before + 1):
         target, begin = targets[case], time.perf_counter()
         try:
-            with writing(out, GO_ON), fitting(case.image[0]):
+            with writing(out, GO_ON), fitting(case.what):
                 written.append(work.segment(case, target, listed=True))
                 record.add(out, case)
         except WriteError:
             raise
         except InputError as error:
             failures.append(error)
-            tell("failure", str(error), level=logging.WARNING, case=case.name, image=str(case.image[0]))
+            tell("failure", str(error), level=logging.WARNING, case=case.name, image=str(case.what))
         else:
             seconds = time.perf_counter() - begin
             sentence = f"{done}/{total} {target} in {seconds:.1f} s, {pace.left(done)} left"
@@ -213,75 +199,6 @@ def _segment_folder(
     open_before = set(todo)
     kept = tuple(target for case, target in targets.items() if case not in open_before)
     return Predictions(tuple(written), kept, tuple(failures))
-
-
-def find_images(source: Path, channels: int) -> list[Case]:
-    """The images of a file or a folder, channels of one case put together.
-
-    Args:
-        source: An image or a folder of images.
-        channels: Image channels of the network; with more than one, files `case_0000`, `case_0001`, ... of a
-            folder are the channels of `case`.
-
-    Returns:
-        One case per image, sorted by name.
-
-    Raises:
-        InputError: Nothing there, or no image in the folder.
-    """
-    if source.is_dir():
-        files = image_files(source, SUFFIXES)
-        if not files:
-            refuse_foreign(source, files)
-    elif source.is_file():
-        require_text(source)
-        files = [source]
-    else:
-        raise InputError(
-            source, rule="an image or a folder of images", got="nothing at this path", cure="correct --input"
-        )
-    if not files:
-        raise InputError(
-            source,
-            rule="a folder with images (.nii.gz, .nii, .img with .hdr, .h5)",
-            got="none",
-            cure="name the folder that holds the images themselves",
-        )
-    groups: dict[str, list[Path]] = {}
-    numbers: dict[str, list[str]] = {}
-    for file in files:
-        split = _CHANNEL.fullmatch(file_stem(file)) if channels > 1 and source.is_dir() else None
-        name = split["case"] if split else file_stem(file)
-        groups.setdefault(name, []).append(file)
-        numbers.setdefault(name, []).append(split["number"] if split else "")
-    for name, images in groups.items():
-        _require_one_file_each(source / name, images, numbers[name])
-    return [Case(name, name, tuple(images), None, None) for name, images in groups.items()]
-
-
-def _look_like_channels(cases: Sequence[Case]) -> str | None:
-    """The first images that are called like nnU-Net's channels of one case, if all with its number are."""
-    found: dict[str, list[str]] = {}
-    for case in cases:
-        split = _CHANNEL.fullmatch(case.name)
-        if split and any(letter.isdigit() for letter in split["case"]):  # else 0000 is the number of the case
-            found.setdefault(split["case"], []).append(split["number"])
-    for name, numbers in found.items():
-        if len(numbers) > 1 and numbers == [f"{number:04}" for number in range(len(numbers))]:
-            return f"{name}_{numbers[0]} and {name}_{numbers[1]}"
-    return None
-
-
-def _require_one_file_each(case: Path, images: Sequence[Path], numbers: Sequence[str]) -> None:
-    """One file for a case, or its channels `_0000`, `_0001`, ... without a gap."""
-    if len(images) == 1 or list(numbers) == [f"{number:04}" for number in range(len(images))]:
-        return
-    raise InputError(
-        case,
-        rule="a case is one file, or one file for each channel: CASE_0000, CASE_0001, ...",
-        got=", ".join(image.name for image in images),
-        cure="move all but one of them to another folder, or number the channels from 0000",
-    )
 
 
 def probabilities_path(target: Path) -> Path:
@@ -294,7 +211,8 @@ def probabilities_path(target: Path) -> Path:
         >>> probabilities_path(Path("seg.nii.gz")).name
         'seg_probabilities.nii.gz'
     """
-    return target.with_name(f"{file_stem(target)}_probabilities{suffix_of(target)}")
+    suffix = suffix_of(target) if suffix_of(target) in NIFTI_SUFFIXES else ".nii.gz"
+    return target.with_name(f"{file_stem(target)}_probabilities{suffix}")
 
 
 def flip_axes(text: str, model: LoadedModel) -> tuple[int, ...]:
@@ -325,33 +243,6 @@ def flip_axes(text: str, model: LoadedModel) -> tuple[int, ...]:
     return tuple(map(int, named))
 
 
-def _targets(cases: Sequence[Case], source: Path, out: Path) -> list[Path]:
-    if source.is_dir():
-        if out.resolve() == source.resolve():
-            cure = "name another folder: the segmentations have the names of the images"
-            raise InputError("--out", rule="another folder than --input", got=out, cure=cure)
-        if suffix_of(out) in SUFFIXES or out.is_file():
-            raise InputError(
-                "--out",
-                rule="a folder, since --input is a folder",
-                got=out,
-                cure="name a folder; each image gets a file of its name",
-            )
-        return [out / f"{case.name}.nii.gz" for case in cases]
-    if suffix_of(out) in NIFTI_SUFFIXES:
-        target = out
-    elif out.is_dir() or not out.suffix:
-        target = out / f"{cases[0].name}.nii.gz"
-    else:
-        raise InputError(
-            "--out",
-            rule="a name ending in .nii.gz or .nii, or a folder",
-            got=out,
-            cure="end the name in .nii.gz",
-        )
-    return [target]
-
-
 def _refuse_shared(files: Sequence[Path]) -> None:
     if twice := [file for file, count in Counter(files).items() if count > 1]:
         cure = "move one of the images to another folder, or leave --probabilities out"
@@ -371,10 +262,10 @@ def _refuse_existing(targets: Sequence[Path]) -> None:
 
 
 def _require_channels(case: Case, model: LoadedModel) -> None:
-    found = count_channels(case.image)
+    found = 1 if case.series else count_channels(case.image)
     if found != model.channels:
         raise InputError(
-            case.image[0],
+            case.what,
             rule=f"the network takes {model.channels} image channel(s)",
             got=f"{found} channel(s)",
             cure="give the training's channels in its order: one 4-D file, or a folder of CASE_0000, CASE_0001, ...",
@@ -387,7 +278,7 @@ def _segment(
     with ExitStack() as stack:
         observe = None
         if probabilities is not None:
-            file = stack.enter_context(ProbabilityFile(probabilities, volume.case.image[0], len(model.classes) + 1))
+            file = stack.enter_context(ProbabilityFile(probabilities, volume, len(model.classes) + 1))
 
             def observe(slab: Slab) -> None:
                 put(file.array, slab.probabilities.numpy(), slab.where, model.preprocess, volume)

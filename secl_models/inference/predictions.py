@@ -38,7 +38,7 @@ class Record:
 
     Attributes:
         settings: Of all of them.
-        sources: Size and time of change of the files of each case when it was segmented.
+        sources: Size and time of change of the files of each case when it was segmented, of a DICOM series hashed.
     """
 
     settings: Settings
@@ -62,7 +62,8 @@ class Record:
 
 def _state(case: Case) -> str:
     states = (file.stat() for file in case.image)
-    return " ".join(f"{state.st_size}:{state.st_mtime_ns}" for state in states)
+    text = " ".join(f"{state.st_size}:{state.st_mtime_ns}" for state in states)
+    return text if case.series is None else hashlib.sha256(text.encode()).hexdigest()  # of many slices
 
 
 def digest(checkpoint: Path) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from secl_models.data.check import check_data_set
 from secl_models.data.layouts import read_data_set
-from secl_models.inference.predict import find_images
+from secl_models.inference.images import find_images
 from secl_models.options.errors import InputError
 from tests.models.files import AFFINE, image_array, write_nifti, write_set
 from tests.models.test_layouts import write_ssl4mis

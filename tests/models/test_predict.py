@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from secl_models.inference.predict import find_images, predict
+from secl_models.inference.images import find_images
+from secl_models.inference.predict import predict
 from secl_models.options.errors import InputError
 from tests.models.runs import TinyRun, tiny_run
 

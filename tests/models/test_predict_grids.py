@@ -14,7 +14,8 @@ from secl_models.data.cases import Case, DataSet
 from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume, load_volume
-from secl_models.inference.predict import find_images, predict, probabilities_path
+from secl_models.inference.images import find_images
+from secl_models.inference.predict import predict, probabilities_path
 from secl_models.method.checkpoint import load_model
 from secl_models.options.errors import InputError
 from tests.models.untrained import CLASSES, DEEP, FLAT, blobs, untrained, write_nifti
