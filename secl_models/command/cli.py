@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `secl`: demo, train, evaluate, predict, check, doctor, study.
+"""The command `secl`: demo, train, evaluate, predict, export, check, doctor, study.
 
 Everything heavy is imported inside the commands, so that `--help` answers at once.
 """
@@ -28,6 +28,7 @@ from secl_models.command.arguments import (
     data_and_split,
     spacing_from,
 )
+from secl_models.command.cli_export import export
 from secl_models.command.cli_study import study_app
 from secl_models.command.errors_to_exit import (
     BAD_INPUT,
@@ -266,6 +267,9 @@ def predict(
         for failure in found.failures:
             complain(str(failure), what=failure.what, rule=failure.rule, got=failure.got, cure=failure.cure)
         raise typer.Exit(BAD_INPUT)
+
+
+app.command(epilog="Example: `secl export --checkpoint runs/x --out exported`")(export)
 
 
 @app.command(epilog="Example: `secl check --data DIR`")

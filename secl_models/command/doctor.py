@@ -31,6 +31,7 @@ NEEDED = (
     "pyyaml",
     "jinja2",
 )
+EXPORT = ("onnx", "onnxruntime", "onnxscript")
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16")
 CURES = {
     "native": "install g++ and make, then build again without SECL_BUILD=none (`make setup` in a checkout)",
@@ -59,7 +60,7 @@ def examine() -> list[Finding]:
         >>> "backend reference" in [finding.name for finding in examine()]
         True
     """
-    return [*_versions(), *_processor(), *_devices(), *_backends(), *_cuda_half(), *_packages(), *_build()]
+    return [*_versions(), *_processor(), *_devices(), *_backends(), *_cuda_half(), *_packages(), *_export(), *_build()]
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
@@ -159,6 +160,14 @@ def _packages() -> list[Finding]:
         cure = "`pip install '.[train]'` in the source folder"
         findings.append(Finding("packages", MISSING, ", ".join(missing), cure))
     return findings
+
+
+def _export() -> list[Finding]:
+    """What `secl export` needs."""
+    found = {name: installed(name) for name in EXPORT}
+    if missing := [name for name, number in found.items() if number is None]:
+        return [Finding("export", MISSING, ", ".join(missing), "only for `secl export`: `pip install 'secl[export]'`")]
+    return [Finding("export", OK, ", ".join(f"{name} {number}" for name, number in found.items()))]
 
 
 def _build() -> list[Finding]:
