@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from collections.abc import Sequence
@@ -107,6 +108,9 @@ def train(
     ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps that a kill can lose at most.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default: the preset's, auto.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Weights to start from, by name and shape: .pt, .pth, .safetensors, or a run.")
+    ] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: OverwriteOption = False,
@@ -118,7 +122,7 @@ def train(
     speak(log_format, quiet)
     given = {
         "labeled": labeled, "seed": seed, "train.method": method, "train.steps": steps, "train.device": device,
-        "train.checkpoint_every": checkpoint_every,
+        "train.checkpoint_every": checkpoint_every, "network.init": None if init is None else json.dumps(str(init)),
     }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in given.items() if value is not None]
     config = configure(preset, data, [*(set_ or []), *chosen])

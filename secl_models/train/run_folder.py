@@ -76,6 +76,7 @@ class RunSummary:
     versions: dict[str, str]
     commit: str | None
     machine: str
+    init: str = ""  # what of a file of weights the network began with, if it began with one
 
 
 def write_summary(path: Path, summary: RunSummary) -> None:
