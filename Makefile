@@ -62,7 +62,8 @@ fuzz-commands: setup ## The commands over CASES=10000 folders of broken files an
 	@$(BIN)/python -m tests.broken --cases $(or $(CASES),10000) --first $(or $(FIRST),0) $(if $(SEED),--seed $(SEED))
 
 test-originals: setup $(ORIGINALS)/.ready ## The examples for nnU-Net, torchvision and segmentation_models_pytorch, with 0.6 GB of theirs
-	@PYTHONPATH=$(ORIGINALS) SECL_REQUIRE=originals $(BIN)/python -m pytest -q -p no:benchmark tests/test_examples.py tests/test_nnunet.py
+	@PYTHONPATH=$(ORIGINALS) SECL_REQUIRE=originals $(BIN)/python -m pytest -q -p no:benchmark tests/test_examples.py tests/test_nnunet.py \
+		tests/models/test_smp_networks.py
 
 $(ORIGINALS)/.ready: .ci/originals.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(ORIGINALS) -r $<

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `secl`: demo, train, evaluate, predict, calibrate, suggest, check, doctor, report, study.
+"""The command `secl`: demo, train, evaluate, predict, export, calibrate, suggest, check, doctor, report, study.
 
 Everything heavy is imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from secl_models.command.arguments import (
     spacing_from,
 )
 from secl_models.command.cli_calibrate import calibrate
+from secl_models.command.cli_export import export
 from secl_models.command.cli_report import report
 from secl_models.command.cli_study import study_app
 from secl_models.command.cli_suggest import suggest
@@ -112,6 +114,9 @@ def train(
     ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps that a kill can lose at most.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default: the preset's, auto.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Weights to start from, by name and shape: .pt, .pth, .safetensors, or a run.")
+    ] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: OverwriteOption = False,
@@ -123,7 +128,7 @@ def train(
     speak(log_format, quiet)
     given = {
         "labeled": labeled, "seed": seed, "train.method": method, "train.steps": steps, "train.device": device,
-        "train.checkpoint_every": checkpoint_every,
+        "train.checkpoint_every": checkpoint_every, "network.init": None if init is None else json.dumps(str(init)),
     }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in given.items() if value is not None]
     config = configure(preset, data, [*(set_ or []), *chosen])
@@ -288,6 +293,9 @@ def predict(
         for failure in found.failures:
             complain(str(failure), what=failure.what, rule=failure.rule, got=failure.got, cure=failure.cure)
         raise typer.Exit(BAD_INPUT)
+
+
+app.command(epilog="Example: `secl export --checkpoint runs/x --out exported`")(export)
 
 
 @app.command(epilog="Example: `secl check --data DIR`")

@@ -32,7 +32,10 @@ NEEDED = (
     "pyyaml",
     "jinja2",
 )
-EXTRAS = {"dicom": ("pydicom", "highdicom")}  # of which a user may need none
+EXTRAS = {
+    "dicom": ("pydicom", "highdicom"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+}  # of which a user may need none
 FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16")
 CURES = {
     "native": "install g++ and make, then build again without SECL_BUILD=none (`make setup` in a checkout)",

@@ -205,7 +205,7 @@ def _dicom_case(folder: Path, headers: Sequence[Header], series: str | None) -> 
     about = chosen.first
     own = file_stem(folder) if folder.is_file() else folder.resolve().name
     name = own if own == without_names(own, names) else f"series_{hashlib.sha256(about.uid.encode()).hexdigest()[:8]}"
-    return Case(name, name, chosen.files, None, None, f"{what}, series {about.number or about.uid}")
+    return Case(name, name, chosen.files, None, None, series=f"{what}, series {about.number or about.uid}")
 
 
 def _tell_of_foreign(source: Path, cases: Sequence[Case]) -> None:

@@ -7,7 +7,8 @@ their part. Nothing in a step waits for the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ from secl_models.method.mixing import Mixture, draw_mixture
 from secl_models.method.networks import ContrastModel, TappedModule, build_network
 from secl_models.method.objective import Objective
 from secl_models.method.output import Output
+from secl_models.method.pretrained import Account, load_pretrained
 from secl_models.method.processes import Processes
 from secl_models.method.profiler import STEP, TEACHER, Watch, unwatched
 from secl_models.method.step import StepContext, stream_seed
 from secl_models.method.supervised import supervised_loss
 from secl_models.method.teacher import Teacher
 from secl_models.options.errors import InputError
+from secl_models.options.events import NOTE, tell
 from secl_models.options.methods import BASELINE, METHODS
 from secl_models.options.schedules import poly_lr, sigmoid_ramp, warm_start_steps
 from secl_models.options.schema import RunConfig
@@ -135,6 +138,18 @@ class Learner:
         self.objective.load_state_dict(state["objective"])
         self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
         self.done = int(state["step"])
+
+    def start_from(self, file: Path) -> Account:
+        """Begin with the weights of a file, student and teacher alike, before the first step.
+
+        Args:
+            file: See `load_pretrained`.
+        """
+        account = load_pretrained(self.student.network.module, file)
+        self.teacher.load_state_dict(self.student.state_dict())
+        if self.processes.first:
+            tell("init", str(account), level=NOTE, **asdict(account))
+        return account
 
     def _loss_of_labels(self) -> tuple[Tensor, dict[str, Tensor]]:
         batch, _ = self._batch(0)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from secl_models.method.norms import quicken_norms
 from secl_models.method.output import Output
+from secl_models.method.smp_networks import build_smp
 from secl_models.options.errors import InputError
-from secl_models.options.schema import NetworkConfig
+from secl_models.options.schema import SMP, NetworkConfig
 
 
 class _Tap:
@@ -211,6 +212,12 @@ def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> T
     )
 
 
+def _smp(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> TappedModule:
+    module, levels = build_smp(config, dims, channels_in, classes)
+    layers, channels = zip(*(levels[tap] for tap in config.taps), strict=True)
+    return TappedModule(module, layers, channels, last=levels[config.last])
+
+
 NETWORKS: dict[str, Callable[[NetworkConfig, int, int, int], TappedModule]] = {"unet": _unet}
 
 
@@ -234,8 +241,9 @@ def build_network(config: NetworkConfig, dims: int, channels_in: int, classes: i
     """Build the network that a configuration names.
 
     Args:
-        config: `name` is "unet" (MONAI's DynUNet with instance norm), or "package.module:function" for a function
-            of your own that takes the arguments of this one and returns a `TappedModule`.
+        config: `name` is "unet" (MONAI's DynUNet with instance norm), "smp:Unet/resnet34" and the like, see
+            `build_smp`, or "package.module:function" for a function of your own that takes the arguments of this one
+            and returns a `TappedModule`.
         dims: 2 for slices, 3 for patches of a volume.
         channels_in: Image channels.
         classes: Structures K, without background; the logits have K + 1 channels.
@@ -246,6 +254,8 @@ def build_network(config: NetworkConfig, dims: int, channels_in: int, classes: i
     Raises:
         InputError: Unknown name, or levels and taps that do not fit.
     """
+    if config.name.startswith(SMP):
+        return _smp(config, dims, channels_in, classes)
     if ":" in config.name:
         network = _imported(config.name)(config, dims, channels_in, classes)
         if not isinstance(network, TappedModule):
@@ -259,7 +269,7 @@ def build_network(config: NetworkConfig, dims: int, channels_in: int, classes: i
     if config.name not in NETWORKS:
         raise InputError(
             "network.name",
-            rule=f"one of {', '.join(NETWORKS)} or package.module:function",
+            rule=f"one of {', '.join(NETWORKS)}, smp:ARCHITECTURE/ENCODER or package.module:function",
             got=config.name,
             cure="name a known network",
         )

@@ -24,6 +24,7 @@ PRESETS = Path(__file__).resolve().parent / "presets"
 NORMALIZE = ("auto", "volume", "slice", "window")
 # What yaml raises beside its own: no file, a date that there is not, a nest of brackets, a tag without its value.
 NO_VALUE = (OSError, ValueError, RecursionError, AttributeError, TypeError)
+SMP = "smp:"  # before the name of a network of segmentation_models_pytorch
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -112,9 +113,12 @@ class NetworkConfig:
     taps: tuple[int, ...] = (2,)  # decoder levels, 0 = full resolution, 1 = stride 2, ...
     last: int = 0  # decoder level that prototypes and centroids live on
     projection: int = 128  # D, width of a contrasted row
+    init: str | None = None  # file of weights that the network starts from, see `method.pretrained`
+    init_digest: str = ""  # SHA-256 of that file, filled in by the run, which goes on with no other
 
     def __post_init__(self) -> None:
-        least = 1 if ":" in self.name else 3  # what MONAI's DynUNet takes
+        own = ":" in self.name and not self.name.startswith(SMP)
+        least = 1 if own else 3  # what MONAI's DynUNet takes
         if len(self.channels) < least or min(self.channels) < 1:
             rule = f"positive widths, at least {least} for {self.name}"
             refuse("network.channels", rule, self.channels, "write [16, 32, 64, 128]")
@@ -127,8 +131,8 @@ class NetworkConfig:
 
     @property
     def stride(self) -> int:
-        """Voxels per element of the coarsest feature map: 2^(levels - 1)."""
-        return 1 << (len(self.channels) - 1)
+        """Voxels per element of the coarsest feature map: 2^(levels - 1); a decoder of smp lacks the coarsest level."""
+        return 1 << (len(self.channels) - (not self.name.startswith(SMP)))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from secl_models.options.methods import short_name
 from secl_models.options.schema import RunConfig, TrainConfig
 from secl_models.options.terminal import print_table
 from secl_models.train.live_plot import LivePlot
+from secl_models.train.run_folder import RunSummary
 
 _WORDS = ("labelled", "unlabelled", "validation", "test")  # for a person, in the order of PARTS
 
@@ -171,6 +172,20 @@ def tell_start(
         data=str(data_set.root), layout=data_set.layout, cases=counts, method=options.method, seed=config.seed,
         device=str(device), machine=machine(device), step=done, steps=options.steps, out=str(out),
     )  # fmt: skip
+
+
+def tell_end(summary: RunSummary, known: int, steps: int) -> None:
+    """Say what a run has come to.
+
+    Args:
+        summary: Of the run.
+        known: Notes that were told at its start.
+        steps: Of a whole run.
+    """
+    for note in summary.notes[known:]:
+        tell("note", note, level=logging.WARNING if summary.steps == steps else logging.DEBUG)
+    values = {"steps": summary.steps, "seconds": summary.seconds, "best_dice": summary.best_dice}
+    tell("end", f"trained {summary.steps} steps", level=logging.DEBUG, **values, out=summary.out)
 
 
 def show_profile(stages: Watch, options: TrainConfig, peak_memory_mib: float) -> None:

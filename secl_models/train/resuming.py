@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secl_models.method.pretrained import weights_digest
 from secl_models.options.errors import InputError
-from secl_models.options.schema import RunConfig, from_dict, to_dict
+from secl_models.options.schema import NetworkConfig, RunConfig, from_dict, load_preset, to_dict
+from secl_models.train.run_folder import CONFIG
 
 # Where a run may move to, such as the device.
 _MOVABLE = frozenset({"train.device", "train.threads", "train.checkpoint_every", "train.compile"})
@@ -27,6 +30,32 @@ def unheard_before_the_teacher(name: str) -> bool:
         return True
     # Validation counts the voxels of this confidence.
     return name.partition(".")[0] not in _OF_ALL and name != "contrast.confidence"
+
+
+def identify(config: RunConfig, folder: Path | None) -> RunConfig:
+    """The same options with the digest of the weights that the network starts from, by which runs are told apart.
+
+    Args:
+        config: Names their file, or none.
+        folder: Of the run that goes on, if one does: the weights are in it, and their file may be gone.
+
+    Raises:
+        InputError: No such file, or not the one of the digest that the options give.
+    """
+    network = config.network
+    if network.init is None:
+        return replace(config, network=replace(network, init_digest=""))
+    earlier = NetworkConfig()
+    if folder is not None and (folder / CONFIG).is_file():
+        earlier = load_preset(folder / CONFIG).network
+    if earlier.init == network.init and not Path(network.init).exists():
+        digest = earlier.init_digest
+    else:
+        digest = weights_digest(Path(network.init))
+    if network.init_digest not in ("", digest):
+        got, cure = f"{digest[:12]}..., not {network.init_digest[:12]}...", "restore it, or set network.init_digest=''"
+        raise InputError(network.init, rule="the file whose digest the options give", got=got, cure=cure)
+    return replace(config, network=replace(network, init_digest=digest))
 
 
 def refuse_another_run(

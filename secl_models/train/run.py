@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -32,14 +31,15 @@ from secl_models.method.learner import Learner, make_learner
 from secl_models.method.origin import commit, versions
 from secl_models.method.processes import Processes, launched, leave, start_fabric
 from secl_models.method.profiler import Stages
-from secl_models.options.errors import InputError, writing
+from secl_models.options.errors import writing
 from secl_models.options.events import NOTE, tell
 from secl_models.options.methods import METHODS
 from secl_models.options.schema import RunConfig, to_dict, to_yaml
 from secl_models.train import run_folder as records
 from secl_models.train.branching import as_own, best_as_own, read_start
-from secl_models.train.progress import TrainingProgress, show_profile, tell_start
-from secl_models.train.resuming import flat, refuse_another_run
+from secl_models.train.losses import infinite_loss
+from secl_models.train.progress import TrainingProgress, show_profile, tell_end, tell_start
+from secl_models.train.resuming import flat, identify, refuse_another_run
 from secl_models.train.run_folder import History, RunSummary
 from secl_models.train.stopping import StopWish, Terminated
 from secl_models.train.warnings import notes_on, unlearned
@@ -62,6 +62,7 @@ class _Run:
     one_part: tuple[int, ...]  # structures that are one part in every labelled case
     notes: tuple[str, ...]
     start: Path | None = None  # the labels-only run that it went on from in this call
+    init: str = ""  # what of a file of weights it began with
     seconds: float = 0.0  # spent in steps
     processor_seconds: float = 0.0  # of all threads; unlike the clock, it does not count other programs
     best: dict[str, float] = field(default_factory=dict)  # dice and step
@@ -121,6 +122,7 @@ def train(
     """
     begin = time.perf_counter()
     processes = Processes(launched())
+    config = identify(config, out if resume and (out / checkpoint.LAST).is_file() else None)
     device = choose_device(config.train.device, processes.share.count)
     if processes.first:
         refuse_writing_over(data_set.files(), *(out / name for name in records.RUN_FILES))
@@ -136,8 +138,8 @@ def train(
             _restore(run, out / checkpoint.LAST)
         elif start is not None:
             _branch(run, start)
-        elif resume and processes.first:
-            tell("note", f"There is no {checkpoint.LAST} in {out} to resume: the run starts anew.", level=NOTE)
+        else:
+            _begin(run, anew=resume)
         processes.require_one({"steps done": run.learner.done, **flat(to_dict(run.config)), **flat(run.cases)})
         if processes.first:
             tell_start(run.config, run.notes, data_set, split, out, device, run.learner.done)
@@ -151,17 +153,10 @@ def train(
         if processes.first:
             with writing(out / records.SUMMARY, GO_ON):
                 records.write_summary(out / records.SUMMARY, summary)
-            _tell_end(run, summary)
+            tell_end(summary, len(run.notes), config.train.steps)
             show_profile(run.learner.stages, config.train, peak_memory_mib(device))
     leave()
     return summary
-
-
-def _tell_end(run: _Run, summary: RunSummary) -> None:
-    for note in summary.notes[len(run.notes) :]:
-        tell("note", note, level=logging.WARNING if run.learner.done == run.config.train.steps else logging.DEBUG)
-    values = {"steps": summary.steps, "seconds": summary.seconds, "best_dice": summary.best_dice}
-    tell("end", f"trained {summary.steps} steps", level=logging.DEBUG, **values, out=str(run.out))
 
 
 def _set_up(
@@ -269,21 +264,12 @@ def _timed_step(run: _Run, ramp: float, *, wish: bool) -> dict[str, Tensor | flo
 
 
 def _require_finite(run: _Run) -> None:
-    """Look at all losses since the last look, so that the message can name the very step."""
     start, processor = time.perf_counter(), time.process_time()
-    finite = torch.stack(run.pending).isfinite().tolist()  # waits for the device: part of the steps' time
+    fault = infinite_loss(run.pending, run.learner.done, run.config.train.lr, run.out / checkpoint.LAST)
     run.seconds += time.perf_counter() - start
     run.processor_seconds += time.process_time() - processor
-    if not all(finite):
-        step = run.learner.done - len(finite) + 1 + finite.index(False)
-        kept = run.out / checkpoint.LAST
-        where = f"go on from {kept} after that" if kept.is_file() else "train again"
-        raise InputError(
-            f"training step {step}",
-            rule="the loss is a finite number",
-            got=float(run.pending[finite.index(False)]),
-            cure=f"lower train.lr (now {run.config.train.lr:g}) or check the intensities, then {where}",
-        )
+    if fault is not None:
+        raise fault
     run.pending.clear()
     if isinstance(run.learner.stages, Stages):
         run.learner.stages.settle()
@@ -332,6 +318,7 @@ def _identity(run: _Run) -> dict[str, Any]:
         "classes": run.classes,
         "cases": run.cases,
         "one_part": list(run.one_part),
+        "init": run.init,
         "channels": run.learner.data.channels,
     }
 
@@ -341,6 +328,14 @@ def _restore(run: _Run, path: Path) -> None:
     state = checkpoint.load(path)
     refuse_another_run(state, path, run.config, run.classes, run.cases)
     _take_back(run, state, path)
+
+
+def _begin(run: _Run, *, anew: bool) -> None:
+    """Start a new run, where one was to go on, `anew`."""
+    if anew and run.learner.processes.first:
+        tell("note", f"There is no {checkpoint.LAST} in {run.out} to resume: the run starts anew.", level=NOTE)
+    if run.config.network.init is not None:
+        run.init = str(run.learner.start_from(Path(run.config.network.init)))
 
 
 def _branch(run: _Run, start: Path) -> None:
@@ -359,7 +354,7 @@ def _take_back(run: _Run, state: dict[str, Any], path: Path) -> None:
         run.notes += (f"Started in {before} processes, resumed in {now}: equal to rounding, not bit for bit.",)
     run.best, run.last_dice = dict(state["best"]), state["last_dice"]
     run.found, run.untaught = dict(state.get("found", {})), dict(state.get("untaught", {}))
-    run.looked = (run.learner.done, run.seconds)
+    run.looked, run.init = (run.learner.done, run.seconds), str(state.get("init", ""))
 
 
 def _pace(run: _Run, ramp: float) -> dict[str, float]:
@@ -397,4 +392,5 @@ def _summary(run: _Run, total: float) -> RunSummary:
         versions=versions(),
         commit=commit(),
         machine=machine(learner.device),
+        init=run.init,
     )

@@ -77,6 +77,7 @@ class RunSummary:
     commit: str | None
     machine: str
     data: str = ""  # name of the data set
+    init: str = ""  # what of a file of weights the network began with, if it began with one
 
 
 def write_summary(path: Path, summary: RunSummary) -> None:

@@ -26,7 +26,9 @@ from secl_models.command.doctor import Finding, examine, findings_table
 from secl_models.study.rows import Row, write_rows
 from tests.models.runs import TINY, TinyRun, tiny_run
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "calibrate", "suggest", "report", "check", "doctor", "study")
+COMMANDS = (
+    "demo", "train", "evaluate", "predict", "export", "calibrate", "suggest", "report", "check", "doctor", "study",
+)  # fmt: skip
 # Seconds of processor time, not of the clock: a busy machine does not fail the test, an import of torch does.
 HELP_SECONDS = 1.0
 

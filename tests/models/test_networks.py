@@ -74,7 +74,7 @@ def test_own_network_by_import_name() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", "one of unet or package.module:function; got resnet"),
+        ("resnet", "one of unet, smp:ARCHITECTURE/ENCODER or package.module:function; got resnet"),
         ("nowhere_at_all:f", "can be imported; got nowhere_at_all:f"),
         (f"{__name__}:absent", "can be imported"),
         (f"{__name__}:not_a_network", "returns a secl_models.method.networks.TappedModule; got Identity"),
