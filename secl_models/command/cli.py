@@ -254,6 +254,14 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write NAME_probabilities: 4-D float32, background first.")
     ] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Also write NAME_uncertainty, the entropy of each voxel in nats, and the Dice to expect; after "
+            "`secl calibrate`.",
+        ),
+    ] = False,
     largest_component: Annotated[
         str,
         typer.Option(
@@ -283,7 +291,7 @@ def predict(
         found = run(
             checkpoint, source, out, overwrite=overwrite, device=device, flips=flips, probabilities=probabilities,
             largest_component=largest_component, spacing_from=spacing_from(set_), series=series,
-            progress=progress,
+            uncertainty=uncertainty, progress=progress,
         )  # fmt: skip
     count = len(found.written)
     kept = f"; {len(found.kept)} were there and are kept" if found.kept else ""

@@ -186,12 +186,26 @@ def save_segmentation(path: Path, label: npt.NDArray[Any], like: Path | Volume, 
         raise InputError(
             path, rule=f"class indices are 0 to {len(classes)}", got=got, cure="pass the classes trained on"
         )
+    save_map(path, values[label], like)
+
+
+def save_map(path: Path, values: npt.NDArray[Any], like: Path | Volume) -> None:
+    """Write one number for every voxel as NIfTI on the grid of an image, with the type of the array.
+
+    Args:
+        path: Target, `.nii.gz` or `.nii`; it appears whole or not at all.
+        values: `[*spatial]`.
+        like: The image, as for `save_segmentation`.
+
+    Raises:
+        InputError: The shape differs from the image's.
+    """
     kind, header, shape = grid_like(like, values.dtype)
-    if label.shape != shape:
-        rule, got = "segmentation and image share one shape", f"{label.shape} and {shape}"
+    if values.shape != shape:
+        rule, got = "segmentation and image share one shape", f"{values.shape} and {shape}"
         what = like if isinstance(like, Path) else like.case.what
         raise InputError(what, rule=rule, got=got, cure="resample the prediction back")
-    payload = to_bytes(kind, values[label], header)
+    payload = to_bytes(kind, values, header)
     # mtime 0: equal segmentations are equal files
     packed = suffix_of(path).endswith(".gz")
     write_bytes(path, gzip.compress(payload, 6, mtime=0) if packed else payload)

@@ -26,6 +26,7 @@ from secl_models.inference.images import images_of, targets_of
 from secl_models.inference.outputs import save
 from secl_models.inference.parts import parts_to_keep
 from secl_models.inference.predictions import Record, Settings, digest, read_record, to_do
+from secl_models.inference.uncertainty import Doubt, save_doubt, temperature_of, uncertainty_paths
 from secl_models.inference.windows import Slab, put, segment_volume
 from secl_models.method.checkpoint import LoadedModel, load_model
 from secl_models.method.device import choose_device
@@ -66,6 +67,7 @@ def predict(
     largest_component: str = NONE,
     spacing_from: str = AUTO,
     series: str | None = None,
+    uncertainty: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Write a segmentation for every image: the image's grid and affine, the training set's label values.
@@ -89,6 +91,8 @@ def predict(
             labelled training case (`auto`), or of none, see `keep_largest`.
         spacing_from: `data.spacing_from` of the images; "auto": that of the training.
         series: UID, number or description of the DICOM series that is meant; None: the only one.
+        uncertainty: Also write `<name>_uncertainty.nii.gz`, the entropy of every voxel, and `<name>_uncertainty.json`,
+            the Dice that is expected of every structure; the checkpoint must be calibrated, see `calibrate`.
         progress: Called after each image with the number finished and the number of all.
 
     Returns:
@@ -106,7 +110,8 @@ def predict(
     cases = images.cases
     targets = dict(zip(cases, targets_of(images, source, out), strict=True))
     spacing_from = model.config.data.spacing_from if spacing_from == AUTO else spacing_from
-    settings = Settings(digest(checkpoint), axes, probabilities, largest_component, spacing_from)
+    temperature = temperature_of(checkpoint) if uncertainty else None
+    settings = Settings(digest(checkpoint), axes, probabilities, largest_component, spacing_from, temperature)
     work = _Work(model, settings, source, parts_to_keep(largest_component, model))
     files = [file for target in targets.values() for file in work.files(target)]
     refuse_writing_over((image for case in cases for image in case.image), *files)
@@ -143,7 +148,9 @@ class _Work:
 
     def files(self, target: Path) -> list[Path]:
         """All that is written for one image."""
-        return [target, probabilities_path(target)] if self.settings.probabilities else [target]
+        beside = [probabilities_path(target)] if self.settings.probabilities else []
+        doubt = [] if self.settings.temperature is None else uncertainty_paths(target)
+        return [target, *beside, *doubt]
 
     def segment(self, case: Case, target: Path, *, listed: bool = False) -> Path:
         """Write the segmentation of one image; `listed`: put it onto the list of its folder, once there will be one."""
@@ -160,8 +167,11 @@ class _Work:
             if listed:
                 note_written(target.parent, *(file.name for file in self.files(target)))
             beside = probabilities_path(target) if settings.probabilities else None
-            label = _segment(model, volume, settings.flips, beside)
+            doubt = None if settings.temperature is None else Doubt(model, volume, settings.temperature)
+            label = _segment(model, volume, settings.flips, beside, doubt)
             keep_largest(label, self.one_part)
+            if doubt is not None:
+                save_doubt(doubt, label, target)
             save(target, label, volume, model.classes)
         return target
 
@@ -273,14 +283,18 @@ def _require_channels(case: Case, model: LoadedModel) -> None:
 
 
 def _segment(
-    model: LoadedModel, volume: Volume, flips: tuple[int, ...], probabilities: Path | None
+    model: LoadedModel, volume: Volume, flips: tuple[int, ...], probabilities: Path | None, doubt: Doubt | None
 ) -> npt.NDArray[np.integer[Any]]:
     with ExitStack() as stack:
-        observe = None
+        observers = [] if doubt is None else [doubt.observe]
         if probabilities is not None:
             file = stack.enter_context(ProbabilityFile(probabilities, volume, len(model.classes) + 1))
+            observers.append(
+                lambda slab: put(file.array, slab.probabilities.numpy(), slab.where, model.preprocess, volume)
+            )
 
-            def observe(slab: Slab) -> None:
-                put(file.array, slab.probabilities.numpy(), slab.where, model.preprocess, volume)
+        def observe(slab: Slab) -> None:
+            for each in observers:
+                each(slab)
 
         return segment_volume(model.network, model.preprocess, model.config, volume, flips, observe)

@@ -30,6 +30,7 @@ class Settings:
     probabilities: bool
     largest_component: str
     spacing_from: str
+    temperature: float | None = None  # of the map of uncertainty; None: there is none
 
 
 @dataclass
