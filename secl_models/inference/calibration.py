@@ -17,7 +17,7 @@ from secl_models.data.cases import Case, DataSet, as_trained
 from secl_models.data.files import read_text, write_text
 from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial
 from secl_models.data.tables import write_table
-from secl_models.data.volumes import Volume, load_volume
+from secl_models.data.volumes import load_volume
 from secl_models.inference.evaluate import evaluated_cases, require_classes, require_unseen
 from secl_models.inference.metrics import score_case
 from secl_models.inference.predictions import digest
@@ -149,50 +149,60 @@ class _Work:
         self, checkpoint: str, val: Sequence[Case], test: Sequence[Case]
     ) -> tuple[Calibration, list[Expected]]:
         """Fit on the one list, and try on the other."""
-        seen = [_voxels(*self._probabilities(case)) for case in val]
+        seen = [near_structures(*self._look(case)) for case in val]
         temperature = fit_temperature(*_joined(seen))
         fitted = Part.of(seen, temperature)
         seen = []
         dice: list[Expected] = []
         for case in test:
-            probabilities, volume = self._probabilities(case)
-            seen.append(_voxels(probabilities, volume))
-            dice += self._expected(scaled(probabilities, temperature), volume)
+            probabilities, label = self._look(case)
+            seen.append(near_structures(probabilities, label))
+            dice += self._expected(case, scaled(probabilities, temperature), label)
         tried = Part.of(seen, temperature)
         return Calibration(checkpoint, temperature, fitted, tried, *agreement(dice)), dice
 
-    def _probabilities(self, case: Case) -> tuple[Tensor, Volume]:
+    def _look(self, case: Case) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Probabilities [K + 1, *spatial] and label [*spatial] of a case."""
         model = self.model
         with fitting(case.image[0]):
             volume = load_volume(case, self.data)
             probabilities = predict_volume(model.network, model.preprocess, model.config, volume)
+        if volume.label is None:
+            raise InputError(case.name, rule="a case to calibrate on has a label", got="none", cure="add its label")
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total)
-        return probabilities, volume
+        return probabilities, volume.label
 
-    def _expected(self, probabilities: Tensor, volume: Volume) -> list[Expected]:
+    def _expected(self, case: Case, probabilities: Tensor, label: npt.NDArray[np.int64]) -> list[Expected]:
         """Every structure of a case that has a true Dice and an expected one."""
         called = probabilities.argmax(0)
-        scores = score_case(called.numpy(), _label(volume), self.model.classes, None, volume.case.unlabeled)
+        scores = score_case(called.numpy(), label, self.model.classes, None, case.unlabeled)
         found = []
         for index, score in enumerate(scores, start=1):
             mask, p = called == index, probabilities[index].double()
             expected = expected_dice(float(p[mask].sum()), int(mask.sum()), float(p.sum()))
             if expected is not None and score.dice is not None:
-                found.append(Expected(volume.case.name, score.structure, expected, score.dice))
+                found.append(Expected(case.name, score.structure, expected, score.dice))
         return found
 
 
-def _label(volume: Volume) -> npt.NDArray[np.int64]:
-    if volume.label is None:
-        raise InputError(volume.case.name, rule="a case to calibrate on has a label", got="none", cure="add its label")
-    return volume.label
+def near_structures(probabilities: Tensor, label: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """The voxels of one image that are held against the truth: in a box around its structures, evenly thinned out.
 
+    Args:
+        probabilities: [K + 1, *spatial].
+        label: Class index [*spatial], negative where the truth is not known.
 
-def _voxels(probabilities: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:
-    """Probabilities [K + 1, n] and truth [n] of voxels near a structure, evenly taken where there are many."""
-    truth = torch.as_tensor(_label(volume))
+    Returns:
+        Probabilities [K + 1, n] and truth [n].
+
+    Example:
+        >>> p = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
+        >>> near_structures(p, np.array([0, 1, -1, 0]))[1].tolist()
+        [0, 1, 0]
+    """
+    truth = torch.as_tensor(label)
     near = _box(((truth > 0) | (probabilities.argmax(0) > 0)).numpy())
     chosen = torch.zeros_like(truth, dtype=torch.bool)
     chosen[near] = truth[near] >= 0

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from secl_models.command.cli import app
 from secl_models.data.tables import read_table
+from secl_models.data.volumes import load_volume
 from secl_models.inference.calibration import (
     Expected,
     agreement,
@@ -22,9 +23,13 @@ from secl_models.inference.calibration import (
     calibration_file,
     calibration_table,
     load_calibration,
+    near_structures,
 )
 from secl_models.inference.evaluate import evaluated_cases
+from secl_models.inference.metrics import structure_names
 from secl_models.inference.reliability import BINS, entropy, expected_dice, fit_temperature, reliability, scaled
+from secl_models.inference.windows import predict_volume
+from secl_models.method.checkpoint import load_model
 from secl_models.options.errors import InputError
 from secl_models.report.page import write_report
 from tests.models.runs import TinyRun, tiny_run
@@ -111,6 +116,22 @@ def test_a_run_is_calibrated_on_its_validation_patients_and_tried_on_the_test_pa
     assert {row.case for row in rows} <= {case.name for case in evaluated_cases(run.folder, run.data, "test")}
     if rows:
         assert found.dice_error == pytest.approx(np.mean([abs(row.expected - row.dice) for row in rows]))
+    model = load_model(run.folder)
+    looked = {
+        case.name: (predict_volume(model.network, model.preprocess, model.config, volume), np.asarray(volume.label))
+        for split in ("val", "test")
+        for case in evaluated_cases(run.folder, run.data, split)
+        for volume in [load_volume(case, run.data)]
+    }
+    near = [near_structures(*looked[case.name]) for case in evaluated_cases(run.folder, run.data, "val")]
+    temperature = fit_temperature(torch.cat([p for p, _ in near], 1), torch.cat([truth for _, truth in near]))
+    assert found.temperature == temperature != 1.0
+    for row in rows:
+        p = scaled(looked[row.case][0], temperature)
+        index = structure_names(model.classes).index(row.structure) + 1
+        mask = p.argmax(0) == index
+        expected = expected_dice(float(p[index][mask].sum()), int(mask.sum()), float(p[index].sum()))
+        assert row.expected == pytest.approx(expected)
     again, _ = calibrate(run.folder, run.data, device=CPU)
     assert again == found
 

@@ -108,6 +108,15 @@ def test_a_folder_goes_on_with_the_same_temperature_alone(run: TinyRun, tmp_path
     assert temperature_of(run.folder) == 2.0
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_file_of_somebody_else_stays(number: int, run: TinyRun, tmp_path: Path) -> None:
+    target = tmp_path / "seg.nii.gz"
+    uncertainty_paths(target)[number].write_text("mine")
+    with pytest.raises(InputError, match="a segmentation is not overwritten"):
+        predict(run.folder, run.data.cases[0].image[0], target, uncertainty=True)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
 def test_the_command_says_what_to_expect(run: TinyRun, tmp_path: Path) -> None:
     line = ["predict", "--checkpoint", str(run.folder), "--input", str(run.data.cases[0].image[0])]
     answer = CliRunner().invoke(app, [*line, "--out", str(tmp_path / "seg.nii.gz"), "--uncertainty"])
