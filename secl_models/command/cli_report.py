@@ -30,7 +30,9 @@ def report(
     is listed and said to be so.
     """
     speak(log_format, quiet)
+    from secl_models.inference.evaluate import require_scored
     from secl_models.report.comparison import write_comparison
 
+    require_scored(split)
     for file in write_comparison(runs, out, split=split, checkpoint=checkpoint, csv=csv):
         typer.echo(f"Wrote {file}")

@@ -26,7 +26,7 @@ from secl_models.command.doctor import Finding, examine, findings_table
 from secl_models.study.rows import Row, write_rows
 from tests.models.runs import TINY, TinyRun, tiny_run
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "check", "doctor", "study")
+COMMANDS = ("demo", "train", "evaluate", "predict", "check", "doctor", "report", "study")
 # Seconds of processor time, not of the clock: a busy machine does not fail the test, an import of torch does.
 HELP_SECONDS = 1.0
 
