@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from secl_models.command import cli
 from secl_models.data import files
 from secl_models.options.errors import InputError
 from secl_models.report.comparison import write_comparison
-from secl_models.report.groups import Group, group_runs, read_members
-from secl_models.report.pairing import pair, pair_all
+from secl_models.report.groups import group_runs, read_members
+from secl_models.report.pairing import Side, pair, pair_all
 from secl_models.report.spread import LEAST, Spread, bootstrap
 from tests.budget import rounding_band
 from tests.models.written_runs import Scores, write_run
@@ -37,8 +38,8 @@ def _drawn(seed: int, cases: int = 1, gain: float = 0.0) -> Scores:
     }
 
 
-def _groups(*folders: Path) -> list[Group]:
-    return group_runs(read_members(folders, "test", "last"))
+def _sides(*folders: Path) -> list[Side]:
+    return [group.side() for group in group_runs(read_members(folders, "test", "last"))]
 
 
 def _column(scores: Scores, place: int) -> list[float]:
@@ -53,7 +54,7 @@ def _assert_near(found: Sequence[float] | None, truth: Sequence[float]) -> None:
 
 def test_the_interval_is_that_of_the_paired_t_test(tmp_path: Path) -> None:
     ours, theirs = _drawn(1, gain=0.05), _drawn(2)
-    found = pair(*_groups(write_run(tmp_path / "a", scores=ours), write_run(tmp_path / "b", "secl+", scores=theirs)))
+    found = pair(*_sides(write_run(tmp_path / "a", scores=ours), write_run(tmp_path / "b", "secl+", scores=theirs)))
     for place, structure in enumerate(("ring", "core")):
         truth = stats.ttest_rel(_column(ours, place), _column(theirs, place)).confidence_interval()
         difference = found.of("dice", structure)
@@ -75,7 +76,7 @@ def test_cases_of_one_patient_are_no_patients_of_their_own(tmp_path: Path) -> No
             write_run(tmp_path / name / method, method, scores=scores)
             for method, scores in zip(("supervised", "secl+"), pairs, strict=True)
         ]
-        found.append(pair(*_groups(*folders)))
+        found.append(pair(*_sides(*folders)))
     assert [each.cases for each in found] == [PATIENTS, 10 * PATIENTS]
     assert [each.patients for each in found] == [PATIENTS, PATIENTS]
     one, ten = (each.of("dice", "ring") for each in found)
@@ -106,9 +107,9 @@ def test_seeds_of_one_method_are_one_group_and_paired_by_seed(tmp_path: Path) ->
         for method, gain in (("secl+", 0.1), ("supervised", 0.0))
         for seed in (0, 1, 2)
     ]
-    groups = _groups(*folders)
+    groups = _sides(*folders)
     assert [group.title for group in groups] == ["supervised", "secl+"]
-    assert [[member.config.seed for member in group.members] for group in groups] == [[0, 1, 2]] * 2
+    assert [[run.seed for run in group.runs] for group in groups] == [[0, 1, 2]] * 2
     (found,) = pair_all(groups)
     assert (found.first.title, found.second.title, found.seeds) == ("secl+", "supervised", (0, 1, 2))
     difference = found.of("dice", "ring")
@@ -125,7 +126,7 @@ def test_a_seed_that_only_one_has_is_left_out(tmp_path: Path) -> None:
         write_run(tmp_path / "a0", seed=0, scores=same), write_run(tmp_path / "a1", seed=1, scores=worse),
         write_run(tmp_path / "b0", "secl+", 0, same),
     ]  # fmt: skip
-    found = pair(*_groups(*folders))
+    found = pair(*_sides(*folders))
     difference = found.of("dice")
     assert difference is not None
     assert (found.seeds, difference.patients.mean, difference.seeds) == ((0,), 0.0, None)
@@ -136,7 +137,7 @@ def test_options_tell_methods_apart_but_not_what_is_read_off_the_labelled_cases(
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         return [
             group.title
-            for group in _groups(
+            for group in _sides(
                 *(write_run(place / name, "secl+", seed, options=options) for name, seed, options in runs)
             )
         ]
@@ -157,7 +158,7 @@ def test_other_cases_are_left_out_and_counted(tmp_path: Path) -> None:
     theirs.pop(("p2", "p2_0"))
     page = tmp_path / "page.html"
     folders = [write_run(tmp_path / "a", scores=ours), write_run(tmp_path / "b", "secl+", scores=theirs)]
-    found = pair(*_groups(*folders))
+    found = pair(*_sides(*folders))
     assert (found.cases, found.alone) == (PATIENTS - 3, (2, 1))
     write_comparison(folders, page)
     assert (
@@ -170,7 +171,7 @@ def test_what_one_invented_is_in_no_pair_and_said(tmp_path: Path) -> None:
     ours, theirs = dict(_drawn(1)), dict(_drawn(2))
     ours["p0", "p0_0"], theirs["p0", "p0_0"] = (0.5, None), (0.5, 0.0)
     folders = [write_run(tmp_path / "a", scores=ours), write_run(tmp_path / "b", "secl+", scores=theirs)]
-    found = pair(*_groups(*folders))
+    found = pair(*_sides(*folders))
     ring, core = (found.of("dice", name) for name in ("ring", "core"))
     assert ring is not None
     assert core is not None
@@ -206,7 +207,7 @@ def test_a_distance_in_another_unit_is_not_compared(tmp_path: Path) -> None:
     folders = [
         write_run(tmp_path / "a", scores=_drawn(1)), write_run(tmp_path / "b", "secl+", scores=_drawn(2), unit="voxel")
     ]  # fmt: skip
-    found = pair(*_groups(*folders))
+    found = pair(*_sides(*folders))
     assert found.of("dice") is not None
     assert found.of("hd95") is None
     write_comparison(folders, tmp_path / "page.html")
@@ -285,7 +286,7 @@ def test_a_full_disk_leaves_the_page_that_was_there(tmp_path: Path, monkeypatch:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match="compare the runs again"):
         write_comparison([run, other], page)
     assert page.read_bytes() == before
