@@ -31,7 +31,6 @@ from secl_models.command.arguments import (
 )
 from secl_models.command.cli_calibrate import calibrate
 from secl_models.command.cli_export import export
-from secl_models.command.cli_report import report
 from secl_models.command.cli_study import study_app
 from secl_models.command.cli_suggest import suggest
 from secl_models.command.errors_to_exit import (
@@ -68,7 +67,6 @@ app = typer.Typer(
     help="Segment medical images from few labels and many unlabelled images.",
     epilog="Try it at once: `secl demo --out demo_run`",
 )
-app.command(epilog="Example: `secl report runs/a runs/b --out comparison.html`")(report)
 app.command(epilog="Example: `secl calibrate --checkpoint runs/x --data DIR`")(calibrate)
 app.command(epilog="Example: `secl suggest --checkpoint runs/x --data DIR --count 2`")(suggest)
 app.add_typer(study_app, name="study")
@@ -334,6 +332,33 @@ def check(
     typer.echo(f"{errors} errors, {len(faults) - errors} warnings")
     if errors:
         raise typer.Exit(BAD_INPUT)
+
+
+@app.command(epilog="Example: `secl report runs/a runs/b --out comparison.html`")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, of any data, methods and seeds.")],
+    out: Annotated[Path, typer.Option(help="HTML file; one that this command wrote is replaced.")],
+    split: Annotated[str, typer.Option(help="Scores of `test` or `val` patients.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="last, best, last-largest or best-largest.")] = "last",
+    csv: Annotated[
+        Path | None, typer.Option(help="Scores as a table too; the differences go to NAME_pairs.csv beside it.")
+    ] = None,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
+) -> None:
+    """Compare any runs in one page: scores, differences paired by case with 95 % intervals, curves.
+
+    Runs with equal options are one method, whatever their seeds. Two methods are paired on the cases that
+    `secl evaluate` scored for both; the patient is the unit of every interval. A run without scores, or of other data,
+    is listed and said to be so.
+    """
+    speak(log_format, quiet)
+    from secl_models.inference.evaluate import require_scored
+    from secl_models.report.comparison import write_comparison
+
+    require_scored(split)
+    for file in write_comparison(runs, out, split=split, checkpoint=checkpoint, csv=csv):
+        typer.echo(f"Wrote {file}")
 
 
 @app.command(epilog="Example: `secl doctor`")

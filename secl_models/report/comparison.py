@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from secl_models.data.tables import write_table
 from secl_models.inference.metrics import DEFINITIONS, MEAN, StructureSummary
 from secl_models.inference.palette import COLOURS, colour
 from secl_models.options.errors import InputError, writing
-from secl_models.report.comparison_rows import DifferenceRow, ScoreRow, difference_rows, differences_file, score_rows
+from secl_models.report.comparison_rows import DifferenceRow, ScoreRow, difference_rows, differences_file, with_scores
 from secl_models.report.elements import chart, number, render, score_row
 from secl_models.report.groups import Group, Member, group_runs, read_members
-from secl_models.report.pairing import MEASURES, Difference, Pairing, mean_dice, pair_all
+from secl_models.report.pairing import MEASURES, Difference, Pairing, Side, mean_dice, pair_all
 from secl_models.report.pictures import STYLES, interval_chart, line_chart
 from secl_models.report.spread import Spread
 
@@ -49,18 +49,29 @@ def write_comparison(
     for file in (out, *tables):
         _refuse_target(file)
     groups = group_runs(read_members(folders, split, checkpoint))
-    pairings = pair_all(groups)
+    pairings = pair_all([group.side() for group in groups])
     page = render("comparison.html.j2", _context(groups, pairings, split, checkpoint))
     with writing(out, AGAIN):
         note_written(out.parent, out.name)
         write_text(out, page)
-    for file, kind, rows in zip(
-        tables, (ScoreRow, DifferenceRow), (score_rows(groups), difference_rows(pairings)), strict=False
-    ):
-        with writing(file, AGAIN):
-            note_written(file.parent, file.name)
-            write_table(file, kind, rows)  # type: ignore[type-var]  # rows are of that kind
+    if csv is not None:
+        with writing(csv, AGAIN):
+            for file in tables:
+                note_written(file.parent, file.name)
+            write_table(tables[0], ScoreRow, _score_rows(groups))
+            write_table(tables[1], DifferenceRow, difference_rows(pairings))
     return [out, *tables]
+
+
+def _score_rows(groups: Sequence[Group]) -> Iterator[ScoreRow]:
+    for group in groups:
+        for member in group.members:
+            minutes = None if member.seconds is None else member.seconds / 60
+            run = ScoreRow(
+                member.name, group.title, member.config.train.method, member.data, member.config.labeled,
+                member.config.seed, member.steps, minutes, member.memory_mib,
+            )  # fmt: skip
+            yield from with_scores(run, member.evaluation)
 
 
 def _refuse_target(file: Path) -> None:
@@ -140,7 +151,7 @@ def _key(groups: Sequence[Group]) -> list[dict[str, str]]:
 
 
 def _structures(groups: Sequence[Group]) -> list[str]:
-    names = list(dict.fromkeys(name for group in groups for name in group.structures))
+    names = list(dict.fromkeys(name for group in groups for name in group.side().structures))
     return [*names, MEAN] if names else []
 
 
@@ -268,12 +279,14 @@ def _basis(pairing: Pairing) -> str:
             f"Seed{'s' if len(pairing.seeds) > 1 else ''} {', '.join(map(str, pairing.seeds))}, which both have."
         )
     else:
-        sides = (pairing.first, pairing.second)
-        seeds = (", ".join(str(member.config.seed) for member in side.evaluated) for side in sides)
-        told.append(f"No seed in common: {' against '.join(seeds)}.")
+        told.append(f"No seed in common: {_seeds(pairing.first)} against {_seeds(pairing.second)}.")
     if pairing.unmatched:
         told.append(f"{_count(pairing.unmatched, 'score')} in no pair: invented by one, rightly absent in the other.")
     return " ".join(told)
+
+
+def _seeds(side: Side) -> str:
+    return ", ".join(str(run.seed) for run in side.runs)
 
 
 def _gains(pairings: Sequence[Pairing]) -> dict[str, Any] | None:
@@ -290,7 +303,7 @@ def _extremes(groups: Sequence[Group]) -> list[dict[str, Any]]:
     tables = []
     for data in dict.fromkeys(group.data for group in groups if group.evaluated):
         own = [group for group in groups if group.data == data and group.evaluated]
-        dice = [mean_dice(group) for group in own]
+        dice = [mean_dice(group.side()) for group in own]
         shared = [case for case in dice[0] if all(case in each for each in dice)]
         ranked = sorted(shared, key=lambda case: (statistics.fmean(each[case] for each in dice), case))
         places = {"Worst": 0, "Median": len(ranked) // 2, "Best": len(ranked) - 1} if ranked else {}

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from secl_models.inference.metrics import StructureSummary
-from secl_models.report.groups import Group, Member
+from secl_models.inference.evaluations import Evaluation
 from secl_models.report.pairing import Pairing
 
 
@@ -66,32 +65,28 @@ def differences_file(scores: Path) -> Path:
     return scores.with_name(f"{scores.stem}_pairs.csv")
 
 
-def score_rows(groups: Iterable[Group]) -> Iterator[ScoreRow]:
-    """The rows of all runs, a run of no evaluation with one.
+def with_scores(run: ScoreRow, evaluation: Evaluation | None) -> Iterator[ScoreRow]:
+    """The rows of a run, one for each structure; of a run without scores that one row.
 
     Args:
-        groups: Of the comparison.
+        run: What its rows have in common.
+        evaluation: Its scores.
     """
-    for group in groups:
-        for member in group.members:
-            summaries = member.evaluation.summary if member.evaluation else [None]
-            yield from (_score_row(group, member, summary) for summary in summaries)
+    if evaluation is None:
+        yield run
+        return
+    for summary in evaluation.summary:
+        dice, dice_sd = (_known(100 * value) for value in summary.dice)
+        hd95, hd95_sd, assd, assd_sd = map(_known, (*summary.hd95, *summary.assd))
+        yield replace(
+            run, structure=summary.structure, dice=dice, dice_sd=dice_sd, hd95=hd95, hd95_sd=hd95_sd, assd=assd,
+            assd_sd=assd_sd, unit=summary.unit, patients=summary.patients, missed=summary.missed,
+            invented=summary.spurious,
+        )  # fmt: skip
 
 
-def _score_row(group: Group, member: Member, summary: StructureSummary | None) -> ScoreRow:
-    minutes = None if member.seconds is None else member.seconds / 60
-    own = (
-        member.name, group.title, member.config.train.method, member.data, member.config.labeled, member.config.seed,
-        member.steps, minutes, member.memory_mib,
-    )  # fmt: skip
-    if summary is None:
-        return ScoreRow(*own)
-    dice, dice_sd, *distances = (
-        value if math.isfinite(value) else None for pair in (summary.dice, summary.hd95, summary.assd) for value in pair
-    )
-    percent = [None if value is None else 100 * value for value in (dice, dice_sd)]
-    counts = summary.patients, summary.missed, summary.spurious
-    return ScoreRow(*own, summary.structure, *percent, *distances, summary.unit, *counts)
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def difference_rows(pairings: Iterable[Pairing]) -> Iterator[DifferenceRow]:

@@ -13,6 +13,7 @@ from secl_models.inference.evaluations import Evaluation
 from secl_models.options.errors import InputError
 from secl_models.options.methods import BASELINE
 from secl_models.options.schema import RunConfig, load_preset, to_dict
+from secl_models.report.pairing import Scored, Side
 from secl_models.report.runs import Run, read_run
 from secl_models.train.resuming import flat, movable
 from secl_models.train.run_folder import CONFIG, SPLIT
@@ -83,11 +84,10 @@ class Group:
         """Those that have scores."""
         return tuple(member for member in self.members if member.evaluation is not None)
 
-    @property
-    def structures(self) -> tuple[str, ...]:
-        """Names that were scored."""
-        cases = [case for member in self.evaluated if member.evaluation for case in member.evaluation.cases]
-        return tuple(dict.fromkeys(score.structure for case in cases for score in case.scores))
+    def side(self) -> Side:
+        """Its scores, to be paired with those of another."""
+        found = ((member.config.seed, member.evaluation) for member in self.members)
+        return Side(self.title, self.data, tuple(Scored(seed, scores) for seed, scores in found if scores is not None))
 
 
 def read_members(folders: Sequence[Path], split: str, checkpoint: str) -> list[Member]:

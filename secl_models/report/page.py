@@ -16,16 +16,16 @@ import numpy.typing as npt
 from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.folders import note_written, refuse_unlisted
-from secl_models.data.volumes import Volume, load_volume
-from secl_models.inference.evaluate import evaluated_cases
-from secl_models.inference.evaluations import Evaluation, load_evaluation
-from secl_models.inference.metrics import DEFINITIONS, MEAN, CaseScores, StructureSummary, structure_names
+from secl_models.data.volumes import Volume
+from secl_models.inference.evaluations import load_evaluation
+from secl_models.inference.metrics import DEFINITIONS, MEAN, StructureSummary, structure_names
 from secl_models.inference.palette import COLOURS, GREY, colour
 from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import LAST, LoadedModel, load_model
 from secl_models.options.errors import InputError, writing
 from secl_models.report.calibration_charts import calibration_charts
 from secl_models.report.elements import chart, figure, legend, number, render, score_row
+from secl_models.report.extremes import chosen_volumes
 from secl_models.report.features import principal_plane
 from secl_models.report.pictures import line_chart, overlay, patient_chart, plane_chart
 from secl_models.report.runs import Run, read_run
@@ -203,30 +203,6 @@ def _facts(run: Run, data: DataSet) -> list[tuple[str, str]]:
         "Notes": "; ".join(facts.get("notes", ())) or "none",
     }
     return [(name, str(value)) for name, value in listed.items()]
-
-
-def _case_dice(case: CaseScores) -> float:
-    values = [score.dice for score in case.scores if score.dice is not None]
-    return statistics.fmean(values) if values else math.nan
-
-
-def chosen_volumes(evaluation: Evaluation, data: DataSet, run: Path, split: str) -> list[tuple[str, float, Volume]]:
-    """Rank, mean Dice and volume of the best, the median and the worst case of a run.
-
-    Args:
-        evaluation: Of the run.
-        data: Where images and truth of the cases are read.
-        run: Its folder, whose split names the cases.
-        split: `test` or `val`.
-    """
-    cases = {case.name: case for case in evaluated_cases(run, data, split)}
-    scored = [case for case in evaluation.cases if case.case in cases and not math.isnan(_case_dice(case))]
-    ranked = sorted(scored, key=_case_dice, reverse=True)
-    places = {"Best": 0, "Median": len(ranked) // 2, "Worst": len(ranked) - 1}
-    chosen = dict.fromkeys(places.values()) if ranked else {}
-    titles = {place: next(title for title, at in places.items() if at == place) for place in chosen}
-    picked = [(titles[place], ranked[place]) for place in chosen]
-    return [(title, _case_dice(case), load_volume(cases[case.case], data)) for title, case in picked]
 
 
 def _overlay(model: LoadedModel, rank: str, dice: float, volume: Volume) -> dict[str, str]:

@@ -7,15 +7,43 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
+from secl_models.inference.evaluations import Evaluation
 from secl_models.inference.metrics import MEAN, StructureScore
-from secl_models.report.groups import Group, Member
 from secl_models.report.spread import Spread, bootstrap
 
 MEASURES = {"dice": 100.0, "hd95": 1.0, "assd": 1.0}
 """Measures with the factor that they are shown with: Dice in percent."""
 Case = tuple[str, str]  # patient, name
 Values = dict[Case, dict[str, float]]  # by structure
+
+
+class Scored(NamedTuple):
+    """The scores of a run."""
+
+    seed: int
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Side:
+    """One method of a pair.
+
+    Attributes:
+        title: What it is called.
+        data: Name of the data set, or nothing where that is not known.
+        runs: Those that have scores.
+    """
+
+    title: str
+    data: str
+    runs: tuple[Scored, ...]
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Names that were scored."""
+        return tuple(dict.fromkeys(score.structure for _, score in _scores(self.runs)))
 
 
 @dataclass(frozen=True)
@@ -56,8 +84,8 @@ class Pairing:
             invented it.
     """
 
-    first: Group
-    second: Group
+    first: Side
+    second: Side
     obstacle: str = ""
     differences: tuple[Difference, ...] = ()
     cases: int = 0
@@ -72,15 +100,15 @@ class Pairing:
         return next(found, None)
 
 
-def pair_all(groups: Sequence[Group]) -> list[Pairing]:
-    """Every two groups, the later one minus the earlier one."""
-    return [pair(second, first) for first, second in combinations(groups, 2)]
+def pair_all(sides: Sequence[Side]) -> list[Pairing]:
+    """Every two methods, the later one minus the earlier one."""
+    return [pair(second, first) for first, second in combinations(sides, 2)]
 
 
-def pair(first: Group, second: Group) -> Pairing:
-    """Compare two groups on the cases that both were scored on.
+def pair(first: Side, second: Side) -> Pairing:
+    """Compare two methods on the cases that both were scored on.
 
-    The score of a case is its mean over the runs of a group; the difference of a patient is the mean over its cases,
+    The score of a case is its mean over the runs of a method; the difference of a patient is the mean over its cases,
     that of `mean` over its structures too, as in `inference.metrics.summarise`.
 
     Args:
@@ -90,8 +118,8 @@ def pair(first: Group, second: Group) -> Pairing:
     structures = [name for name in first.structures if name in second.structures]
     if obstacle := _obstacle(first, second, structures):
         return Pairing(first, second, obstacle)
-    shared = sorted({_seed(member) for member in first.evaluated} & {_seed(member) for member in second.evaluated})
-    sides = [[m for m in group.evaluated if _seed(m) in shared or not shared] for group in (first, second)]
+    shared = sorted({run.seed for run in first.runs} & {run.seed for run in second.runs})
+    sides = [[run for run in side.runs if run.seed in shared or not shared] for side in (first, second)]
     ours, theirs = (_cases(side) for side in sides)
     both = ours & theirs
     if not both:
@@ -108,13 +136,13 @@ def pair(first: Group, second: Group) -> Pairing:
     )  # fmt: skip
 
 
-def mean_dice(group: Group) -> dict[Case, float]:
-    """Dice of every case in percent: the mean over the runs of a group, then over its structures."""
-    return {case: statistics.fmean(values.values()) for case, values in _values(group.evaluated, "dice").items()}
+def mean_dice(side: Side) -> dict[Case, float]:
+    """Dice of every case in percent: the mean over the runs of a method, then over its structures."""
+    return {case: statistics.fmean(values.values()) for case, values in _values(side.runs, "dice").items()}
 
 
-def _obstacle(first: Group, second: Group, structures: Sequence[str]) -> str:
-    unscored = [group.title for group in (first, second) if not group.evaluated]
+def _obstacle(first: Side, second: Side, structures: Sequence[str]) -> str:
+    unscored = [side.title for side in (first, second) if not side.runs]
     if unscored:
         return f"{' and '.join(unscored)} {'were' if len(unscored) > 1 else 'was'} not evaluated"
     if first.data and second.data and first.data != second.data:
@@ -122,31 +150,27 @@ def _obstacle(first: Group, second: Group, structures: Sequence[str]) -> str:
     return "" if structures else "they have no structure in common"
 
 
-def _seed(member: Member) -> int:
-    return member.config.seed
-
-
-def _scores(members: Iterable[Member]) -> Iterable[tuple[Case, StructureScore]]:
-    for member in members:
-        for case in member.evaluation.cases if member.evaluation else ():
+def _scores(runs: Iterable[Scored]) -> Iterable[tuple[Case, StructureScore]]:
+    for run in runs:
+        for case in run.evaluation.cases:
             yield from (((case.patient, case.case), score) for score in case.scores)
 
 
-def _cases(members: Iterable[Member]) -> set[Case]:
-    return {case for case, _ in _scores(members)}
+def _cases(runs: Iterable[Scored]) -> set[Case]:
+    return {case for case, _ in _scores(runs)}
 
 
-def _values(members: Iterable[Member], measure: str) -> Values:
+def _values(runs: Iterable[Scored], measure: str) -> Values:
     """The mean over runs of every score that there is."""
     found: dict[Case, dict[str, list[float]]] = {}
-    for case, score in _scores(members):
+    for case, score in _scores(runs):
         if (value := getattr(score, measure)) is not None:
             found.setdefault(case, {}).setdefault(score.structure, []).append(MEASURES[measure] * value)
     return {case: {name: statistics.fmean(each) for name, each in values.items()} for case, values in found.items()}
 
 
 def _difference(
-    sides: Sequence[Sequence[Member]],
+    sides: Sequence[Sequence[Scored]],
     measure: str,
     structure: str,
     structures: Sequence[str],
@@ -165,7 +189,7 @@ def _difference(
         return None
     of_seeds = []
     for seed in seeds:
-        own = [[member for member in side if _seed(member) == seed] for side in sides]
+        own = [[run for run in side if run.seed == seed] for side in sides]
         if values := _by_patient(own, measure, wanted, cases):
             of_seeds.append(statistics.fmean(values.values()))
     unit = "%" if measure == "dice" else units.pop()
@@ -174,7 +198,7 @@ def _difference(
 
 
 def _by_patient(
-    sides: Sequence[Sequence[Member]], measure: str, structures: Iterable[str], cases: set[Case]
+    sides: Sequence[Sequence[Scored]], measure: str, structures: Iterable[str], cases: set[Case]
 ) -> dict[str, float]:
     """First minus second of each patient: the mean over cases, then over structures."""
     ours, theirs = (_values(side, measure) for side in sides)
@@ -187,6 +211,6 @@ def _by_patient(
     return {patient: statistics.fmean(map(statistics.fmean, by.values())) for patient, by in found.items()}
 
 
-def _unmatched(sides: Sequence[Sequence[Member]], structures: Iterable[str], cases: set[Case]) -> int:
+def _unmatched(sides: Sequence[Sequence[Scored]], structures: Iterable[str], cases: set[Case]) -> int:
     ours, theirs = (_values(side, "dice") for side in sides)
     return sum((name in ours.get(case, {})) != (name in theirs.get(case, {})) for case in cases for name in structures)

@@ -24,8 +24,8 @@ from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import LAST, LoadedModel, load_model
 from secl_models.options.errors import InputError
 from secl_models.options.methods import BASELINE, short_name
+from secl_models.report.extremes import chosen_volumes
 from secl_models.report.features import principal_plane
-from secl_models.report.page import chosen_volumes
 from secl_models.report.pictures import contours, window
 from secl_models.train.run_folder import SUMMARY, read_summary
 

@@ -96,7 +96,7 @@ def test_the_table_shows_the_evaluation_and_the_baseline(run: TinyRun, scored: P
         assert text.count(f">{100 * row.dice[0]:.1f}") >= 2
         assert f">{row.hd95[0]:.1f}" in text
     for title in ("plain", "secl+, last", "secl+, best"):  # the baseline with its last checkpoint only
-        assert text.count(f'<td class="name">{title}</td>') == len(expected)
+        assert text.count(f'<th scope="row" class="name">{title}</th>') == len(expected)
     best = evaluate(scored / "best.pt", run.data, out=tmp_path / "again", progress=False)[0].summary
     assert f">{100 * best[-1].dice[0]:.1f}" in text
     assert all(definition.split("|")[0][:20] in text for definition in DEFINITIONS.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report in a real browser: nothing on the console, nothing wider than a phone, everything drawn."""
+"""The pages in a real browser: nothing on the console, nothing wider than a phone, everything drawn, read by all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ import numpy.typing as npt
 import pytest
 
 from secl_models.inference.evaluate import evaluate
+from secl_models.report.comparison import write_comparison
 from secl_models.report.page import write_report
 from tests.conftest import skip_or_fail
-from tests.models.browser import Browser, browser, missing
+from tests.models.browser import AXE, UNAUDITED, Browser, browser, missing
 from tests.models.runs import tiny_run
+from tests.models.written_runs import write_run
 
-WIDTHS = {"phone": 390, "desktop": 1280}
+WIDTHS = {"phone": 360, "desktop": 1280}
+A4 = b"/MediaBox [0 0 594.95996 841.91998]"
 # The page is cut off where something reaches further to the right than the screen.
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 UNDRAWN = """return [...document.querySelectorAll('img, svg')]
@@ -37,14 +40,52 @@ def open_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = tiny_run(tmp_path_factory)
     folder = tmp_path_factory.mktemp("report")
-    shutil.copytree(run.folder, folder / "run")
-    shutil.copytree(run.folder, folder / "baseline")
-    for name in ("run", "baseline"):
-        evaluate(folder / name, run.data, progress=False)
-    return write_report([folder / "run", folder / "baseline"], run.data, folder / "report.html")
+    runs = [folder / "run", folder / "baseline"]
+    for copy in runs:
+        shutil.copytree(run.folder, copy)
+        evaluate(copy, run.data, progress=False)
+    longer = write_run(folder / "longer", "secl+", seed=1, options=["train.lr=0.1"])
+    comparison = write_comparison([*runs, longer], folder / "comparison.html")[0]
+    return {"report": write_report(runs, run.data, folder / "report.html"), "comparison": comparison}
+
+
+@pytest.fixture
+def page(pages: dict[str, Path]) -> Path:
+    return pages["report"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", ["report", "comparison"])
+def test_axe_finds_nothing(open_browser: Browser, pages: dict[str, Path], kind: str, dark: bool) -> None:
+    if not AXE.is_file():
+        skip_or_fail("axe", UNAUDITED)
+    for width in WIDTHS.values():
+        open_browser.open(pages[kind], width, dark=dark)
+        assert open_browser.audit() == []
+
+
+def test_axe_sees_what_is_wrong(open_browser: Browser, tmp_path: Path) -> None:
+    if not AXE.is_file():
+        skip_or_fail("axe", UNAUDITED)
+    bad = tmp_path / "bad.html"
+    bad.write_text("<html><body><h3>x</h3><img src='data:,'><p style='color:#bbb;background:#fff'>pale</p>")
+    open_browser.open(bad, WIDTHS["phone"])
+    found = {line.partition(" ")[0] for line in open_browser.audit()}
+    assert {"color-contrast", "image-alt", "html-has-lang", "document-title", "landmark-one-main"} <= found
+
+
+@pytest.mark.parametrize("kind", ["report", "comparison"])
+def test_every_page_fits_phone_and_paper(
+    open_browser: Browser, pages: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    open_browser.open(pages[kind], WIDTHS["phone"])
+    assert open_browser.messages() == []
+    assert open_browser.run(OVERFLOW) == 0
+    printed = open_browser.printed(tmp_path / "page.pdf")
+    assert printed.count(A4) == printed.count(b"/MediaBox") > 1
 
 
 def _pixels(png: bytes) -> npt.NDArray[np.float32]:
