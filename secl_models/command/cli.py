@@ -277,6 +277,7 @@ def predict(
     """Segment images on their own grid; no label is needed.
 
     An image stored in another orientation than the training images is turned by its affine, its segmentation back.
+    DICOM is known by its content; of the patient nothing is repeated anywhere but in a DICOM segmentation.
     Memory: up to 24 bytes per voxel and channel of an image and, a dozen times, the probabilities of one slab (64 MiB
     of 2-D slices, or one 3-D patch deep); `--probabilities` go through a file. A file appears whole or not at all.
     Of a folder, images that cannot be segmented are named at the end, with exit status 2, and the same command later

@@ -52,7 +52,7 @@ def dicom_seg(label: npt.NDArray[np.integer[Any]], volume: Volume, classes: Mapp
             sources, planes, highdicom.seg.SegmentationTypeValues.BINARY, _segments(classes),
             series_instance_uid=highdicom.UID(), series_number=SERIES_NUMBERS + number,
             sop_instance_uid=highdicom.UID(), instance_number=1, manufacturer="secl", manufacturer_model_name="secl",
-            software_versions=secl_ops.__version__, device_serial_number="none", omit_empty_frames=bool(planes.any()),
+            software_versions=secl_ops.__version__, device_serial_number="none",
             content_label="SECL", content_description="Segmentation by secl", series_description="secl segmentation",
         )  # fmt: skip
         made.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of structures in any script, beside the patient's

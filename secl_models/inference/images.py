@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from secl_models.data.cases import Case
@@ -55,25 +55,22 @@ class Images:
 
     cases: tuple[Case, ...]
     single: bool
-    failures: tuple[InputError, ...] = field(default=())
+    failures: tuple[InputError, ...] = ()
 
 
 def images_of(source: Path, channels: int, series: str | None = None) -> Images:
     """The images of a file or folder; what is left out is told.
 
     Args:
-        source: An image, a folder of images, a folder with the slices of a DICOM series, or one of such folders.
+        source: An image, a folder of images, the folder of a DICOM series, or a folder of such folders.
         channels: Image channels of the network.
         series: UID, number or description of the series that is meant.
 
     Raises:
         InputError: Nothing there, no image, or no series that is meant.
     """
-    if source.is_dir() and not image_files(source, SUFFIXES):
-        headers = read_headers(source)
-    else:
-        headers = read_headers(source) if source.is_file() and is_dicom(source) else []
-    if headers:
+    may_be_dicom = not image_files(source, SUFFIXES) if source.is_dir() else is_dicom(source)
+    if may_be_dicom and (headers := read_headers(source)):
         return _dicom_images(source, headers, series)
     cases = find_images(source, channels)
     if series is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def seg_nrrd(label: Labels, volume: Volume, classes: Mapping[int, str]) -> bytes
         }
         header |= {f"Segment{place}_{name}": str(text) for name, text in fields.items()}
     stream = io.BytesIO()
-    nrrd.write(stream, voxels, header)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # pynrrd asks for the time
+        nrrd.write(stream, voxels, header)
     head, blank, packed = stream.getvalue().partition(b"\n\n")
     text = _STAMP.sub(b"", head + b"\n").removesuffix(b"\n").decode("unicode_escape")
     return text.encode() + blank + packed  # Slicer reads UTF-8, where pynrrd writes ASCII alone

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -119,6 +120,28 @@ def write_series(
     affine[:3] = np.stack([across * sides[0], down * sides[1], onwards, np.array(origin)], axis=1)
     ras: npt.NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     return ras
+
+
+def series_of_nifti(folder: Path, source: Path) -> npt.NDArray[np.float64]:
+    """The voxels of a NIfTI file as a series, in steps of intensity that 16 bits hold; returns those intensities."""
+    image = nib.Nifti1Image.from_filename(source)
+    values, affine = np.asarray(image.dataobj, np.float64), np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+    low, slope = float(f"{values.min():.9g}"), float(f"{np.ptp(values) / 60000:.9g}")
+    stored = np.round(np.maximum(values - low, 0) / slope).astype(np.uint16)
+    mirrored = np.linalg.det(affine[:3, :3]) < 0  # slices are counted along the normal
+    start = affine @ _reversed(values.shape[2]) if mirrored else affine
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    write_series(
+        folder, stored[:, :, ::-1] if mirrored else stored, axes=(affine[:3, :2] / sides[:2]).T, origin=start[:3, 3],
+        sides=(sides[0], sides[1], sides[2]), RescaleSlope=f"{slope:.9g}", RescaleIntercept=f"{low:.9g}",
+    )  # fmt: skip
+    return (stored * slope + low).astype(np.float64)
+
+
+def _reversed(slices: int) -> npt.NDArray[np.float64]:
+    turn = np.diag([1.0, 1.0, -1.0, 1.0])
+    turn[2, 3] = slices - 1
+    return turn
 
 
 def write_enhanced(

@@ -42,7 +42,7 @@ def refusal(folder: Path, series: str | None = None) -> InputError:
 def test_slices_are_known_by_content_at_any_depth(tmp_path: Path, suffix: str, below: str) -> None:
     write_series(tmp_path / "p" / below, VOXELS, suffix=suffix)
     (tmp_path / "p" / "notes.txt").write_text("x")
-    (tmp_path / "p" / ".hidden").write_bytes(b"\0" * 128 + b"DICM")
+    shutil.copy(tmp_path / "p" / below / f"IM0000{suffix}", tmp_path / "p" / ".hidden")
     case = one(tmp_path / "p")
     assert (case.name, case.series, len(case.image)) == ("p", f"{tmp_path / 'p'}, series 4", 5)
 
