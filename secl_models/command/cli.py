@@ -113,7 +113,7 @@ def train(
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps that a kill can lose at most.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; default: the preset's, auto.")] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Weights to start from, by name and shape: .pt, .pth, .safetensors, or a run.")
+        Path | None, typer.Option(help="Weights to start from, by name and shape: a .pt, .pth or .safetensors file.")
     ] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,

@@ -17,7 +17,8 @@ from secl_models.method.norms import quicken_norms
 from secl_models.method.output import Output
 from secl_models.method.smp_networks import build_smp
 from secl_models.options.errors import InputError
-from secl_models.options.schema import SMP, NetworkConfig
+from secl_models.options.schema import NetworkConfig
+from secl_models.options.smp import SMP
 
 
 class _Tap:
@@ -213,7 +214,7 @@ def _unet(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> T
 
 
 def _smp(config: NetworkConfig, dims: int, channels_in: int, classes: int) -> TappedModule:
-    module, levels = build_smp(config, dims, channels_in, classes)
+    module, levels = build_smp(config.name, config.channels, dims, channels_in, classes)
     layers, channels = zip(*(levels[tap] for tap in config.taps), strict=True)
     return TappedModule(module, layers, channels, last=levels[config.last])
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secl_models.method.checkpoint import LAST
 from secl_models.options.errors import InputError
 
 SUFFIX = ".safetensors"
@@ -119,23 +118,23 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a file by name, and the entries that they lie under, such as `state_dict`.
 
     Args:
-        path: `.safetensors`, a file of `torch.save` (also a checkpoint of secl, whose teacher counts), or a run folder.
+        path: `.safetensors`, or a file of `torch.save`; of a checkpoint of secl the teacher counts.
 
     Raises:
         InputError: No such file, one that needs code to be read, or one without tensors.
     """
-    file = weights_file(path)
+    _require_file(path)
     try:
-        if file.suffix == SUFFIX:
+        if path.suffix == SUFFIX:
             from safetensors.torch import load_file
 
-            values: Any = load_file(file)
+            values: Any = load_file(path)
         else:
             with torch.serialization.safe_globals(_PLAIN):
-                values = torch.load(file, map_location="cpu", weights_only=True)
+                values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
-            file,
+            path,
             rule="weights that can be read without running code: .safetensors, or tensors of torch.save",
             got=(str(error).strip().splitlines() or [type(error).__name__])[0][:120],
             cure="download it again, or save its weights alone: torch.save(model.state_dict(), FILE)",
@@ -150,27 +149,26 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         known = ", ".join(list(map(str, values))[:8]) if isinstance(values, Mapping) else type(values).__name__
         cure = "save its weights alone: torch.save(model.state_dict(), FILE)"
         rule = f"tensors by name, also under {', '.join(CONTAINERS)}"
-        raise InputError(file, rule=rule, got=known or "nothing", cure=cure)
+        raise InputError(path, rule=rule, got=known or "nothing", cure=cure)
     return found, ".".join(entries)
 
 
-def weights_file(path: Path) -> Path:
-    """The file itself, of a run folder its last checkpoint.
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a file of weights.
 
     Raises:
-        InputError: There is none.
+        InputError: No such file.
     """
-    file = path / LAST if path.is_dir() else path
-    if not file.is_file():
-        cure = "correct --init: a .pt, .pth or .safetensors file, or a run folder"
-        raise InputError(file, rule="an existing file of weights", got="no such file", cure=cure)
-    return file
-
-
-def weights_digest(path: Path) -> str:
-    """SHA-256 of the file that `read_weights` reads."""
-    with weights_file(path).open("rb") as stream:
+    _require_file(path)
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "no such file"
+        cure = "name a .pt, .pth or .safetensors file; of a run of secl its last.pt or best.pt"
+        raise InputError(path, rule="an existing file of weights", got=got, cure=cure)
 
 
 def _entry(values: object, name: str) -> object:

@@ -17,6 +17,7 @@ from secl_models.options.errors import InputError
 from secl_models.options.methods import DEFAULT, METHODS
 from secl_models.options.plain import dotted_names, from_plain, refuse_unknown, to_plain
 from secl_models.options.recipes import CentroidConfig, DisagreementConfig, PrototypeConfig
+from secl_models.options.smp import SMP
 from secl_ops.spec import BACKENDS, DENOMINATORS, STRATEGIES
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -24,7 +25,6 @@ PRESETS = Path(__file__).resolve().parent / "presets"
 NORMALIZE = ("auto", "volume", "slice", "window")
 # What yaml raises beside its own: no file, a date that there is not, a nest of brackets, a tag without its value.
 NO_VALUE = (OSError, ValueError, RecursionError, AttributeError, TypeError)
-SMP = "smp:"  # before the name of a network of segmentation_models_pytorch
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 

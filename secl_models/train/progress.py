@@ -24,7 +24,6 @@ from secl_models.options.methods import short_name
 from secl_models.options.schema import RunConfig, TrainConfig
 from secl_models.options.terminal import print_table
 from secl_models.train.live_plot import LivePlot
-from secl_models.train.run_folder import RunSummary
 
 _WORDS = ("labelled", "unlabelled", "validation", "test")  # for a person, in the order of PARTS
 
@@ -174,18 +173,18 @@ def tell_start(
     )  # fmt: skip
 
 
-def tell_end(summary: RunSummary, known: int, steps: int) -> None:
+def tell_end(notes: Iterable[str], done: int, steps: int, **values: object) -> None:
     """Say what a run has come to.
 
     Args:
-        summary: Of the run.
-        known: Notes that were told at its start.
+        notes: What its user should know by now.
+        done: Steps that are done.
         steps: Of a whole run.
+        **values: For a program.
     """
-    for note in summary.notes[known:]:
-        tell("note", note, level=logging.WARNING if summary.steps == steps else logging.DEBUG)
-    values = {"steps": summary.steps, "seconds": summary.seconds, "best_dice": summary.best_dice}
-    tell("end", f"trained {summary.steps} steps", level=logging.DEBUG, **values, out=summary.out)
+    for note in notes:
+        tell("note", note, level=logging.WARNING if done == steps else logging.DEBUG)
+    tell("end", f"trained {done} steps", level=logging.DEBUG, steps=done, **values)
 
 
 def show_profile(stages: Watch, options: TrainConfig, peak_memory_mib: float) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 from secl_models.method.pretrained import weights_digest
 from secl_models.options.errors import InputError
 from secl_models.options.schema import NetworkConfig, RunConfig, from_dict, load_preset, to_dict
-from secl_models.train.run_folder import CONFIG
 
 # Where a run may move to, such as the device.
 _MOVABLE = frozenset({"train.device", "train.threads", "train.checkpoint_every", "train.compile"})
@@ -32,12 +31,12 @@ def unheard_before_the_teacher(name: str) -> bool:
     return name.partition(".")[0] not in _OF_ALL and name != "contrast.confidence"
 
 
-def identify(config: RunConfig, folder: Path | None) -> RunConfig:
+def identify(config: RunConfig, kept: Path | None) -> RunConfig:
     """The same options with the digest of the weights that the network starts from, by which runs are told apart.
 
     Args:
         config: Names their file, or none.
-        folder: Of the run that goes on, if one does: the weights are in it, and their file may be gone.
+        kept: The options of the run that goes on, if one does: the weights are in it, and their file may be gone.
 
     Raises:
         InputError: No such file, or not the one of the digest that the options give.
@@ -46,8 +45,8 @@ def identify(config: RunConfig, folder: Path | None) -> RunConfig:
     if network.init is None:
         return replace(config, network=replace(network, init_digest=""))
     earlier = NetworkConfig()
-    if folder is not None and (folder / CONFIG).is_file():
-        earlier = load_preset(folder / CONFIG).network
+    if kept is not None and kept.is_file():
+        earlier = load_preset(kept).network
     if earlier.init == network.init and not Path(network.init).exists():
         digest = earlier.init_digest
     else:

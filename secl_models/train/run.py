@@ -122,7 +122,7 @@ def train(
     """
     begin = time.perf_counter()
     processes = Processes(launched())
-    config = identify(config, out if resume and (out / checkpoint.LAST).is_file() else None)
+    config = identify(config, out / records.CONFIG if resume and (out / checkpoint.LAST).is_file() else None)
     device = choose_device(config.train.device, processes.share.count)
     if processes.first:
         refuse_writing_over(data_set.files(), *(out / name for name in records.RUN_FILES))
@@ -153,7 +153,8 @@ def train(
         if processes.first:
             with writing(out / records.SUMMARY, GO_ON):
                 records.write_summary(out / records.SUMMARY, summary)
-            tell_end(summary, len(run.notes), config.train.steps)
+            values = {"seconds": summary.seconds, "best_dice": summary.best_dice, "out": str(out)}
+            tell_end(summary.notes[len(run.notes) :], summary.steps, config.train.steps, **values)
             show_profile(run.learner.stages, config.train, peak_memory_mib(device))
     leave()
     return summary

@@ -127,6 +127,8 @@ def test_a_run_goes_on_and_saves_the_same_format(toy: tuple[DataSet, Split], tmp
     assert state.pop("untaught") == {}  # nothing was validated before the teacher
     assert state.pop("one_part") == [1]
     assert state["config"]["data"].pop("spacing_from") == "auto"
+    assert state.pop("init") == ""
+    assert (state["config"]["network"].pop("init"), state["config"]["network"].pop("init_digest")) == (None, "")
     assert shape_of(state) == shape_of(format_1(toy[1]))
     assert not any(torch.equal(state["student"][name], old) for name, old in weights(0).items())
     assert globals_of(tmp_path / "last.pt") <= {

@@ -66,7 +66,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Three dimensions, two channels, another spacing, flips and one part of each structure."""
     folder = tmp_path_factory.mktemp("deep")
-    options = {"flips": "0,2", "largest_component": "all"}
+    options: dict[str, Any] = {"flips": "0,2", "largest_component": "all"}
     untrained(folder / "run", *DEEP, channels=2, spacing="[1.1,1.2,3.0]")
     export(folder / "run", folder / "exported", **options)
     return Model(folder / "run", folder / "exported", options)

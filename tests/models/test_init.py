@@ -75,11 +75,13 @@ def test_safetensors_and_a_run_of_secl(run: TinyRun, tmp_path: Path) -> None:
     save_model(theirs, str(tmp_path / "weights.safetensors"))
     load_pretrained(ours, tmp_path / "weights.safetensors")
     assert _equal(ours.state_dict(), theirs.state_dict())
-    account = load_pretrained(ours, run.folder)
+    account = load_pretrained(ours, run.folder / "last.pt")
     assert _equal(ours.state_dict(), checkpoint.load_model(run.folder).network.module.state_dict())
     assert account.tensors[0] == account.tensors[1]
-    assert account.left == tuple(name for name in read_weights(run.folder)[0] if not name.startswith("network."))
-    assert str(account).startswith(f"Started from {run.folder} (`teacher`, names without `network.module.`): ")
+    assert account.left == tuple(
+        name for name in read_weights(run.folder / "last.pt")[0] if not name.startswith("network.")
+    )
+    assert str(account).startswith(f"Started from {run.folder}/last.pt (`teacher`, names without `network.module.`): ")
 
 
 def test_what_does_not_match_is_named(tmp_path: Path) -> None:
@@ -210,5 +212,5 @@ def test_the_command_tells_what_matched(run: TinyRun, tmp_path: Path) -> None:
     assert "Of another shape: 2 (output_block" in done.stderr
     done = CliRunner().invoke(cli.app, [*base, "--out", str(tmp_path / "none"), "--init", str(tmp_path / "no.pth")])
     assert done.exit_code == 2
-    assert "no.pth: an existing file of weights; got no such file. Cure: correct --init" in done.stderr
+    assert "no.pth: an existing file of weights; got no such file. Cure: name a .pt" in done.stderr
     assert not (tmp_path / "none").exists()
