@@ -33,7 +33,7 @@ def calibrate(
     """
     speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set
-    from secl_models.inference.calibration import calibrate as fit
+    from secl_models.inference.calibrate import calibrate as fit
     from secl_models.method.device import choose_device
 
     data_set = read_data_set(data, spacing_from(set_))

@@ -24,9 +24,8 @@ from secl_models.data.preprocess import ROBUST
 from secl_models.inference.graph import INPUT, OUTPUT, difference, require_packages, trace, write_onnx
 from secl_models.inference.parts import parts_to_keep
 from secl_models.inference.predict import flip_axes
-from secl_models.inference.predictions import digest
 from secl_models.inference.windows import OVERLAP
-from secl_models.method.checkpoint import LoadedModel, load_model
+from secl_models.method.checkpoint import LoadedModel, digest, load_model
 from secl_models.options.errors import InputError, writing
 from secl_models.options.events import NOTE, tell
 from secl_models.options.parts import NONE

@@ -25,10 +25,10 @@ from secl_models.data.volumes import Volume, count_channels, load_volume
 from secl_models.inference.images import images_of, targets_of
 from secl_models.inference.outputs import save
 from secl_models.inference.parts import parts_to_keep
-from secl_models.inference.predictions import Record, Settings, digest, read_record, to_do
+from secl_models.inference.predictions import Record, Settings, read_record, to_do
 from secl_models.inference.uncertainty import Doubt, save_doubt, temperature_of, uncertainty_paths
 from secl_models.inference.windows import Slab, put, segment_volume
-from secl_models.method.checkpoint import LoadedModel, load_model
+from secl_models.method.checkpoint import LoadedModel, digest, load_model
 from secl_models.method.device import choose_device
 from secl_models.method.largest_part import keep_largest
 from secl_models.options.errors import InputError, WriteError, fitting, writing

@@ -13,7 +13,6 @@ from typing import Any
 from secl_models.data.cases import Case
 from secl_models.data.files import write_text
 from secl_models.data.folders import note_written
-from secl_models.method.checkpoint import LAST
 from secl_models.options.errors import InputError
 from secl_models.options.parts import ALL, NONE
 from secl_models.options.plain import from_plain
@@ -65,13 +64,6 @@ def _state(case: Case) -> str:
     states = (file.stat() for file in case.image)
     text = " ".join(f"{state.st_size}:{state.st_mtime_ns}" for state in states)
     return text if case.series is None else hashlib.sha256(text.encode()).hexdigest()  # of many slices
-
-
-def digest(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint, or of the last one of a run folder."""
-    file = checkpoint / LAST if checkpoint.is_dir() else checkpoint
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_record(folder: Path) -> Record | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from secl_models.data.files import write_text
 from secl_models.data.formats import NIFTI_SUFFIXES, file_stem, suffix_of
 from secl_models.data.volumes import Volume, save_map
-from secl_models.inference.calibration import load_calibration
+from secl_models.inference.calibrations import load_calibration
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.reliability import entropy, expected_dice, scaled
 from secl_models.inference.windows import Slab, put

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,13 @@ def load(path: Path) -> dict[str, Any]:
             cure="name a file that `secl train` of this version wrote",
         )
     return dict(state)
+
+
+def digest(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint, or of the last one of a run folder."""
+    file = checkpoint / LAST if checkpoint.is_dir() else checkpoint
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secl_models.data.tables import read_table
-from secl_models.inference.calibration import Expected, calibration_table, load_calibration
+from secl_models.inference.calibrations import Expected, calibration_table, load_calibration
 from secl_models.inference.palette import COLOURS
 from secl_models.inference.reliability import Reliability
 from secl_models.report.elements import chart, legend

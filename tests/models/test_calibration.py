@@ -16,14 +16,13 @@ from typer.testing import CliRunner
 from secl_models.command.cli import app
 from secl_models.data.tables import read_table
 from secl_models.data.volumes import load_volume
-from secl_models.inference.calibration import (
+from secl_models.inference.calibrate import calibrate, near_structures
+from secl_models.inference.calibrations import (
     Expected,
     agreement,
-    calibrate,
     calibration_file,
     calibration_table,
     load_calibration,
-    near_structures,
 )
 from secl_models.inference.evaluate import evaluated_cases
 from secl_models.inference.metrics import structure_names

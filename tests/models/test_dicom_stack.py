@@ -41,7 +41,7 @@ TILT = np.tan(np.radians(12.0))
 
 def load(folder: Path) -> Volume:
     files = tuple(sorted(folder.iterdir()))
-    return load_series(Case("a", "a", files, None, None, "the series"))
+    return load_series(Case("a", "a", files, None, None, series="the series"))
 
 
 def refusal(folder: Path) -> InputError:

@@ -78,7 +78,7 @@ def assert_same_places(one: Grid, other: Grid) -> None:
 
 def a_series(folder: Path, **options: Any) -> Volume:
     write_series(folder, LABEL.astype(np.int16), **options)
-    return load_series(Case("s", "s", tuple(sorted(folder.iterdir())), None, None, "the series"))
+    return load_series(Case("s", "s", tuple(sorted(folder.iterdir())), None, None, series="the series"))
 
 
 @pytest.mark.parametrize("axes", [AXIAL, SAGITTAL, CORONAL, OBLIQUE])

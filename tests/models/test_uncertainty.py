@@ -17,7 +17,8 @@ import torch
 from typer.testing import CliRunner
 
 from secl_models.command.cli import app
-from secl_models.inference.calibration import calibrate, calibration_file
+from secl_models.inference.calibrate import calibrate
+from secl_models.inference.calibrations import calibration_file
 from secl_models.inference.predict import predict
 from secl_models.inference.reliability import entropy, expected_dice, scaled
 from secl_models.inference.uncertainty import temperature_of, uncertainty_paths

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The temperature of a checkpoint, fitted on its validation patients and tried on its test patients."""
+"""Fit the temperature of a checkpoint on its validation patients, and try it on its test patients."""
 
 from __future__ import annotations
 
@@ -14,85 +14,29 @@ import torch
 from torch import Tensor
 
 from secl_models.data.cases import Case, DataSet, as_trained
-from secl_models.data.files import read_text, write_text
+from secl_models.data.files import write_text
 from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial
 from secl_models.data.tables import write_table
 from secl_models.data.volumes import load_volume
+from secl_models.inference.calibrations import (
+    Calibration,
+    Expected,
+    Part,
+    agreement,
+    calibration_file,
+    calibration_table,
+    joined,
+)
 from secl_models.inference.evaluate import evaluated_cases, require_classes, require_unseen
 from secl_models.inference.metrics import score_case
-from secl_models.inference.predictions import digest
-from secl_models.inference.reliability import Reliability, expected_dice, fit_temperature, reliability, scaled
+from secl_models.inference.reliability import expected_dice, fit_temperature, scaled
 from secl_models.inference.windows import predict_volume
-from secl_models.method.checkpoint import LAST, LoadedModel, load_model
+from secl_models.method.checkpoint import LAST, LoadedModel, digest, load_model
 from secl_models.options.errors import InputError, fitting, writing
-from secl_models.options.plain import from_plain, to_plain
+from secl_models.options.plain import to_plain
 
 MARGIN = 8  # voxels around the structures in which probabilities are held against the truth
 MOST = 1 << 18  # voxels of a case
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Dice of one structure of a case, as the probabilities have it and as it is."""
-
-    case: str
-    structure: str
-    expected: float
-    dice: float
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the patients of one list show: `before` at temperature 1, `after` at the fitted one."""
-
-    cases: int
-    before: Reliability
-    after: Reliability
-
-    @classmethod
-    def of(cls, seen: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Part:
-        """From the probabilities [K + 1, n] and the truth [n] of each case."""
-        probabilities, truth = _joined(seen)
-        return cls(len(seen), reliability(probabilities, truth), reliability(scaled(probabilities, temperature), truth))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The temperature of a checkpoint, and what it does on the validation and on the test patients.
-
-    Attributes:
-        checkpoint: SHA-256 of the file.
-        temperature: T of `scaled`.
-        val: On the patients that it was fitted on.
-        test: On others.
-        correlation: Pearson's, of the expected and the true Dice of every test case and structure; None for fewer than
-            three, or where one of the two is the same everywhere.
-        dice_error: Mean of |expected - true Dice|; None without one.
-    """
-
-    checkpoint: str
-    temperature: float
-    val: Part
-    test: Part
-    correlation: float | None
-    dice_error: float | None
-
-
-def agreement(dice: Sequence[Expected]) -> tuple[float | None, float | None]:
-    """Correlation and mean absolute difference of expected and true Dice, as in `Calibration`.
-
-    Args:
-        dice: Of every case and structure.
-
-    Example:
-        >>> agreement([Expected("a", "LV", 0.9, 0.8), Expected("b", "LV", 0.7, 0.6), Expected("c", "LV", 0.5, 0.4)])[0]
-        1.0
-    """
-    pairs = np.array([(each.expected, each.dice) for each in dice]).reshape(-1, 2)
-    error = float(np.abs(pairs[:, 0] - pairs[:, 1]).mean()) if len(pairs) else None
-    if len(pairs) < 3 or not pairs.std(0).all():
-        return None, error
-    return round(float(np.corrcoef(pairs.T)[0, 1]), 12), error
 
 
 def calibrate(
@@ -150,7 +94,7 @@ class _Work:
     ) -> tuple[Calibration, list[Expected]]:
         """Fit on the one list, and try on the other."""
         seen = [near_structures(*self._look(case)) for case in val]
-        temperature = fit_temperature(*_joined(seen))
+        temperature = fit_temperature(*joined(seen))
         fitted = Part.of(seen, temperature)
         seen = []
         dice: list[Expected] = []
@@ -217,38 +161,3 @@ def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
         return tuple(slice(None) for _ in mask.shape)
     pairs = zip(found.min(0), found.max(0), strict=True)
     return tuple(slice(max(0, int(low) - MARGIN), int(high) + 1 + MARGIN) for low, high in pairs)
-
-
-def _joined(seen: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([p for p, _ in seen], 1), torch.cat([truth for _, truth in seen])
-
-
-def calibration_file(checkpoint: Path) -> Path:
-    """Where the calibration of a checkpoint, or of the last one of a run folder, stands."""
-    file = checkpoint / LAST if checkpoint.is_dir() else checkpoint
-    return file.with_name(f"calibration_{file.stem}.json")
-
-
-def calibration_table(checkpoint: Path) -> Path:
-    """Where the expected and the true Dice of the test patients stand."""
-    return calibration_file(checkpoint).with_suffix(".csv")
-
-
-def load_calibration(checkpoint: Path) -> Calibration | None:
-    """What `calibrate` wrote, or None where it was not called.
-
-    Raises:
-        InputError: The file is not what was written, or of another checkpoint.
-    """
-    file = calibration_file(checkpoint)
-    if not file.is_file():
-        return None
-    cure = "calibrate again: secl calibrate"
-    text = read_text(file, "what `secl calibrate` wrote", cure)
-    try:
-        found = from_plain(Calibration, json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(file, rule="what `secl calibrate` wrote", got=error, cure=cure) from error
-    if found.checkpoint != digest(checkpoint):
-        raise InputError(file, rule="the calibration of this checkpoint", got="that of another", cure=cure)
-    return found
