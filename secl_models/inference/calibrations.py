@@ -117,3 +117,16 @@ def load_calibration(checkpoint: Path) -> Calibration | None:
     if found.checkpoint != digest(checkpoint):
         raise InputError(file, rule="the calibration of this checkpoint", got="that of another", cure=cure)
     return found
+
+
+def temperature_of(checkpoint: Path) -> float:
+    """The temperature of a calibrated checkpoint.
+
+    Raises:
+        InputError: It was not calibrated.
+    """
+    found = load_calibration(checkpoint)
+    if found is None:
+        cure = f"secl calibrate --checkpoint {checkpoint} --data DIR, with the data of the training"
+        raise InputError("--uncertainty", rule="a checkpoint that was calibrated", got=checkpoint, cure=cure)
+    return found.temperature

@@ -22,11 +22,12 @@ from secl_models.data.orientation import cut_across
 from secl_models.data.probabilities import ProbabilityFile
 from secl_models.data.stack import load_series
 from secl_models.data.volumes import Volume, count_channels, load_volume
+from secl_models.inference.calibrations import temperature_of
 from secl_models.inference.images import images_of, targets_of
 from secl_models.inference.outputs import save
 from secl_models.inference.parts import parts_to_keep
 from secl_models.inference.predictions import Record, Settings, read_record, to_do
-from secl_models.inference.uncertainty import Doubt, save_doubt, temperature_of, uncertainty_paths
+from secl_models.inference.uncertainty import Doubt, save_doubt, uncertainty_paths
 from secl_models.inference.windows import Slab, put, segment_volume
 from secl_models.method.checkpoint import LoadedModel, digest, load_model
 from secl_models.method.device import choose_device

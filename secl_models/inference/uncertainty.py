@@ -14,12 +14,10 @@ import numpy.typing as npt
 from secl_models.data.files import write_text
 from secl_models.data.formats import NIFTI_SUFFIXES, file_stem, suffix_of
 from secl_models.data.volumes import Volume, save_map
-from secl_models.inference.calibrations import load_calibration
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.reliability import entropy, expected_dice, scaled
 from secl_models.inference.windows import Slab, put
 from secl_models.method.checkpoint import LoadedModel
-from secl_models.options.errors import InputError
 from secl_models.options.events import NOTE, tell
 
 
@@ -63,19 +61,6 @@ class Doubt:
             inside = float(self._called[mask].sum(dtype=np.float64))
             found[name] = expected_dice(inside, int(mask.sum()), float(self._total[index]))
         return found
-
-
-def temperature_of(checkpoint: Path) -> float:
-    """The temperature of a calibrated checkpoint.
-
-    Raises:
-        InputError: It was not calibrated.
-    """
-    found = load_calibration(checkpoint)
-    if found is None:
-        cure = f"secl calibrate --checkpoint {checkpoint} --data DIR, with the data of the training"
-        raise InputError("--uncertainty", rule="a checkpoint that was calibrated", got=checkpoint, cure=cure)
-    return found.temperature
 
 
 def uncertainty_paths(target: Path) -> tuple[Path, Path]:

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from secl_models.command.cli import app
 from secl_models.inference.calibrate import calibrate
-from secl_models.inference.calibrations import calibration_file
+from secl_models.inference.calibrations import calibration_file, temperature_of
 from secl_models.inference.predict import predict
 from secl_models.inference.reliability import entropy, expected_dice, scaled
-from secl_models.inference.uncertainty import temperature_of, uncertainty_paths
+from secl_models.inference.uncertainty import uncertainty_paths
 from secl_models.options.errors import InputError
 from tests.models.runs import TinyRun, tiny_run
 
