@@ -44,6 +44,8 @@ def calibrate(
 ) -> tuple[Calibration, Path]:
     """Fit a temperature on the validation patients, try it on the test patients, and keep both beside the checkpoint.
 
+    A case whose label leaves structures out counts for the expected Dice of the others alone.
+
     Args:
         checkpoint: A checkpoint file or a run folder (then its last checkpoint).
         data: The data set that the run was trained on.
@@ -60,7 +62,8 @@ def calibrate(
     model = load_model(file)
     require_classes(model, data, file)
     data = as_trained(data, model.config.data.spacing_from)
-    val, test = (evaluated_cases(file.parent, data, split) for split in ("val", "test"))
+    val, test = (list(evaluated_cases(file.parent, data, split)) for split in ("val", "test"))
+    val = _whole(file, val)
     require_unseen(file, val, data, "val")
     require_unseen(file, test, data, "test")
     target, table = calibration_file(file), calibration_table(file)
@@ -77,6 +80,19 @@ def calibrate(
             write_table(table, Expected, dice)
             write_text(target, json.dumps(to_plain(found), indent=1) + "\n")
     return found, target
+
+
+def _whole(file: Path, val: Sequence[Case]) -> list[Case]:
+    """Those whose labels show all structures: one that leaves some out tells nothing of its background."""
+    whole = [case for case in val if not case.unlabeled]
+    if not whole:
+        raise InputError(
+            f"val list of {file.parent}",
+            rule="at least one case whose label shows all structures",
+            got=f"{len(val)} that leave some out",
+            cure="label all structures of a validation case and train again",
+        )
+    return whole
 
 
 @dataclass
@@ -100,7 +116,8 @@ class _Work:
         dice: list[Expected] = []
         for case in test:
             probabilities, label = self._look(case)
-            seen.append(near_structures(probabilities, label))
+            if not case.unlabeled:
+                seen.append(near_structures(probabilities, label))
             dice += self._expected(case, scaled(probabilities, temperature), label)
         tried = Part.of(seen, temperature)
         return Calibration(checkpoint, temperature, fitted, tried, *agreement(dice)), dice

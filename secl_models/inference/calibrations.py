@@ -85,6 +85,8 @@ def agreement(dice: Sequence[Expected]) -> tuple[float | None, float | None]:
 
 def joined(seen: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Probabilities [K + 1, n] and truth [n] of several cases as those of one."""
+    if not seen:
+        return torch.zeros(1, 0), torch.zeros(0, dtype=torch.int64)
     return torch.cat([p for p, _ in seen], 1), torch.cat([truth for _, truth in seen])
 
 

@@ -14,8 +14,11 @@ import torch
 from typer.testing import CliRunner
 
 from secl_models.command.cli import app
+from secl_models.data.cases import Case, DataSet
+from secl_models.data.labels import opened
 from secl_models.data.tables import read_table
-from secl_models.data.volumes import load_volume
+from secl_models.data.volumes import Volume, load_volume
+from secl_models.inference import calibrate as calibrating
 from secl_models.inference.calibrate import calibrate, near_structures
 from secl_models.inference.calibrations import (
     Expected,
@@ -170,3 +173,32 @@ def test_the_command_says_what_was_found_and_the_report_shows_it(run: TinyRun, t
     calibration_file(run.folder).unlink()
     write_report([run.folder], run.data, page)
     assert "How far to believe a probability" not in page.read_text()
+
+
+def _partly(run: TinyRun, *splits: str) -> DataSet:
+    """The data set of a run in which the labels of some lists are said to show two of three structures."""
+    names = {case.name for split in splits for case in evaluated_cases(run.folder, run.data, split)}
+    cases = (replace(case, unlabeled=(2,)) if case.name in names else case for case in run.data.cases)
+    return replace(run.data, cases=tuple(cases))
+
+
+def test_a_label_that_leaves_structures_out_does_not_count_as_background(
+    run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = calibrate(run.folder, run.data, device=CPU)
+
+    def without_the_second(case: Case, data: DataSet) -> Volume:
+        volume = load_volume(replace(case, unlabeled=()), data)
+        label = np.asarray(volume.label)
+        if case.unlabeled:
+            label = opened(np.where(label == 2, 0, label), case.unlabeled, data.classes, Path("a"))
+        return replace(volume, label=label)
+
+    monkeypatch.setattr(calibrating, "load_volume", without_the_second)
+    found, _ = calibrate(run.folder, _partly(run, "test"), device=CPU)
+    assert found.temperature == whole.temperature
+    assert found.test.cases == 0
+    rows = read_table(calibration_table(run.folder), Expected, "rows", "again")
+    assert {row.structure for row in rows} <= {"right ventricle", "left ventricle"}
+    with pytest.raises(InputError, match="at least one case whose label shows all structures"):
+        calibrate(run.folder, _partly(run, "val", "test"), device=CPU)
