@@ -316,7 +316,7 @@ def check(
     speak(log_format, quiet)
     from secl_models.data.check import ERROR, check_data_set
     from secl_models.data.layouts import read_data_set
-    from secl_models.data.partial import left_out
+    from secl_models.data.partial_labels import left_out
     from secl_models.data.patients import grouping
 
     data_set = read_data_set(data, spacing_from(set_))

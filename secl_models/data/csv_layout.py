@@ -16,7 +16,7 @@ from secl_models.data.description import classes_of, found_classes, ignored_of, 
 from secl_models.data.files import read_text
 from secl_models.data.formats import H5_SUFFIX, file_stem, suffix_of
 from secl_models.data.labels import FIELD
-from secl_models.data.partial import names_in, unlabeled_of, with_field
+from secl_models.data.partial_labels import names_in, unlabeled_of, with_field
 from secl_models.data.volumes import count_channels
 from secl_models.options.errors import InputError
 

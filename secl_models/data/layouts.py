@@ -23,7 +23,7 @@ from secl_models.data.formats import (
     require_one_each,
     require_text,
 )
-from secl_models.data.partial import with_field
+from secl_models.data.partial_labels import with_field
 from secl_models.data.patients import patient_of
 from secl_models.options.errors import InputError
 from secl_models.options.spacing import AUTO

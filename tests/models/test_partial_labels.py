@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from secl_models.command.cli import app
 from secl_models.data.batch import IGNORED, OPEN
 from secl_models.data.layouts import read_data_set
-from secl_models.data.partial import class_sets, left_out, settled, unlabeled_of
+from secl_models.data.partial_labels import class_sets, left_out, settled, unlabeled_of
 from secl_models.data.phantom import write_phantom
 from secl_models.data.preprocess import Preprocess, resolve
 from secl_models.data.resident import ResidentData
