@@ -9,14 +9,19 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
+from secl_models.inference.calibrate import calibrate
 from secl_models.inference.evaluate import evaluate
+from secl_models.inference.suggest import Committee, suggest
 from secl_models.report.comparison import write_comparison
 from secl_models.report.elements import TEMPLATES
 from secl_models.report.page import write_report
+from secl_models.report.suggestions import write_suggestions
 from tests.models.runs import tiny_run
 from tests.models.written_runs import write_run
 
+CPU = torch.device("cpu")
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3, level AA: text below 24 px
 TEXT = ("ink", "soft", "mark")
 GROUNDS = ("page", "card", "tint")
@@ -121,13 +126,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("accessible")
     shutil.copytree(run.folder, folder / "run")
     evaluate(folder / "run", run.data, progress=False)
+    calibrate(folder / "run", run.data, device=CPU)
     other = write_run(folder / "other", "secl+", seed=1)
     report = write_report([folder / "run"], run.data, folder / "report.html")
     comparison = write_comparison([folder / "run", other], folder / "comparison.html")[0]
-    return {"report": report.read_text(), "comparison": comparison.read_text()}
+    committee = Committee.of(folder / "run", CPU)
+    suggested = suggest(folder / "run", run.data, 2, committee=committee)
+    suggestions = write_suggestions(suggested, committee, run.data, folder / "suggest")[1]
+    files = {"report": report, "comparison": comparison, "suggestions": suggestions}
+    return {kind: file.read_text() for kind, file in files.items()}
 
 
-@pytest.mark.parametrize("kind", ["report", "comparison"])
+@pytest.mark.parametrize("kind", ["report", "comparison", "suggestions"])
 def test_a_page_has_names_headings_and_landmarks_in_order(pages: dict[str, str], kind: str) -> None:
     found = read(pages[kind])
     assert found.faults == []
