@@ -31,6 +31,7 @@ from secl_models.inference.metrics import (
 from secl_models.options.errors import InputError, writing
 
 LARGEST = "-largest"  # after the name of a checkpoint: its predictions with the largest parts of some structures alone
+CHECKPOINTS = ("last", "best", f"last{LARGEST}", f"best{LARGEST}")
 PATIENT_COLUMNS = ("patient", "structure", "dice", "hd95", "assd", "unit", "cases", "missed", "spurious", "absent")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,11 @@ from typing import Any
 from secl_models.data.files import write_text
 from secl_models.data.folders import note_written, refuse_unlisted
 from secl_models.data.tables import write_table
+from secl_models.inference.evaluations import CHECKPOINTS
 from secl_models.inference.metrics import DEFINITIONS, MEAN, StructureSummary
 from secl_models.inference.palette import COLOURS, colour
 from secl_models.options.errors import InputError, writing
+from secl_models.options.events import tell
 from secl_models.report.comparison_rows import DifferenceRow, ScoreRow, difference_rows, differences_file, with_scores
 from secl_models.report.elements import chart, number, render, score_row
 from secl_models.report.groups import Group, Member, group_runs, read_members
@@ -42,13 +45,18 @@ def write_comparison(
         The files written.
 
     Raises:
-        InputError: A folder holds no run, a file of a run was edited, a target is a file that no comparison was
-            written to before, or the disk is full.
+        InputError: Another checkpoint, a folder holds no run, a file of a run was edited, a target is a file that no
+            comparison was written to before, or the disk is full.
     """
+    if checkpoint not in CHECKPOINTS:
+        rule = f"one of {', '.join(CHECKPOINTS)}"
+        raise InputError("--checkpoint", rule=rule, got=checkpoint, cure="choose one of these")
     tables = [] if csv is None else [csv, differences_file(csv)]
     for file in (out, *tables):
         _refuse_target(file)
-    groups = group_runs(read_members(folders, split, checkpoint))
+    members = read_members(folders, split, checkpoint)
+    _tell_unscored(members, split)
+    groups = group_runs(members)
     pairings = pair_all([group.side() for group in groups])
     page = render("comparison.html.j2", _context(groups, pairings, split, checkpoint))
     with writing(out, AGAIN):
@@ -61,6 +69,13 @@ def write_comparison(
             write_table(tables[0], ScoreRow, _score_rows(groups))
             write_table(tables[1], DifferenceRow, difference_rows(pairings))
     return [out, *tables]
+
+
+def _tell_unscored(members: Sequence[Member], split: str) -> None:
+    names = [member.name for member in members if member.evaluation is None]
+    if names:
+        sentence = f"Without scores on {split}, and listed only: {', '.join(names)}. `secl evaluate` makes them."
+        tell("note", sentence, level=logging.WARNING, runs=names)
 
 
 def _score_rows(groups: Sequence[Group]) -> Iterator[ScoreRow]:

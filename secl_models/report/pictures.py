@@ -93,16 +93,18 @@ def interval_chart(rows: Sequence[tuple[str, float, tuple[float, float] | None]]
         An `<svg>` element.
     """
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes((WIDTH, 0.9 + 0.62 * len(rows)))
-        for row, (name, mean, ends) in enumerate(rows):
+        titles = [textwrap.wrap(name, LETTERS, max_lines=2, placeholder=" ...") for name, _, _ in rows]
+        tall = 0.42 + 0.22 * max(map(len, titles), default=1)  # inches of a row
+        figure, axes = _axes((WIDTH, 0.7 + tall * len(rows)))
+        for row, (_, mean, ends) in enumerate(rows):
             if ends is not None:
                 axes.plot(ends, [row, row], color=_INK, linewidth=2.2)
             axes.scatter([mean], [row], s=46, color=COLOURS[0], edgecolors=_INK, linewidths=1.4, zorder=3)
-            title = textwrap.shorten(name, LETTERS, placeholder=" ...")
-            axes.annotate(title, (0, row - 0.26), xycoords=("axes fraction", "data"), fontsize=11)
+            at = (0, row - 0.14 / tall)
+            axes.annotate("\n".join(titles[row]), at, xycoords=("axes fraction", "data"), fontsize=11, va="bottom")
         axes.axvline(0, color=_INK, linewidth=1)
         axes.set(xlabel=x, yticks=[])
-        axes.set_ylim(len(rows) - 0.5, -0.85)
+        axes.set_ylim(len(rows) - 0.6, -0.9)
         axes.grid(axis="y", visible=False)
         return _svg(figure, f"{x}, {len(rows)} pairs")
 

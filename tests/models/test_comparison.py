@@ -220,6 +220,16 @@ def test_a_run_that_does_not_know_its_data_has_that_of_the_same_cases(tmp_path: 
     assert [member.data for member in read_members([tmp_path / "a", tmp_path / "b"], "test", "last")] == ["hearts"] * 2
 
 
+def test_what_has_no_scores_is_told_and_another_checkpoint_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [write_run(tmp_path / "a", scores=_drawn(1)), write_run(tmp_path / "b", "secl+")]
+    write_comparison(folders, tmp_path / "page.html")
+    assert caplog.messages == ["Without scores on test, and listed only: b. `secl evaluate` makes them."]
+    with pytest.raises(InputError, match="--checkpoint: one of last, best, last-largest, best-largest; got newest"):
+        write_comparison(folders, tmp_path / "page.html", checkpoint="newest")
+
+
 def test_a_folder_named_twice_counts_once_and_names_tell_folders_apart(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / part / "run", seed=seed) for seed, part in enumerate(("x", "y"))]
     members = read_members([*folders, tmp_path / "x" / ".." / "x" / "run"], "test", "last")
