@@ -162,8 +162,9 @@ def find_images(source: Path, channels: int) -> list[Case]:
 
 def _dicom_images(source: Path, headers: Sequence[Header], series: str | None) -> Images:
     """One image where the files lie side by side or are of one study, else one for each folder in the folder."""
-    left = [path for path in foreign_files(source, ()) if path.is_file() and not is_dicom(path)]
-    if left:
+    names = dict.fromkeys(name for header in headers for name in header.names)
+    others = [path for path in foreign_files(source, ()) if path.is_file() and not is_dicom(path)]
+    if left := [Path(without_names(str(path), names)) for path in others]:
         _tell_unread(left, conversion(left[0]))
     slices = [header for header in headers if header.size is not None or header.fault]
     beside = any(header.file.parent == source for header in slices)
@@ -186,9 +187,9 @@ def _dicom_images(source: Path, headers: Sequence[Header], series: str | None) -
 
 def _dicom_case(folder: Path, headers: Sequence[Header], series: str | None) -> Case:
     """The series of a folder that is meant, under a name that is not the patient's."""
-    if fault := next((header.fault for header in headers if header.fault), None):
-        raise fault
     names = dict.fromkeys(name for header in headers for name in header.names)
+    if fault := next((header.fault for header in headers if header.fault), None):
+        raise InputError(without_names(fault.what, names), rule=fault.rule, got=fault.got, cure=fault.cure)
     what = without_names(str(folder), names)
     others, found = others_of(headers), series_of(headers)
     if others:

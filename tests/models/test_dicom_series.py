@@ -178,6 +178,20 @@ def test_names_of_patients_in_folders_and_descriptions_are_not_repeated(
     assert [case.series for case in found.cases] == [f"{tmp_path}/***_***, series 9", f"{tmp_path}/b, series 9"]
 
 
+def test_names_of_files_beside_and_of_broken_ones_are_not_repeated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_series(tmp_path, VOXELS)
+    (tmp_path / "zephyrine.mha").write_bytes(b"x")
+    good = (tmp_path / "IM0001.dcm").read_bytes()
+    bad = good.replace(b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00LO\x02\x00")
+    (tmp_path / "Quizzlewump^2").write_bytes(bad)
+    assert refusal(tmp_path).what == str(tmp_path / "***^2")
+    (message,) = caplog.messages
+    assert "1 files of other formats: ***.mha" in message
+    assert "zephyrine" not in f"{message} {caplog.records[0].__dict__}"
+
+
 def test_a_pseudonym_in_the_name_of_a_folder_is_kept(tmp_path: Path) -> None:
     write_series(tmp_path / "LUNG-0007", VOXELS, PatientName="LUNG-0007", PatientID="LUNG-0007")
     assert one(tmp_path / "LUNG-0007").name == "LUNG-0007"

@@ -258,3 +258,9 @@ def test_a_position_that_is_no_number_is_no_traceback(tmp_path: Path) -> None:
     stored: npt.NDArray[Any] = np.frombuffer(path.read_bytes(), np.uint8)
     path.write_bytes(stored.tobytes().replace(b"\\28.5", b"\\2a.5"))
     assert refusal(tmp_path / "s").rule == "headers as the standard has them"
+
+
+def test_slices_that_drift_apart_are_uneven_though_no_two_gaps_differ_by_much(tmp_path: Path) -> None:
+    voxels = image_array(shape=(4, 3, 40))
+    write_series(tmp_path / "s", voxels, ImagePositionPatient=lambda n: ["0", "0", f"{n + n * n / 1000:.6g}"])
+    assert refusal(tmp_path / "s").rule == "slices are evenly spaced"
