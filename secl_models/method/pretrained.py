@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -103,14 +104,15 @@ def load_pretrained(module: nn.Module, path: Path) -> Account:
     renamed = [f"`{container}`"] if container else []
     renamed += [f"names without `{dropped}`"] if dropped else []
     renamed += [f"as `{part}`"] if part else []
-    used, told, each = set(pairs.values()), {first[target] for target in pairs}, dict.fromkeys(first.values())
+    told, each, theirs = {first[target] for target in pairs}, dict.fromkeys(first.values()), _first_names(found)
+    used = {theirs[name] for name in pairs.values()}
     return Account(
         f"{path} ({', '.join(renamed)})" if renamed else str(path),
         (len(served), len(each)),
         (sum(own[name].numel() for name in served), sum(own[name].numel() for name in each)),
         tuple(name for name in each if name not in told),
         reshaped,
-        tuple(name for name in found if name not in used),
+        tuple(name for name in dict.fromkeys(theirs.values()) if name not in used),
     )
 
 
@@ -136,7 +138,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         raise InputError(
             path,
             rule="weights that can be read without running code: .safetensors, or tensors of torch.save",
-            got=(str(error).strip().splitlines() or [type(error).__name__])[0][:120],
+            got=_reason(error),
             cure="download it again, or save its weights alone: torch.save(model.state_dict(), FILE)",
         ) from error
     entries: list[str] = []
@@ -171,6 +173,15 @@ def _require_file(path: Path) -> None:
         raise InputError(path, rule="an existing file of weights", got=got, cure=cure)
 
 
+def _reason(error: Exception) -> str:
+    """What torch says of a file that it does not read, without its advice to run the code in it."""
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+        return f"an object of {found[1]}, which only code can make"
+    if "Weights only load failed" in str(error):
+        return "a file that torch.save did not write"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
 def _entry(values: object, name: str) -> object:
     return values.get(name) if isinstance(values, Mapping) else None
 
@@ -182,8 +193,8 @@ def _first_names(own: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _first(names: Collection[str]) -> str:
-    more = ", ..." if len(names) > SHOWN else ""
-    return f"{len(names)} ({', '.join(list(names)[:SHOWN])}{more})"
+    more = "; ..." if len(names) > SHOWN else ""
+    return f"{len(names)} ({'; '.join(list(names)[:SHOWN])}{more})"
 
 
 def _renamed(name: str, dropped: str, part: str) -> str:

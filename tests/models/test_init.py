@@ -122,8 +122,14 @@ class _Code:
     ("content", "told"),
     [
         (None, r"an existing file of weights; got no such file"),
-        (b"no weights", r"weights that can be read without running code: .* Cure: download it again"),
-        ({"model": _Code()}, r"weights that can be read without running code"),
+        (
+            b"no weights",
+            r"read without running code: .*; got a file that torch\.save did not write\. Cure: download it",
+        ),
+        (
+            {"model": _Code()},
+            r"read without running code: .*; got an object of \S*print, which only",
+        ),
         ({"epoch": 3, "lr": 0.1}, r"tensors by name, also under state_dict, .*; got epoch, lr\. Cure: save"),
         ([torch.ones(1)], r"tensors by name, .*; got list"),
         (
