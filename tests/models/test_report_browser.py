@@ -48,7 +48,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         shutil.copytree(run.folder, copy)
         evaluate(copy, run.data, progress=False)
     longer = write_run(folder / "longer", "secl+", seed=1, options=["train.lr=0.1"])
-    comparison = write_comparison([*runs, longer], folder / "comparison.html")[0]
+    comparison = write_comparison([*runs, longer], folder / "comparison.html", data=run.data)[0]
     return {"report": write_report(runs, run.data, folder / "report.html"), "comparison": comparison}
 
 
