@@ -344,6 +344,10 @@ def report(
     csv: Annotated[
         Path | None, typer.Option(help="Scores as a table too; the differences go to NAME_pairs.csv beside it.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Their data set: adds pictures of the worst, median and best case.")
+    ] = None,
+    set_: SpacingOption = None,
     quiet: QuietOption = False,
     log_format: LogFormatOption = "auto",
 ) -> None:
@@ -354,11 +358,13 @@ def report(
     is listed and said to be so.
     """
     speak(log_format, quiet)
+    from secl_models.data.layouts import read_data_set
     from secl_models.inference.evaluate import require_scored
     from secl_models.report.comparison import write_comparison
 
     require_scored(split)
-    for file in write_comparison(runs, out, split=split, checkpoint=checkpoint, csv=csv):
+    data_set = None if data is None else read_data_set(data, spacing_from(set_))
+    for file in write_comparison(runs, out, split=split, checkpoint=checkpoint, csv=csv, data=data_set):
         typer.echo(f"Wrote {file}")
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.folders import note_written, refuse_unlisted
 from secl_models.data.tables import write_table
-from secl_models.inference.evaluations import CHECKPOINTS
-from secl_models.inference.metrics import DEFINITIONS, MEAN, StructureSummary
+from secl_models.data.volumes import load_volume
+from secl_models.inference.evaluations import CHECKPOINTS, LARGEST
+from secl_models.inference.metrics import DEFINITIONS, MEAN, StructureSummary, structure_names
 from secl_models.inference.palette import COLOURS, colour
+from secl_models.method.checkpoint import load_model
 from secl_models.options.errors import InputError, writing
 from secl_models.options.events import tell
 from secl_models.report.comparison_rows import DifferenceRow, ScoreRow, difference_rows, differences_file, with_scores
-from secl_models.report.elements import chart, number, render, score_row
+from secl_models.report.elements import chart, legend, number, render, score_row
+from secl_models.report.extremes import contoured, extreme_cases
 from secl_models.report.groups import Group, Member, group_runs, read_members
-from secl_models.report.pairing import MEASURES, Difference, Pairing, Side, mean_dice, pair_all
+from secl_models.report.pairing import MEASURES, Difference, Pairing, Side, pair_all
 from secl_models.report.pictures import STYLES, interval_chart, line_chart
 from secl_models.report.spread import Spread
 
@@ -30,7 +33,13 @@ _SHOWN = {"dice": "Dice points", "hd95": "HD95", "assd": "ASSD"}
 
 
 def write_comparison(
-    folders: Sequence[Path], out: Path, *, split: str = "test", checkpoint: str = "last", csv: Path | None = None
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "last",
+    csv: Path | None = None,
+    data: DataSet | None = None,
 ) -> list[Path]:
     """Write one page about any runs, each file at once.
 
@@ -40,6 +49,7 @@ def write_comparison(
         split: List of the evaluations that are compared, `test` or `val`.
         checkpoint: Whose scores: `last`, `best`, `last-largest` or `best-largest`.
         csv: File for the scores of every run; the differences go into a second one beside it.
+        data: Data set of some of the runs, for pictures of their worst, median and best case.
 
     Returns:
         The files written.
@@ -58,7 +68,10 @@ def write_comparison(
     _tell_unscored(members, split)
     groups = group_runs(members)
     pairings = pair_all([group.side() for group in groups])
-    page = render("comparison.html.j2", _context(groups, pairings, split, checkpoint))
+    context = _context(groups, pairings, split, checkpoint)
+    if data is not None:
+        _add_pictures(context["extremes"], groups, data, checkpoint)
+    page = render("comparison.html.j2", context)
     with writing(out, AGAIN):
         note_written(out.parent, out.name)
         write_text(out, page)
@@ -118,7 +131,7 @@ def _context(groups: Sequence[Group], pairings: Sequence[Pairing], split: str, c
         "pairings": [_pairing(pairing) for pairing in pairings if not pairing.obstacle],
         "obstacles": [(_versus(pairing), pairing.obstacle) for pairing in pairings if pairing.obstacle],
         "gains": _gains(pairings),
-        "extremes": _extremes(groups),
+        "extremes": extreme_cases([group.side() for group in groups]),
         "charts": _curves(groups),
         "definitions": DEFINITIONS,
     }
@@ -313,23 +326,26 @@ def _gains(pairings: Sequence[Pairing]) -> dict[str, Any] | None:
     return chart("Difference in Dice", text, interval_chart(rows, x="Dice points"))
 
 
-def _extremes(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """By data set the worst, the median and the best of the cases that all its methods were scored on."""
-    tables = []
-    for data in dict.fromkeys(group.data for group in groups if group.evaluated):
-        own = [group for group in groups if group.data == data and group.evaluated]
-        dice = [mean_dice(group.side()) for group in own]
-        shared = [case for case in dice[0] if all(case in each for each in dice)]
-        ranked = sorted(shared, key=lambda case: (statistics.fmean(each[case] for each in dice), case))
-        places = {"Worst": 0, "Median": len(ranked) // 2, "Best": len(ranked) - 1} if ranked else {}
-        rows = [
-            {"rank": rank, "case": ranked[place][1], "dice": [number(each[ranked[place]]) for each in dice]}
-            for rank, place in places.items()
-            if list(places.values()).index(place) == list(places).index(rank)
-        ]
-        if rows:
-            tables.append({"data": data, "groups": [group.title for group in own], "rows": rows, "cases": len(ranked)})
-    return tables
+def _add_pictures(tables: Sequence[dict[str, Any]], groups: Sequence[Group], data: DataSet, checkpoint: str) -> None:
+    """Under each extreme case of a data set what the first run of every method makes of it."""
+    cases = {case.name: case for case in data.cases}
+    found = [
+        table
+        for table in tables
+        if table["data"] in (data.name, "") and all(row["case"] in cases for row in table["rows"])
+    ]
+    if not found:
+        names = ", ".join(table["data"] for table in tables if table["data"]) or "unknown"
+        cure = "name the folder that they were trained on"
+        raise InputError("--data", rule=f"the data set of runs that have scores: {names}", got=data.name, cure=cure)
+    name = checkpoint.removesuffix(LARGEST)
+    for table in found:
+        own = [group for group in groups if group.title in table["groups"]]
+        models = [load_model(group.evaluated[0].run.folder / f"{name}.pt") for group in own]
+        for row in table["rows"]:
+            volume = load_volume(cases[row["case"]], as_trained(data, models[0].config.data.spacing_from))
+            row["pictures"] = [contoured(model, volume, largest=name != checkpoint) for model in models]
+        table["legend"] = legend(structure_names(data.classes), COLOURS)
 
 
 def _curves(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -10,9 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.folders import note_written, refuse_unlisted
@@ -20,14 +17,13 @@ from secl_models.data.volumes import Volume
 from secl_models.inference.evaluations import load_evaluation
 from secl_models.inference.metrics import DEFINITIONS, MEAN, StructureSummary, structure_names
 from secl_models.inference.palette import COLOURS, GREY, colour
-from secl_models.inference.windows import segment_volume
 from secl_models.method.checkpoint import LAST, LoadedModel, load_model
 from secl_models.options.errors import InputError, writing
 from secl_models.report.calibration_charts import calibration_charts
 from secl_models.report.elements import chart, figure, legend, number, render, score_row
-from secl_models.report.extremes import chosen_volumes
+from secl_models.report.extremes import chosen_volumes, contoured
 from secl_models.report.features import principal_plane
-from secl_models.report.pictures import line_chart, overlay, patient_chart, plane_chart
+from secl_models.report.pictures import line_chart, patient_chart, plane_chart
 from secl_models.report.runs import Run, read_run
 from secl_models.train.run_folder import CONFIG, SUMMARY
 
@@ -206,16 +202,7 @@ def _facts(run: Run, data: DataSet) -> list[tuple[str, str]]:
 
 
 def _overlay(model: LoadedModel, rank: str, dice: float, volume: Volume) -> dict[str, str]:
-    prediction = segment_volume(model.network, model.preprocess, model.config, volume).astype(np.int64)
-    spacing = volume.spacing or (1.0,) * prediction.ndim
-    png = overlay(volume.image[0], _label(volume), prediction, spacing)
-    return {"rank": rank, "dice": number(100 * dice), "case": volume.case.name, "png": png}
-
-
-def _label(volume: Volume) -> npt.NDArray[np.int64]:
-    if volume.label is None:
-        raise InputError(volume.case.name, rule="a reported case has a label", got="none", cure="add its label")
-    return volume.label
+    return {"rank": rank, "dice": number(100 * dice), "case": volume.case.name, "png": contoured(model, volume)}
 
 
 def _plane(model: LoadedModel, volumes: Sequence[Volume], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     calibrate(folder / "run", run.data, device=CPU)
     other = write_run(folder / "other", "secl+", seed=1)
     report = write_report([folder / "run"], run.data, folder / "report.html")
-    comparison = write_comparison([folder / "run", other], folder / "comparison.html")[0]
+    comparison = write_comparison([folder / "run", other], folder / "comparison.html", data=run.data)[0]
     committee = Committee.of(folder / "run", CPU)
     suggested = suggest(folder / "run", run.data, 2, committee=committee)
     suggestions = write_suggestions(suggested, committee, run.data, folder / "suggest")[1]
@@ -143,6 +143,7 @@ def test_a_page_has_names_headings_and_landmarks_in_order(pages: dict[str, str],
     assert found.faults == []
     assert len(found.headings) > 3
     assert "{{" not in pages[kind]
+    assert "contours of prediction and truth on three slices" in pages[kind]
 
 
 def test_every_fault_of_structure_is_seen() -> None:

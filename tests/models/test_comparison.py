@@ -18,10 +18,14 @@ from typer.testing import CliRunner
 
 from secl_models.command import cli
 from secl_models.data import files
+from secl_models.data.cases import DataSet
+from secl_models.inference.evaluations import Evaluation
+from secl_models.inference.metrics import CaseScores, StructureScore
 from secl_models.options.errors import InputError
 from secl_models.report.comparison import write_comparison
+from secl_models.report.extremes import extreme_cases
 from secl_models.report.groups import group_runs, read_members
-from secl_models.report.pairing import Side, pair, pair_all
+from secl_models.report.pairing import Scored, Side, pair, pair_all
 from secl_models.report.spread import LEAST, Spread, bootstrap
 from tests.budget import rounding_band
 from tests.models.written_runs import Scores, write_run
@@ -228,6 +232,31 @@ def test_what_has_no_scores_is_told_and_another_checkpoint_refused(
     assert caplog.messages == ["Without scores on test, and listed only: b. `secl evaluate` makes them."]
     with pytest.raises(InputError, match="--checkpoint: one of last, best, last-largest, best-largest; got newest"):
         write_comparison(folders, tmp_path / "page.html", checkpoint="newest")
+
+
+def test_pictures_need_the_data_of_runs_that_have_scores(tmp_path: Path) -> None:
+    livers = DataSet(tmp_path / "livers", "decathlon", {1: "ring", 2: "core"}, ("CT",), ())
+    with pytest.raises(InputError) as refusal:
+        write_comparison([write_run(tmp_path / "a", scores=_drawn(1))], tmp_path / "page.html", data=livers)
+    assert str(refusal.value) == (
+        "--data: the data set of runs that have scores: hearts; got livers. Cure: name the folder that they were "
+        "trained on."
+    )
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_of_two_cases_none_is_shown_twice() -> None:
+    tables = {
+        count: extreme_cases([Side("a", "d", (Scored(0, Evaluation("last", "test", _few(count), 0.0)),))])
+        for count in (1, 2, 3)
+    }
+    ranks = {count: [row["rank"] for row in table["rows"]] for count, (table,) in tables.items()}
+    assert ranks == {1: ["Worst"], 2: ["Worst", "Best"], 3: ["Worst", "Median", "Best"]}
+
+
+def _few(count: int) -> tuple[CaseScores, ...]:
+    scores = [StructureScore("ring", 0.1 + 0.1 * place, 1.0, 1.0, "mm", "both") for place in range(count)]
+    return tuple(CaseScores(f"p{place}", f"c{place}", (score,)) for place, score in enumerate(scores))
 
 
 def test_a_folder_named_twice_counts_once_and_names_tell_folders_apart(tmp_path: Path) -> None:

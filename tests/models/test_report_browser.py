@@ -59,7 +59,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     suggested = suggest(runs[0], run.data, 2, committee=committee)
     return {
         "report": write_report(runs, run.data, folder / "report.html"),
-        "comparison": write_comparison([*runs, longer], folder / "comparison.html")[0],
+        "comparison": write_comparison([*runs, longer], folder / "comparison.html", data=run.data)[0],
         "suggestions": write_suggestions(suggested, committee, run.data, folder / "suggest")[1],
     }
 
