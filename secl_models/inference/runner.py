@@ -34,9 +34,11 @@ def segment(folder: Path, sources: Sequence[Path], target: Path) -> None:
     turned = np.flip(values, tuple(1 + axis for axis in flipped)).transpose(0, *(1 + axis for axis in order))
     turned = normalised(turned, model)
     grid, dims = list(turned.shape[1:]), model["dims"]
-    if model["size"] or model["spacing"]:
-        lengths = [n * sides[axis] for n, axis in zip(grid, order, strict=True)]
-        grid[:dims] = model["size"] or [max(1, round(n / side)) for n, side in zip(lengths, model["spacing"])]  # noqa: B905
+    if model["size"]:
+        grid[:dims] = model["size"]
+    elif model["spacing"]:
+        pairs = zip(grid[:dims], sides[list(order[:dims])], model["spacing"], strict=True)
+        grid[:dims] = [max(1, round(n * own / wanted)) for n, own, wanted in pairs]
     turned = resampled(turned, grid)
     label = np.zeros(values.shape[1:], np.min_scalar_type(len(model["labels"])))
     view = np.flip(label, flipped).transpose(order)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from secl_models.command import cli
+from secl_models.command import cli, doctor
 from secl_models.inference import export as exporting
 from secl_models.inference import graph, runner
 from secl_models.inference.export import export
@@ -248,6 +248,15 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(graph, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(InputError, match=r"got no no_such_package\. Cure: pip install 'secl\[export\]'"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_doctor_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {finding.name: finding for finding in doctor.examine()}
+    assert found["export"].detail.startswith("onnx 1.")
+    monkeypatch.setattr(doctor, "EXPORT", ("onnx", "no_such_package"))
+    (finding,) = [finding for finding in doctor.examine() if finding.name == "export"]
+    assert (finding.state, finding.detail) == (doctor.MISSING, "no_such_package")
+    assert "pip install 'secl[export]'" in finding.cure
 
 
 def test_only_an_earlier_export_is_replaced(quick: None, tmp_path: Path) -> None:
