@@ -175,7 +175,7 @@ def require_classes(model: LoadedModel, data: DataSet, file: Path) -> None:
             file,
             rule="checkpoint and data set have the same classes",
             got=f"{model.classes} and {data.classes}",
-            cure="evaluate on the data set that the run was trained on",
+            cure="name the data set that the run was trained on",
         )
 
 

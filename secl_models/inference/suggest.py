@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secl_models.data.cases import Case, DataSet, as_trained
 from secl_models.data.splits import load_split
 from secl_models.data.volumes import Volume, load_volume
+from secl_models.inference.evaluate import require_classes
 from secl_models.inference.windows import predict_slabs, put
 from secl_models.method.checkpoint import LoadedModel, load_model
 from secl_models.method.output import Output
@@ -183,9 +184,7 @@ def suggest(
         InputError: No run, no unlabelled case, or fewer unlabelled patients than asked for.
     """
     data = as_trained(data, committee.teacher.config.data.spacing_from)
-    if data.classes != committee.teacher.classes:
-        got, cure = f"{committee.teacher.classes} and {data.classes}", "name the data set that the run was trained on"
-        raise InputError(run, rule="run and data set have the same classes", got=got, cure=cure)
+    require_classes(committee.teacher, data, run)
     cases = load_split((run if run.is_dir() else run.parent) / "split.json", data).unlabeled
     patients = list(dict.fromkeys(case.patient for case in cases))
     if not 1 <= count <= len(patients):
