@@ -97,7 +97,7 @@ class Committee:
         divergence, claimed = self.divergence(volume)
         weight = np.where(claimed, divergence, 0.0)
         spread = float(weight.sum() / max(1, claimed.sum()))
-        plane = int(weight.reshape(*weight.shape[:2], -1).sum((0, 1)).argmax()) if weight.ndim == 3 else 0
+        plane = int(weight.sum((0, 1)).argmax()) if weight.ndim == 3 else 0
         return Look(volume.case, spread, _features(self.teacher, volume), plane)
 
     def divergence(self, volume: Volume) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
