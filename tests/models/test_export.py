@@ -252,10 +252,11 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_doctor_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {finding.name: finding for finding in doctor.examine()}
-    assert found["export"].detail.startswith("onnx 1.")
-    monkeypatch.setattr(doctor, "EXPORT", ("onnx", "no_such_package"))
-    (finding,) = [finding for finding in doctor.examine() if finding.name == "export"]
-    assert (finding.state, finding.detail) == (doctor.MISSING, "no_such_package")
+    assert found["extra export"].detail.startswith("onnx 1.")
+    monkeypatch.setitem(doctor.EXTRAS, "export", ("onnx", "no_such_package"))
+    (finding,) = [finding for finding in doctor.examine() if finding.name == "extra export"]
+    assert finding.state == doctor.MISSING
+    assert "no_such_package missing" in finding.detail
     assert "pip install 'secl[export]'" in finding.cure
 
 
