@@ -67,8 +67,6 @@ app = typer.Typer(
     help="Segment medical images from few labels and many unlabelled images.",
     epilog="Try it at once: `secl demo --out demo_run`",
 )
-app.command(epilog="Example: `secl calibrate --checkpoint runs/x --data DIR`")(calibrate)
-app.command(epilog="Example: `secl suggest --checkpoint runs/x --data DIR --count 2`")(suggest)
 app.add_typer(study_app, name="study")
 
 
@@ -303,6 +301,8 @@ def predict(
 
 
 app.command(epilog="Example: `secl export --checkpoint runs/x --out exported`")(export)
+app.command(epilog="Example: `secl calibrate --checkpoint runs/x --data DIR`")(calibrate)
+app.command(epilog="Example: `secl suggest --checkpoint runs/x --data DIR --count 2`")(suggest)
 
 
 @app.command(epilog="Example: `secl check --data DIR`")
