@@ -70,7 +70,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         rule = f"the table has the columns {', '.join(CSV_COLUMNS)}"
         got = f"{', '.join(columns) or 'nothing'} without {', '.join(lacking)}"
         raise InputError(path, rule=rule, got=got, cure="add the columns, separated by commas")
-    if twice := [column for column in CSV_COLUMNS if columns.count(column) > 1]:
+    if twice := [column for column in (*CSV_COLUMNS, FIELD) if columns.count(column) > 1]:
         got = f"{columns.count(twice[0])} columns {twice[0]}"
         raise InputError(path, rule="each column stands once", got=got, cure="remove or rename the others")
     return table

@@ -107,6 +107,14 @@ def test_a_table_says_it_in_a_column(cell: str, unlabeled: tuple[int, ...], fold
     assert read_data_set(table).cases[0].unlabeled == unlabeled
 
 
+def test_a_table_has_one_such_column(folder: Path, tmp_path: Path) -> None:
+    name = next((folder / "labelsTr").iterdir()).name
+    row = f"{folder}/imagesTr/{name},{folder}/labelsTr/{name},a,,1,2\n"
+    (tmp_path / "data.csv").write_text(f"image,label,patient,split,labeled,Labeled\n{row}")
+    with pytest.raises(InputError, match="each column stands once; got 2 columns labeled"):
+        read_data_set(tmp_path)
+
+
 def test_a_label_that_shows_what_it_is_said_to_leave_out_is_refused(folder: Path) -> None:
     data = read_data_set(folder)
     whole = next(case for case in data.cases if case.label is not None and not case.unlabeled)
