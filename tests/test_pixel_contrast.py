@@ -78,10 +78,18 @@ def test_module_draws_afresh_and_resumes() -> None:
     assert torch.equal(resumed(maps, classes), criterion(maps, classes))
 
 
-def test_queue_rows_are_keys_and_then_take_this_call() -> None:
+def assert_of_rows(found: Tensor, anchors: Tensor, keys: Tensor, anchor_labels: Tensor, key_labels: Tensor) -> None:
+    """Hold a loss to that of rows: the native backend normalises keys where they lie where it can, drawn ones apart."""
+    options: dict[str, Any] = {"anchor_labels": anchor_labels, "key_labels": key_labels, "backend": "reference"}
+    both = ((anchors.to(kind), keys.to(kind)) for kind in (torch.float32, torch.float64))
+    plain, truth = (secl_ops.info_nce(*rows, **options) for rows in both)
+    assert_within_budget("loss", found, truth, plain, amplification=10)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_queue_rows_are_keys_and_then_take_this_call(backend: str) -> None:
     queue = secl_ops.ClassQueue(3, 8, 8)
-    # Keys that lie row by row are normalised where they lie, drawn ones after: the native backend's last bits differ.
-    options: dict[str, Any] = {"per_class": 4, "num_classes": 3, "backend": "reference"}
+    options: dict[str, Any] = {"per_class": 4, "num_classes": 3, "backend": backend}
     maps, teacher, classes = features(0), features(1), labels(1)
     first = secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=0, queue=queue)
     assert torch.equal(first, secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=0))
@@ -90,24 +98,24 @@ def test_queue_rows_are_keys_and_then_take_this_call() -> None:
     second = secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=1, queue=queue)
     anchor = secl_ops.sample_pixels(classes, 4, num_classes=3, seed=1)
     key = secl_ops.sample_pixels(classes, 4, num_classes=3, seed=1 ^ 0x5ECC)
-    expected = secl_ops.info_nce(
-        secl_ops.gather_pixels(maps, anchor.index), torch.cat([secl_ops.gather_pixels(teacher, key.index), kept[0]]),
-        anchor_labels=anchor.label, key_labels=torch.cat([key.label, kept[1]]), backend="reference",
-    )  # fmt: skip
-    assert torch.equal(second, expected)
+    keys = torch.cat([secl_ops.gather_pixels(teacher, key.index), kept[0]])
+    assert_of_rows(
+        second, secl_ops.gather_pixels(maps, anchor.index), keys, anchor.label, torch.cat([key.label, kept[1]])
+    )
 
 
-def test_a_seed_of_their_own_draws_the_keys() -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_seed_of_their_own_draws_the_keys(backend: str) -> None:
     maps, teacher, classes = features(0), features(1), labels(1)
-    options: dict[str, Any] = {"per_class": 4, "num_classes": 3, "backend": "reference"}
+    options: dict[str, Any] = {"per_class": 4, "num_classes": 3, "backend": backend}
     anchor, key = (secl_ops.sample_pixels(classes, 4, num_classes=3, seed=seed) for seed in (3, 9))
-    expected = secl_ops.info_nce(
-        secl_ops.gather_pixels(maps, anchor.index), secl_ops.gather_pixels(teacher, key.index),
-        anchor_labels=anchor.label, key_labels=key.label, backend="reference",
-    )  # fmt: skip
-    for seed in (9, torch.tensor([9])):
-        assert torch.equal(secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=3, key_seed=seed), expected)
-    assert not torch.equal(secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=3), expected)
+    rows = secl_ops.gather_pixels(maps, anchor.index), secl_ops.gather_pixels(teacher, key.index)
+    seeds = 9, torch.tensor([9])
+    losses = [secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=3, key_seed=seed) for seed in seeds]
+    assert torch.equal(*losses)
+    assert_of_rows(losses[0], *rows, anchor.label, key.label)
+    other = secl_ops.pixel_contrast(maps, classes, teacher, **options, seed=3)
+    assert not torch.equal(losses[0], other)
 
 
 def test_self_contrast_with_a_queue_never_sees_itself() -> None:

@@ -143,7 +143,8 @@ def test_a_page_has_names_headings_and_landmarks_in_order(pages: dict[str, str],
     assert found.faults == []
     assert len(found.headings) > 3
     assert "{{" not in pages[kind]
-    assert ": contours of " in pages[kind]
+    drawn = {"suggestions": "contours of student and teacher, and how far the networks are apart"}
+    assert drawn.get(kind, "contours of prediction and truth on three slices") in pages[kind]
 
 
 def test_every_fault_of_structure_is_seen() -> None:

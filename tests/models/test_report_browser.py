@@ -97,7 +97,7 @@ def test_every_page_fits_phone_and_paper(
     assert open_browser.messages() == []
     assert open_browser.run(OVERFLOW) == 0
     printed = open_browser.printed(tmp_path / "page.pdf")
-    assert printed.count(A4) == printed.count(b"/MediaBox") >= 1
+    assert printed.count(A4) == printed.count(b"/MediaBox") > (kind != "suggestions")  # two suggestions fit one sheet
 
 
 def _pixels(png: bytes) -> npt.NDArray[np.float32]:
