@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,12 +42,14 @@ def suggest(
 ) -> None:
     """Name the patients that are worth labelling next.
 
-    Student, teacher and their mirrored answers vote on every patient without a label. Of the half on which they are
-    furthest apart, the images are put into as many groups of alike looks as patients are asked for, and the most
-    doubtful patient of each group is suggested. The page shows the slices that the networks are unsure of.
+    Student, teacher and their mirrored answers vote on every patient without a label. In doubt are those in whom no
+    vote shows a structure that every labelled patient has, then those on whom the votes are furthest apart. The more
+    doubtful half is put into as many groups of alike looks as patients are asked for, and the most doubtful patient of
+    each group is suggested. The page shows the slices that the networks are unsure of.
     """
     speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set
+    from secl_models.inference.metrics import structure_names
     from secl_models.inference.suggest import Committee
     from secl_models.inference.suggest import suggest as rank
     from secl_models.method.device import choose_device
@@ -57,22 +60,26 @@ def suggest(
     with progress_bar("asking the networks") as progress:
         candidates = rank(checkpoint, data_set, count, committee=committee, progress=progress)
     files = write_suggestions(candidates, committee, data_set, out)
-    print_table(_table(candidates))
+    print_table(_table(candidates, structure_names(committee.teacher.classes)))
     for file in files:
         typer.echo(f"Wrote {file}")
     typer.echo("Next: label these, put the labels beside the others, and train again with --labeled raised by as many.")
 
 
-def _table(candidates: list[Candidate]) -> Table:
+def _table(candidates: list[Candidate], structures: Sequence[str]) -> Table:
     """The suggested patients, and the first of the others."""
+    from secl_models.report.suggestions import missing_names
+
     chosen = sum(candidate.suggested for candidate in candidates)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    for name in ("", "patient", "disagreement", "group"):
+    missing = any(candidate.missing for candidate in candidates)
+    for name in ("", "patient", "disagreement", *(["not found"] if missing else []), "group"):
         table.add_column(name, justify="right" if name == "disagreement" else "left", overflow="fold")
     for number, candidate in enumerate(candidates[: chosen + SHOWN], start=1):
         group = "" if candidate.group is None else str(candidate.group + 1)
         cells = ("label next" if candidate.suggested else "", escape(candidate.patient))
-        table.add_row(*cells, f"{candidate.disagreement:.4f}", group, end_section=number == chosen)
+        overlooked = [escape(missing_names(candidate, structures).replace(";", ", "))] if missing else []
+        table.add_row(*cells, f"{candidate.disagreement:.4f}", *overlooked, group, end_section=number == chosen)
     if left := len(candidates) - chosen - SHOWN:
         table.caption = f"and {left} more, see the table" if left > 0 else None
     return table

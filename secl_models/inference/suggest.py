@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +37,14 @@ class Look:
         disagreement: Mean Jensen-Shannon divergence, nats, over the voxels that some network calls a structure.
         features: Mean of the first tapped map over the middle of the image, [C].
         plane: Slice along the last axis that holds most of the disagreement; 0 for an image of one slice.
+        found: Class indices of the structures that some network sees.
     """
 
     case: Case
     disagreement: float
     features: npt.NDArray[np.float32]
     plane: int
+    found: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Candidate:
         patient: Name.
         looks: Of each case.
         disagreement: Mean over the cases.
+        missing: Class indices of the structures that every labelled patient has and no network sees in this one.
         group: Of alike images; None where the disagreement is too small to be looked at.
         suggested: Whether to label this patient.
     """
@@ -59,8 +63,23 @@ class Candidate:
     patient: str
     looks: tuple[Look, ...]
     disagreement: float
+    missing: tuple[int, ...] = ()
     group: int | None = None
     suggested: bool = False
+
+
+class Divergence(NamedTuple):
+    """What the votes on one volume come to.
+
+    Attributes:
+        apart: Jensen-Shannon divergence, nats, [*spatial].
+        claimed: Whether a network calls the voxel a structure, [*spatial].
+        found: Class indices of the structures that some network sees.
+    """
+
+    apart: npt.NDArray[np.float32]
+    claimed: npt.NDArray[np.bool_]
+    found: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -94,23 +113,21 @@ class Committee:
 
     def look(self, volume: Volume) -> Look:
         """What the networks make of one volume."""
-        divergence, claimed = self.divergence(volume)
-        weight = np.where(claimed, divergence, 0.0)
+        apart, claimed, found = self.divergence(volume)
+        weight = np.where(claimed, apart, 0.0)
         spread = float(weight.sum() / max(1, claimed.sum()))
         plane = int(weight.sum((0, 1)).argmax()) if weight.ndim == 3 else 0
-        return Look(volume.case, spread, _features(self.teacher, volume), plane)
+        return Look(volume.case, spread, _features(self.teacher, volume), plane, found)
 
-    def divergence(self, volume: Volume) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """How far the votes are apart, and where one of them is a structure.
+    def divergence(self, volume: Volume) -> Divergence:
+        """How far the votes are apart, and what they see.
 
         Args:
             volume: Image [C, *spatial].
-
-        Returns:
-            Jensen-Shannon divergence in nats, and whether a network calls the voxel a structure, both [*spatial].
         """
         shape = volume.image.shape[1:]
         apart, claimed = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+        found: set[int] = set()
         voters = [
             Flipped(model.network, axis)
             for model in (self.student, self.teacher)
@@ -119,10 +136,12 @@ class Committee:
         votes = [predict_slabs(voter, self.teacher.preprocess, self.teacher.config, volume) for voter in voters]
         for slabs in zip(*votes, strict=True):
             probabilities = torch.stack([slab.probabilities for slab in slabs])  # [votes, K + 1, *slab]
-            values = jensen_shannon(probabilities).numpy(), (probabilities.argmax(1) > 0).any(0).numpy()
+            classes = probabilities.argmax(1)
+            found.update(classes.unique().tolist())
+            values = jensen_shannon(probabilities).numpy(), (classes > 0).any(0).numpy()
             for target, value in zip((apart, claimed), values, strict=True):
                 put(target, value, slabs[0].where, self.teacher.preprocess, volume)
-        return apart, claimed
+        return Divergence(apart, claimed, frozenset(found - {0}))
 
 
 class Flipped(nn.Module):
@@ -165,6 +184,7 @@ def suggest(
     *,
     committee: Committee,
     seed: int = 0,
+    among: Collection[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Candidate]:
     """Rank the unlabelled patients of a run.
@@ -175,17 +195,19 @@ def suggest(
         count: Patients to suggest.
         committee: The networks of the run.
         seed: Of the grouping.
+        among: Patients who may be suggested; None: all without a label.
         progress: Called after each case with the number done and the number of all.
 
     Returns:
-        All candidates, the suggested first, then by disagreement.
+        All candidates, the suggested first, then those in whom most structures are missing, then by disagreement.
 
     Raises:
         InputError: No run, no unlabelled case, or fewer unlabelled patients than asked for.
     """
     data = as_trained(data, committee.teacher.config.data.spacing_from)
     require_classes(committee.teacher, data, run)
-    cases = load_split((run if run.is_dir() else run.parent) / "split.json", data).unlabeled
+    split = load_split((run if run.is_dir() else run.parent) / "split.json", data)
+    cases = [case for case in split.unlabeled if among is None or case.patient in among]
     patients = list(dict.fromkeys(case.patient for case in cases))
     if not 1 <= count <= len(patients):
         rule = f"between 1 and the {len(patients)} patients of the run without a label"
@@ -196,18 +218,37 @@ def suggest(
             looks.setdefault(case.patient, []).append(committee.look(load_volume(case, data)))
         if progress is not None:
             progress(done, len(cases))
-    return choose([candidate_of(patient, found) for patient, found in looks.items()], count, seed)
+    expected = _in_every_patient(split.labeled, data)
+    return choose([candidate_of(patient, found, expected) for patient, found in looks.items()], count, seed)
 
 
-def candidate_of(patient: str, looks: Sequence[Look]) -> Candidate:
-    """A patient with the mean disagreement over the cases."""
-    return Candidate(patient, tuple(looks), float(np.mean([look.disagreement for look in looks])))
+def candidate_of(patient: str, looks: Sequence[Look], expected: Collection[int] = ()) -> Candidate:
+    """A patient with the mean disagreement over the cases, and what is seen in none of them.
+
+    Args:
+        patient: Name.
+        looks: Of each case.
+        expected: Class indices of the structures that a patient has.
+    """
+    found = frozenset[int]().union(*(look.found for look in looks))
+    disagreement = float(np.mean([look.disagreement for look in looks]))
+    return Candidate(patient, tuple(looks), disagreement, tuple(sorted(set(expected) - found)))
+
+
+def _in_every_patient(cases: Iterable[Case], data: DataSet) -> set[int]:
+    """Class indices of the structures that all patients of these labelled cases have."""
+    shown: dict[str, set[int]] = {}
+    for case in cases:
+        label = load_volume(case, data).label
+        shown.setdefault(case.patient, set()).update(np.unique(label).tolist() if label is not None else ())
+    return {index for index in set.intersection(*shown.values()) if index > 0}
 
 
 def choose(candidates: Sequence[Candidate], count: int, seed: int = 0) -> list[Candidate]:
-    """Of the half that is disagreed on most, the patient of most disagreement in each of `count` groups of looks.
+    """Of the half that is disagreed on most, the most doubtful patient in each of `count` groups of looks.
 
-    The groups are those of k-means on pooled features, each brought to unit variance.
+    Networks that overlook a structure agree: where one is missing, the patient is more doubtful than any disagreement
+    makes one. The groups are those of k-means on pooled features, each brought to unit variance.
 
     Args:
         candidates: Patients.
@@ -215,9 +256,9 @@ def choose(candidates: Sequence[Candidate], count: int, seed: int = 0) -> list[C
         seed: Of k-means.
 
     Returns:
-        All of them, the suggested first, then by disagreement.
+        All of them, the suggested first, then by doubt.
     """
-    ranked = sorted(candidates, key=lambda each: (-each.disagreement, each.patient))
+    ranked = sorted(candidates, key=lambda each: (-len(each.missing), -each.disagreement, each.patient))
     doubtful, clear = _halves(ranked, count)
     groups = _groups(np.stack([_pooled(each) for each in doubtful]), count, seed)
     first = {group: number for number, group in reversed(list(enumerate(groups)))}
@@ -226,7 +267,7 @@ def choose(candidates: Sequence[Candidate], count: int, seed: int = 0) -> list[C
         if len(chosen) < count:
             chosen.add(number)
     marked = [
-        Candidate(each.patient, each.looks, each.disagreement, group, number in chosen)
+        replace(each, group=group, suggested=number in chosen)
         for number, (each, group) in enumerate(zip(doubtful, groups, strict=True))
     ]
     return sorted([*marked, *clear], key=lambda each: not each.suggested)

@@ -34,7 +34,8 @@ class SuggestionRow:
     patient: str
     suggested: str  # yes or no
     disagreement: float
-    group: str  # of alike images; empty where the disagreement is too small to be looked at
+    missing: str  # structures that every labelled patient has and no network sees here
+    group: str  # of alike images; empty where the doubt is too small to be looked at
     cases: str
 
 
@@ -58,19 +59,31 @@ def write_suggestions(candidates: Sequence[Candidate], committee: Committee, dat
     with held(out, "secl suggest"):
         refuse_unlisted(out, [file.name for file in files])
         remove_partial(out, [file.name for file in files])
+        structures = structure_names(committee.teacher.classes)
         page = render("suggestions.html.j2", _context(candidates, committee, data))
         with writing(out, AGAIN):
             note_written(out, *(file.name for file in files))
-            write_table(files[0], SuggestionRow, map(_row, candidates))
+            write_table(files[0], SuggestionRow, (_row(each, structures) for each in candidates))
             write_text(files[1], page)
     return files
 
 
-def _row(candidate: Candidate) -> SuggestionRow:
+def missing_names(candidate: Candidate, structures: Sequence[str]) -> str:
+    """The structures that no network sees in a patient, between semicolons.
+
+    Args:
+        candidate: The patient.
+        structures: Names, by class index from 1.
+    """
+    return ";".join(structures[index - 1] for index in candidate.missing)
+
+
+def _row(candidate: Candidate, structures: Sequence[str]) -> SuggestionRow:
     return SuggestionRow(
         candidate.patient,
         "yes" if candidate.suggested else "no",
         round(candidate.disagreement, 6),
+        missing_names(candidate, structures),
         "" if candidate.group is None else str(candidate.group + 1),
         ";".join(look.case.name for look in candidate.looks),
     )
@@ -78,10 +91,11 @@ def _row(candidate: Candidate) -> SuggestionRow:
 
 def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSet) -> dict[str, Any]:
     suggested = [candidate for candidate in candidates if candidate.suggested]
+    structures = structure_names(committee.teacher.classes)
     rows = [
         {"patient": row.patient, "disagreement": f"{row.disagreement:.4f}", "group": row.group,
-         "suggested": row.suggested == "yes"}
-        for row in map(_row, candidates)
+         "missing": row.missing.replace(";", ", "), "suggested": row.suggested == "yes"}
+        for row in (_row(each, structures) for each in candidates)
     ]  # fmt: skip
     names = [candidate.patient for candidate in suggested]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -95,8 +109,9 @@ def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSe
             {"name": "answers to each image", "value": str(committee.votes), "unit": ""},
         ],
         "pictures": [_picture(candidate, committee, data) for candidate in suggested],
-        "legend": legend(structure_names(committee.teacher.classes), COLOURS),
+        "legend": legend(structures, COLOURS),
         "rows": rows,
+        "any_missing": any(row["missing"] for row in rows),
         "votes": committee.votes,
         "most": f"{math.log(committee.votes):.2f}",
     }
@@ -105,7 +120,7 @@ def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSe
 def _picture(candidate: Candidate, committee: Committee, data: DataSet) -> dict[str, Any]:
     look: Look = max(candidate.looks, key=lambda each: each.disagreement)
     volume = load_volume(look.case, as_trained(data, committee.teacher.config.data.spacing_from))
-    apart, _ = committee.divergence(volume)
+    apart = committee.divergence(volume).apart
     drawn = [
         segment_volume(model.network, model.preprocess, model.config, volume)
         for model in (committee.student, committee.teacher)

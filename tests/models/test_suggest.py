@@ -18,7 +18,8 @@ from secl_models.command.cli import app
 from secl_models.data.cases import Case
 from secl_models.data.splits import load_split
 from secl_models.data.tables import read_table
-from secl_models.data.volumes import load_volume
+from secl_models.data.volumes import Volume, load_volume
+from secl_models.inference.metrics import structure_names
 from secl_models.inference.suggest import (
     Candidate,
     Committee,
@@ -77,6 +78,19 @@ def test_what_is_clear_is_not_suggested_however_it_looks() -> None:
     assert all(each.group is None for each in found if each.patient.startswith("clear"))
 
 
+def test_a_patient_in_whom_a_structure_is_overlooked_comes_first() -> None:
+    case = Case("blind", "blind", (Path("blind.nii"),), None, None)
+    look = Look(case, 0.0, np.zeros(1, np.float32), 0, frozenset({2}))
+    sees = replace(look, case=replace(case, name="other"), found=frozenset({1, 3}))
+    blind = candidate_of("blind", [look], expected={1, 2})
+    assert blind.missing == (1,)
+    assert candidate_of("blind", [look, sees], expected={1, 2}).missing == ()  # another of the patient's cases shows it
+    seen = [_candidate(name, float(name), (float(name),)) for name in "12345"]
+    found = choose([*seen, blind], 2)
+    assert "blind" in _names(found, suggested=True)
+    assert choose([*seen, replace(blind, missing=())], 2)[-1].patient == "blind"
+
+
 def test_images_that_look_the_same_are_told_apart_by_disagreement() -> None:
     found = choose([_candidate(name, float(name), (1.0, 2.0)) for name in "12345"], 3)
     assert _names(found, suggested=True) == ["5", "4", "3"]
@@ -110,7 +124,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 def test_the_divergence_is_that_of_whole_volumes(run: TinyRun) -> None:
     committee = Committee.of(run.folder, CPU)
     volume = load_volume(run.data.cases[0], run.data)
-    apart, claimed = committee.divergence(volume)
+    apart, claimed, seen = committee.divergence(volume)
     voters = [
         predict_volume(Flipped(model.network, axis), model.preprocess, model.config, volume)
         for model in (committee.student, committee.teacher)
@@ -119,6 +133,7 @@ def test_the_divergence_is_that_of_whole_volumes(run: TinyRun) -> None:
     votes = torch.stack(voters)
     assert np.array_equal(apart, jensen_shannon(votes).numpy())
     assert np.array_equal(claimed, (votes.argmax(1) > 0).any(0).numpy())
+    assert seen == set(votes.argmax(1).unique().tolist()) - {0}
     look = committee.look(volume)
     assert look.disagreement == pytest.approx(apart[claimed].mean())
     by_plane: npt.NDArray[np.float32] = np.where(claimed, apart, 0).sum((0, 1))
@@ -172,6 +187,33 @@ def test_the_command_writes_a_table_and_a_page(run: TinyRun, tmp_path: Path) -> 
     first = (out / PAGE).read_bytes(), (out / TABLE).read_bytes()
     assert CliRunner().invoke(app, line).exit_code == 0  # what it wrote it replaces, with the same
     assert ((out / PAGE).read_bytes(), (out / TABLE).read_bytes()) == first
+
+
+def test_what_is_overlooked_is_named(run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Committee.look
+
+    def overlooking(committee: Committee, volume: Volume) -> Look:
+        seen = look(committee, volume)
+        return replace(seen, disagreement=0.0, found=frozenset()) if volume.case.name == overlooked else seen
+
+    unlabeled = load_split(run.folder / "split.json", run.data).unlabeled
+    overlooked = unlabeled[-1].name
+    monkeypatch.setattr(Committee, "look", overlooking)
+    line = ["suggest", "--checkpoint", str(run.folder), "--data", str(run.data.root), "--out", str(tmp_path)]
+    answer = CliRunner().invoke(app, line)
+    assert answer.exit_code == 0, answer.output
+    rows = {row.patient: row for row in read_table(tmp_path / TABLE, SuggestionRow, "suggestions", "suggest again")}
+    names = structure_names(run.data.classes)
+    assert rows[unlabeled[-1].patient].missing == ";".join(names)
+    assert rows[unlabeled[-1].patient].suggested == "yes"
+    assert "not found" in answer.output
+    assert f'<td data-name="Not found">{", ".join(names)}</td>' in (tmp_path / PAGE).read_text()
+
+
+def test_only_the_patients_that_are_named_are_ranked(run: TinyRun) -> None:
+    patients = [case.patient for case in load_split(run.folder / "split.json", run.data).unlabeled][:3]
+    found = suggest(run.folder, run.data, 2, committee=Committee.of(run.folder, CPU), among=patients)
+    assert {each.patient for each in found} == set(patients)
 
 
 def test_the_command_writes_over_nothing_that_is_not_its_own(run: TinyRun, tmp_path: Path) -> None:
