@@ -209,3 +209,53 @@ def cost(
         typer.echo(cost_markdown(costs), nl=False)
     else:
         print_table(cost_table(costs))
+
+
+@study_app.command(
+    "suggest",
+    epilog="Example: `secl study suggest --data DIR --labeled 1 --add 2 --methods supervised,secl+ --seeds 0,1,2`",
+)
+def suggest(
+    data: DataOption,
+    preset: Annotated[str | None, typer.Option(help="As for `secl train`.")] = None,
+    labeled: Annotated[int, typer.Option(help="Patients labelled from the start.")] = 1,
+    add: Annotated[int, typer.Option(help="Patients labelled then: suggested ones, or others at random.")] = 2,
+    methods: Annotated[str, typer.Option(help="Each is trained in every draw.")] = "supervised,secl+",
+    seeds: Annotated[str, typer.Option(help="Draws: numbers between commas.")] = "0,1,2,3,4,5,6,7",
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("study"),
+    csv: Annotated[Path | None, typer.Option(help="Results, appended to; default: suggest.csv in --out.")] = None,
+    set_: SetOption = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    quiet: QuietOption = False,
+    log_format: LogFormatOption = "auto",
+) -> None:
+    """Measure whether patients that `secl suggest` names are better ones to label than patients at random.
+
+    Three runs a draw: with a few labelled patients, with those and the ones that this run suggests, with those and
+    others at random. May be stopped at any time: called again, it goes on where it was.
+    """
+    speak(log_format, quiet)
+    from secl_models.study.labelling import Labelling, require_patients, run_labelling
+    from secl_models.study.labelling_rows import Draw
+    from secl_models.study.labelling_table import labelling_markdown, labelling_table
+
+    config = replace(configure(preset, data, set_ or []), labeled=labeled)
+    data_set, _ = data_and_split(data, config)
+    require_patients(data_set, labeled, add)
+    options = " ".join((preset or config.preset, f"labeled={labeled}", f"add={add}", *(set_ or ())))
+    planned = [
+        Labelling(
+            Draw(data.resolve().name, method, seed, options),
+            replace(config, seed=seed, train=replace(config.train, method=method)),
+            add,
+        )
+        for seed in _numbers(seeds)
+        for method in _methods(methods)
+    ]
+    file = csv or out / "suggest.csv"
+    rows = run_labelling(planned, data_set, out, file, report=typer.echo)
+    if markdown:
+        typer.echo(labelling_markdown(rows), nl=False)
+    else:
+        print_table(labelling_table(rows))
+    typer.echo(f"Rows: {file}")

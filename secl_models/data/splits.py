@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,12 +60,51 @@ def make_split(data: DataSet, labeled: int, seed: int) -> Split:
         >>> len(split.labeled), len(split.val), len(split.test)
         (3, 1, 2)
     """
-    for fault in shared_patients(data.cases):
-        raise fault
+    available = labelable(data)
+    if not 1 <= labeled <= len(available):
+        rule = f"between 1 and the {len(available)} training patients with a label in {data.root}"
+        cure = f"ask for at most {len(available)}"
+        if not available:
+            cure = "label three patients or more: test, validation and training take one each at the least"
+        raise InputError("--labeled", rule=rule, got=labeled, cure=cure)
+    order = available if data.layout == "ssl4mis" else drawn_order(available, seed)
+    return split_with(data, order[:labeled])
+
+
+def labelable(data: DataSet) -> list[str]:
+    """The training patients with a label, in the order of the data set.
+
+    Args:
+        data: The data set.
+    """
+    role = _roles(data)
+    labeled = (case.patient for case in data.cases if role[case.patient] == "train" and case.label is not None)
+    return list(dict.fromkeys(labeled))
+
+
+def drawn_order(patients: Iterable[str], seed: int) -> list[str]:
+    """The order in which a seed draws patients to be labelled.
+
+    Args:
+        patients: Names.
+        seed: Draws.
+    """
+    return _shuffled(patients, f"labeled {seed}")
+
+
+def split_with(data: DataSet, labeled: Collection[str]) -> Split:
+    """Divide the patients of a data set as `make_split` does, with these as the labelled ones.
+
+    Args:
+        data: Its layout decides how patients are divided.
+        labeled: Training patients whose labels are used.
+
+    Raises:
+        InputError: As `make_split`.
+    """
     role = _roles(data)
     train = [case for case in data.cases if role[case.patient] == "train"]
-    chosen = _labeled_patients(data, train, labeled, seed)
-    keep = [case for case in train if case.patient in chosen and case.label is not None]
+    keep = [case for case in train if case.patient in labeled and case.label is not None]
     kept = {case.name for case in keep}
     rest = [replace(case, label=None) for case in train if case.name not in kept]
     val, test = (tuple(_evaluated(data, role, part)) for part in ("val", "test"))
@@ -164,6 +203,8 @@ def _is_names(value: object) -> bool:
 
 def _roles(data: DataSet) -> dict[str, str]:
     """Patient to "train", "val" or "test"; a part that the layout fixes for anybody is not drawn."""
+    for fault in shared_patients(data.cases):
+        raise fault
     fixed = {case.patient: case.split for case in data.cases if case.split is not None}
     free = {case.patient for case in data.cases if case.label is not None and case.patient not in fixed}
     role = {case.patient: fixed.get(case.patient) or "train" for case in data.cases}
@@ -175,18 +216,6 @@ def _roles(data: DataSet) -> dict[str, str]:
             role.update(dict.fromkeys(order[taken : taken + count], part))
             taken += count
     return role
-
-
-def _labeled_patients(data: DataSet, train: Sequence[Case], labeled: int, seed: int) -> set[str]:
-    available = list(dict.fromkeys(case.patient for case in train if case.label is not None))
-    if not 1 <= labeled <= len(available):
-        rule = f"between 1 and the {len(available)} training patients with a label in {data.root}"
-        cure = f"ask for at most {len(available)}"
-        if not available:
-            cure = "label three patients or more: test, validation and training take one each at the least"
-        raise InputError("--labeled", rule=rule, got=labeled, cure=cure)
-    order = available if data.layout == "ssl4mis" else _shuffled(available, f"labeled {seed}")
-    return set(order[:labeled])
 
 
 def _evaluated(data: DataSet, role: dict[str, str], part: str) -> Iterable[Case]:
