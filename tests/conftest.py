@@ -39,9 +39,12 @@ def pytest_sessionstart() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the rest of each sweep before `-m` selects."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the rest of each sweep before `-m` selects, and take away the parts of it that are not asked for."""
     sweeps.thin(items)
+    if part := os.environ.get("SECL_PART"):
+        items[:], left = sweeps.of_part(items, part)
+        config.hook.pytest_deselected(items=left)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,11 +5,13 @@
     @pytest.mark.deferred(backend="triton")      # none of them
 
 The share of a thinned test lies on a diagonal of the product, so that each value meets many others, and every value of
-every parameter is in it.
+every parameter is in it. With `SECL_PART=1/2` in the environment, only the first half of the rest is run.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -62,3 +64,23 @@ def thin(items: Sequence[pytest.Item]) -> None:
         for place, item in enumerate(found):
             if place not in inside:
                 item.add_marker(pytest.mark.exhaustive)
+
+
+def of_part(items: Sequence[pytest.Item], part: str) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """What is run where the exhaustive tests are divided, and the exhaustive tests of the other parts.
+
+    Args:
+        items: All tests.
+        part: Such as `1/2`; a test is of the same part wherever it runs.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    number, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= parts:
+        raise pytest.UsageError(f"SECL_PART: a part such as 1/2; got {part}")
+    run: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        place = int.from_bytes(hashlib.sha256(item.nodeid.encode()).digest()[:8]) % parts
+        outside = item.get_closest_marker("exhaustive") is not None and place != number - 1
+        (left if outside else run).append(item)
+    return run, left

@@ -290,7 +290,7 @@ def test_study_refuses_what_it_cannot_run(run: TinyRun, tmp_path: Path) -> None:
     _refused(_call("study", "table", tmp_path / "no.csv"), "no.csv: rows of a study; got no such file")
 
 
-@pytest.mark.parametrize("command", ["table", "figure", "cases", "cost"])
+@pytest.mark.parametrize("command", ["table", "figure", "cases", "cost", "suggest"])
 def test_every_help_under_study_shows_an_example(command: str) -> None:
     status, text, _ = _call("study", command, "--help")
     assert status == 0

@@ -15,7 +15,7 @@ from secl_models.command.cli import app
 from secl_models.options.schema import load_preset, override
 from tests.models.test_github import TEXTS
 
-COMMAND = re.compile(r"\b(secl(?= [a-z])|python -m benchmarks) ([a-z]+)( table| figure| cases| cost)?\b")
+COMMAND = re.compile(r"\b(secl(?= [a-z])|python -m benchmarks) ([a-z]+)( table| figure| cases| cost| suggest)?\b")
 OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*")
 SETTING = re.compile(r"--set '?([\w.]+=[^\s'`]+)'?")
 
