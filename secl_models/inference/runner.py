@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from scipy import ndimage
 
+NUMBERS = 1 << 24  # probabilities of slices that are segmented together
 UNITS = {1: 1000.0, 3: 0.001}  # NIfTI's codes of metre and micron in mm; all others are read as mm
 nifti: Any = nibabel
 
@@ -42,8 +43,12 @@ def segment(folder: Path, sources: Sequence[Path], target: Path) -> None:
     turned = resampled(turned, grid)
     label = np.zeros(values.shape[1:], np.min_scalar_type(len(model["labels"])))
     view = np.flip(label, flipped).transpose(order)
-    for place in [(..., index) for index in range(grid[2])] if dims == 2 else [(...,)]:
-        view[place] = classes(logits(network, turned[place], model), view[place].shape)
+    # [B, C, *grid] and [B, *shape]: the slices of a volume side by side, or the volume alone.
+    images, targets = (np.moveaxis(x, -1, 0) if dims == 2 else x[None] for x in (turned, view))
+    together = max(1, min(16, NUMBERS // (targets[0].size * len(model["labels"]))))
+    for first in range(0, len(images), together):
+        some = slice(first, first + together)
+        targets[some] = classes(logits(network, images[some], model), targets.shape[1:])
     keep_largest(label, model["largest_component"])
     stored = np.array([entry["value"] for entry in model["labels"]], model["dtype"])
     write(stored[label].reshape(image.shape[:3]), image, target)
@@ -99,8 +104,8 @@ def normalised(image: Any, model: dict[str, Any]) -> Any:
 
 
 def resampled(values: Any, grid: Sequence[int]) -> Any:
-    """Linear resampling of [C, *spatial], edge to edge, smoothed where the grid gets coarser."""
-    for axis, new in enumerate(grid, start=1):
+    """Linear resampling of [..., *spatial], edge to edge, smoothed where the grid gets coarser."""
+    for axis, new in enumerate(grid, start=values.ndim - len(grid)):
         if (old := values.shape[axis]) != new:
             centres = (np.arange(new)[:, None] + 0.5) * old / new
             weights = np.maximum(0, 1 - abs(np.arange(old) + 0.5 - centres) / max(old / new, 1))  # [new, old]
@@ -109,35 +114,36 @@ def resampled(values: Any, grid: Sequence[int]) -> Any:
     return values
 
 
-def logits(network: Any, image: Any, model: dict[str, Any]) -> Any:
-    """Logits [K + 1, *grid] of [C, *grid]: overlapping windows, each weighed by a Gaussian, and their flips."""
-    patch, grid = model["patch"], image.shape[1:]
+def logits(network: Any, images: Any, model: dict[str, Any]) -> Any:
+    """Logits [B, K + 1, *grid] of [B, C, *grid]: overlapping windows, each weighed by a Gaussian, and their flips."""
+    patch, grid = model["patch"], images.shape[2:]
     lacking = [max(0, size - length) for size, length in zip(patch, grid, strict=True)]
-    image = np.pad(image, [(0, 0), *((lack // 2, lack - lack // 2) for lack in lacking)])
+    images = np.pad(images, [(0, 0), (0, 0), *((lack // 2, lack - lack // 2) for lack in lacking)])
     steps = [max(1, int(size * (1 - model["overlap"]))) for size in patch]
     starts = [
         [min(start, length - size) for start in range(0, max(1, length - size + step), step)]
-        for length, size, step in zip(image.shape[1:], patch, steps, strict=True)
+        for length, size, step in zip(images.shape[2:], patch, steps, strict=True)
     ]
     bells = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (0.125 * size)) ** 2) for size in patch]
     weight = reduce(np.multiply.outer, bells)
     weight = np.maximum(weight, max(weight.min(), 1e-3)).astype(np.float32)
-    total, sums = np.zeros((len(model["labels"]), *image.shape[1:]), np.float32), np.zeros(image.shape[1:], np.float32)
+    padded = images.shape[2:]
+    total, sums = np.zeros((len(images), len(model["labels"]), *padded), np.float32), np.zeros(padded, np.float32)
     for corner in itertools.product(*starts):
         place = tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))
-        window = image[:, *place][None]
+        window = images[:, :, *place]
         views = [tuple(2 + axis for axis in axes) for axes in model["views"]]  # those that are mirrored
         found = [np.flip(network.run(None, {"image": np.flip(window, axes)})[0], axes) for axes in views]
-        total[:, *place] += np.mean(found, 0)[0] * weight
+        total[:, :, *place] += np.mean(found, 0) * weight
         sums[place] += weight
     inside = tuple(slice(lack // 2, lack // 2 + length) for lack, length in zip(lacking, grid, strict=True))
-    return (total / sums)[:, *inside]
+    return (total / sums)[:, :, *inside]
 
 
 def classes(scores: Any, shape: Sequence[int]) -> Any:
-    """The most probable class [*shape] by logits [K + 1, *grid]."""
-    chances = np.exp(scores - scores.max(0))
-    return resampled(chances / chances.sum(0), shape).argmax(0)
+    """The most probable class [B, *shape] by logits [B, K + 1, *grid]."""
+    chances = np.exp(scores - scores.max(1, keepdims=True))
+    return resampled(chances / chances.sum(1, keepdims=True), shape).argmax(1)
 
 
 def keep_largest(label: Any, structures: Sequence[int]) -> None:
