@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-# Okabe and Ito's palette for colour-blind readers, in an order that also reads on black.
-COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#b8a800", "#0072b2")
+# Hues of Okabe and Ito's palette for colour-blind readers, each with 3 : 1 or more against white and the dark page.
+COLOURS = ("#2f9ad2", "#c08400", "#009e73", "#d55e00", "#c774a2", "#857a00", "#0072b2")
 GREY = "#8a8f98"
 
 
@@ -28,7 +28,7 @@ def rgb(index: int) -> tuple[int, int, int]:
 
     Example:
         >>> rgb(1)
-        (86, 180, 233)
+        (47, 154, 210)
     """
     red, green, blue = bytes.fromhex(colour(index)[1:])
     return red, green, blue

@@ -13,6 +13,7 @@ import torch
 
 from secl_models.inference.calibrate import calibrate
 from secl_models.inference.evaluate import evaluate
+from secl_models.inference.palette import COLOURS, GREY
 from secl_models.inference.suggest import Committee, suggest
 from secl_models.report.comparison import write_comparison
 from secl_models.report.elements import TEMPLATES
@@ -23,6 +24,7 @@ from tests.models.written_runs import write_run
 
 CPU = torch.device("cpu")
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3, level AA: text below 24 px
+LEAST_OF_MARKS = 3.0  # WCAG 2.2, 1.4.11, level AA: lines of charts
 TEXT = ("ink", "soft", "mark")
 GROUNDS = ("page", "card", "tint")
 MODES = {"light": 0, "dark": 1, "print": 2}  # places of the palettes in the style sheet
@@ -164,6 +166,13 @@ def test_text_stands_out_from_every_ground(mode: str) -> None:
     colours = palettes()[MODES[mode]]
     pale = {(t, g): contrast(colours[t], colours[g]) for t in TEXT for g in GROUNDS}
     assert {pair: ratio for pair, ratio in pale.items() if ratio < LEAST_CONTRAST} == {}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lines_and_marks_stand_out_from_their_card(mode: str) -> None:
+    card = palettes()[MODES[mode]]["card"]
+    pale = {shade: contrast(shade, card) for shade in (*COLOURS, GREY)}
+    assert {shade: ratio for shade, ratio in pale.items() if ratio < LEAST_OF_MARKS} == {}
 
 
 def test_contrast_is_that_of_the_standard() -> None:
