@@ -220,6 +220,7 @@ def suggest(
     preset: Annotated[str | None, typer.Option(help="As for `secl train`.")] = None,
     labeled: Annotated[int, typer.Option(help="Patients labelled from the start.")] = 1,
     add: Annotated[int, typer.Option(help="Patients labelled then: suggested ones, or others at random.")] = 2,
+    by: Annotated[str, typer.Option(help="As for `secl suggest`, between commas.")] = "typical,doubt",
     methods: Annotated[str, typer.Option(help="Each is trained in every draw.")] = "supervised,secl+",
     seeds: Annotated[str, typer.Option(help="Draws: numbers between commas.")] = "0,1,2,3,4,5,6,7",
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("study"),
@@ -231,10 +232,11 @@ def suggest(
 ) -> None:
     """Measure whether patients that `secl suggest` names are better ones to label than patients at random.
 
-    Three runs a draw: with a few labelled patients, with those and the ones that this run suggests, with those and
-    others at random. May be stopped at any time: called again, it goes on where it was.
+    The runs of a draw: with a few labelled patients, with those and others at random, with those and the ones that
+    the first run suggests. May be stopped at any time: called again, it goes on where it was.
     """
     speak(log_format, quiet)
+    from secl_models.inference.suggest import require_way
     from secl_models.study.labelling import Labelling, require_patients, run_labelling
     from secl_models.study.labelling_rows import Draw
     from secl_models.study.labelling_table import labelling_markdown, labelling_table
@@ -242,12 +244,16 @@ def suggest(
     config = replace(configure(preset, data, set_ or []), labeled=labeled)
     data_set, _ = data_and_split(data, config)
     require_patients(data_set, labeled, add)
+    ways = tuple(part.strip() for part in by.split(","))
+    for way in ways:
+        require_way(way)
     options = " ".join((preset or config.preset, f"labeled={labeled}", f"add={add}", *(set_ or ())))
     planned = [
         Labelling(
             Draw(data.resolve().name, method, seed, options),
             replace(config, seed=seed, train=replace(config.train, method=method)),
             add,
+            ways,
         )
         for seed in _numbers(seeds)
         for method in _methods(methods)

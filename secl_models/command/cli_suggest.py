@@ -34,6 +34,9 @@ def suggest(
     checkpoint: CheckpointOption,
     data: DataOption,
     count: Annotated[int, typer.Option(help="Patients to label next.")] = 2,
+    by: Annotated[
+        str, typer.Option(help="`typical` of each look, for the first few labels, or in most `doubt`, for later ones.")
+    ] = "doubt",
     out: Annotated[Path, typer.Option(help="Folder for suggest.csv and suggest.html.")] = Path("suggest"),
     device: DeviceOption = "auto",
     set_: SpacingOption = None,
@@ -42,24 +45,25 @@ def suggest(
 ) -> None:
     """Name the patients that are worth labelling next.
 
-    Student, teacher and their mirrored answers vote on every patient without a label. In doubt are those in whom no
-    vote shows a structure that every labelled patient has, then those on whom the votes are furthest apart. The more
-    doubtful half is put into as many groups of alike looks as patients are asked for, and the most doubtful patient of
-    each group is suggested. The page shows the slices that the networks are unsure of.
+    The patients without a label are put into as many groups of alike looks as are asked for; the most typical of each
+    is suggested. With --by doubt the groups are those of the half in most doubt, and the most doubtful of each is:
+    first those in whom no network sees a structure that every labelled patient has, then those on whom student,
+    teacher and their mirrored answers are furthest apart. The page shows the slices that the networks are unsure of.
     """
     speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set
     from secl_models.inference.metrics import structure_names
-    from secl_models.inference.suggest import Committee
+    from secl_models.inference.suggest import Committee, require_way
     from secl_models.inference.suggest import suggest as rank
     from secl_models.method.device import choose_device
     from secl_models.report.suggestions import write_suggestions
 
+    require_way(by)
     data_set = read_data_set(data, spacing_from(set_))
     committee = Committee.of(checkpoint, choose_device(device))
     with progress_bar("asking the networks") as progress:
-        candidates = rank(checkpoint, data_set, count, committee=committee, progress=progress)
-    files = write_suggestions(candidates, committee, data_set, out)
+        candidates = rank(checkpoint, data_set, count, committee=committee, by=by, progress=progress)
+    files = write_suggestions(candidates, committee, data_set, out, by)
     print_table(_table(candidates, structure_names(committee.teacher.classes)))
     for file in files:
         typer.echo(f"Wrote {file}")

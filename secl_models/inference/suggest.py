@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which patients to label next: those that the networks of a run disagree on, spread over what images look like."""
+"""Which patients to label next, spread over what images look like: typical ones, or those that networks disagree on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from secl_models.method.checkpoint import LoadedModel, load_model
 from secl_models.method.output import Output
 from secl_models.options.errors import InputError, fitting
 
+DOUBT, TYPICAL = "doubt", "typical"
+WAYS = (DOUBT, TYPICAL)
 FEWEST = 3  # candidates for each patient that is asked for, among which looks decide
 MOST_SLICES = 16  # of a volume that are looked at for its looks
 
@@ -56,7 +58,7 @@ class Candidate:
         looks: Of each case.
         disagreement: Mean over the cases.
         missing: Class indices of the structures that every labelled patient has and no network sees in this one.
-        group: Of alike images; None where the disagreement is too small to be looked at.
+        group: Of alike images; None where the doubt is too small to be looked at.
         suggested: Whether to label this patient.
     """
 
@@ -183,6 +185,7 @@ def suggest(
     count: int,
     *,
     committee: Committee,
+    by: str = DOUBT,
     seed: int = 0,
     among: Collection[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -194,6 +197,7 @@ def suggest(
         data: The data set that the run was trained on.
         count: Patients to suggest.
         committee: The networks of the run.
+        by: One of `WAYS`, see `choose`.
         seed: Of the grouping.
         among: Patients who may be suggested; None: all without a label.
         progress: Called after each case with the number done and the number of all.
@@ -202,8 +206,9 @@ def suggest(
         All candidates, the suggested first, then those in whom most structures are missing, then by disagreement.
 
     Raises:
-        InputError: No run, no unlabelled case, or fewer unlabelled patients than asked for.
+        InputError: No run, no unlabelled case, fewer unlabelled patients than asked for, or another way.
     """
+    require_way(by)
     data = as_trained(data, committee.teacher.config.data.spacing_from)
     require_classes(committee.teacher, data, run)
     split = load_split((run if run.is_dir() else run.parent) / "split.json", data)
@@ -219,7 +224,7 @@ def suggest(
         if progress is not None:
             progress(done, len(cases))
     expected = _in_every_patient(split.labeled, data)
-    return choose([candidate_of(patient, found, expected) for patient, found in looks.items()], count, seed)
+    return choose([candidate_of(patient, found, expected) for patient, found in looks.items()], count, by, seed)
 
 
 def candidate_of(patient: str, looks: Sequence[Look], expected: Collection[int] = ()) -> Candidate:
@@ -244,31 +249,48 @@ def _in_every_patient(cases: Iterable[Case], data: DataSet) -> set[int]:
     return {index for index in set.intersection(*shown.values()) if index > 0}
 
 
-def choose(candidates: Sequence[Candidate], count: int, seed: int = 0) -> list[Candidate]:
-    """Of the half that is disagreed on most, the most doubtful patient in each of `count` groups of looks.
+def require_way(by: str) -> None:
+    """Refuse another way of choosing than those of `WAYS`.
 
-    Networks that overlook a structure agree: where one is missing, the patient is more doubtful than any disagreement
-    makes one. The groups are those of k-means on pooled features, each brought to unit variance.
+    Args:
+        by: Its name.
+
+    Raises:
+        InputError: It is another word.
+    """
+    if by not in WAYS:
+        raise InputError("--by", rule=" or ".join(WAYS), got=by, cure="ask for one of them")
+
+
+def choose(candidates: Sequence[Candidate], count: int, by: str = DOUBT, seed: int = 0) -> list[Candidate]:
+    """One patient of each of `count` groups of looks: the most typical one, or the most doubtful one.
+
+    The groups are those of k-means on pooled features, each brought to unit variance. `typical` takes the patient
+    nearest to the mean of each group, as suits the first few labels (Hacohen et al., Active Learning on a Budget, ICML
+    2022). `doubt` groups the half of the patients in most doubt. Networks that overlook a structure agree: where one
+    is missing, the patient is more doubtful than any disagreement makes one.
 
     Args:
         candidates: Patients.
         count: How many to suggest, at most as many as there are.
+        by: One of `WAYS`.
         seed: Of k-means.
 
     Returns:
         All of them, the suggested first, then by doubt.
     """
     ranked = sorted(candidates, key=lambda each: (-len(each.missing), -each.disagreement, each.patient))
-    doubtful, clear = _halves(ranked, count)
-    groups = _groups(np.stack([_pooled(each) for each in doubtful]), count, seed)
-    first = {group: number for number, group in reversed(list(enumerate(groups)))}
+    looked, clear = _halves(ranked, count) if by == DOUBT else (ranked, [])
+    groups, distances = _groups(np.stack([_pooled(each) for each in looked]), count, seed)
+    order = range(len(looked)) if by == DOUBT else np.argsort(distances, kind="stable").tolist()
+    first = {groups[number]: number for number in reversed(order)}
     chosen = set(first.values())
-    for number in range(len(doubtful)):  # fewer groups than asked for where images are alike
+    for number in order:  # fewer groups than asked for where images are alike
         if len(chosen) < count:
             chosen.add(number)
     marked = [
         replace(each, group=group, suggested=number in chosen)
-        for number, (each, group) in enumerate(zip(doubtful, groups, strict=True))
+        for number, (each, group) in enumerate(zip(looked, groups, strict=True))
     ]
     return sorted([*marked, *clear], key=lambda each: not each.suggested)
 
@@ -278,12 +300,15 @@ def _halves(ranked: Sequence[Candidate], count: int) -> tuple[Sequence[Candidate
     return ranked[:kept], ranked[kept:]
 
 
-def _groups(features: npt.NDArray[np.float32], count: int, seed: int) -> list[int]:
-    """Number of the group of each row [n, C]; at most `count` groups."""
+def _groups(
+    features: npt.NDArray[np.float32], count: int, seed: int
+) -> tuple[list[int], npt.NDArray[np.floating[Any]]]:
+    """Number of the group of each row [n, C], at most `count` groups, and its distance from the mean of the group."""
     spread = features.std(0)
     scaled = (features - features.mean(0)) / np.where(spread > 0, spread, 1)
     different = min(count, len(np.unique(scaled, axis=0)))
-    return [int(group) for group in KMeans(different, n_init=10, random_state=seed).fit(scaled).labels_]
+    found = KMeans(different, n_init=10, random_state=seed).fit(scaled)
+    return found.labels_.tolist(), np.linalg.norm(scaled - found.cluster_centers_[found.labels_], axis=1)
 
 
 def _pooled(candidate: Candidate) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ from secl_models.data.tables import write_table
 from secl_models.data.volumes import load_volume
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.palette import COLOURS
-from secl_models.inference.suggest import Candidate, Committee, Look
+from secl_models.inference.suggest import DOUBT, TYPICAL, Candidate, Committee, Look
 from secl_models.inference.windows import segment_volume
 from secl_models.options.errors import writing
 from secl_models.report.elements import legend, render
@@ -24,6 +24,10 @@ from secl_models.report.pictures import doubt
 
 TABLE, PAGE = "suggest.csv", "suggest.html"
 NAMED = 5  # patients in the heading
+SUBTITLES = {
+    DOUBT: "The half of the patients in most doubt, one of each of {} looks",
+    TYPICAL: "The most typical patient of each of {} looks",
+}
 AGAIN = "call it again: what was written before stays"
 
 
@@ -39,7 +43,9 @@ class SuggestionRow:
     cases: str
 
 
-def write_suggestions(candidates: Sequence[Candidate], committee: Committee, data: DataSet, out: Path) -> list[Path]:
+def write_suggestions(
+    candidates: Sequence[Candidate], committee: Committee, data: DataSet, out: Path, by: str = DOUBT
+) -> list[Path]:
     """Write the table of all candidates, and a page that shows where the suggested ones are in doubt.
 
     Args:
@@ -47,6 +53,7 @@ def write_suggestions(candidates: Sequence[Candidate], committee: Committee, dat
         committee: The networks that voted.
         data: The data set.
         out: Folder; made where missing.
+        by: How they were chosen.
 
     Returns:
         The files written.
@@ -60,7 +67,7 @@ def write_suggestions(candidates: Sequence[Candidate], committee: Committee, dat
         refuse_unlisted(out, [file.name for file in files])
         remove_partial(out, [file.name for file in files])
         structures = structure_names(committee.teacher.classes)
-        page = render("suggestions.html.j2", _context(candidates, committee, data))
+        page = render("suggestions.html.j2", _context(candidates, committee, data, by))
         with writing(out, AGAIN):
             note_written(out, *(file.name for file in files))
             write_table(files[0], SuggestionRow, (_row(each, structures) for each in candidates))
@@ -89,7 +96,7 @@ def _row(candidate: Candidate, structures: Sequence[str]) -> SuggestionRow:
     )
 
 
-def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSet) -> dict[str, Any]:
+def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSet, by: str) -> dict[str, Any]:
     suggested = [candidate for candidate in candidates if candidate.suggested]
     structures = structure_names(committee.teacher.classes)
     rows = [
@@ -102,7 +109,8 @@ def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSe
     return {
         "title": "Whom to label next",
         "heading": f"Label next: {', '.join(names[:NAMED])}{more}",
-        "subtitle": f"The half of the patients that is disagreed on most, one of each of {len(suggested)} looks",
+        "subtitle": SUBTITLES[by].format(len(suggested)),
+        "by": by,
         "figures": [
             {"name": "suggested", "value": str(len(suggested)), "unit": ""},
             {"name": "patients without a label", "value": str(len(candidates)), "unit": ""},

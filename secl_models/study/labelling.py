@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether it pays to label the patients that a run suggests: beside as many at random, in paired draws.
 
-In each draw a method is trained with a few labelled patients, then again with some more: once those that the first run
-suggests, once others at random. All three runs of a draw begin with the same weights and are scored on the same
-patients; finished runs are rows of a CSV file and are not repeated.
+In each draw a method is trained with a few labelled patients, then again with some more: once with others at random,
+and once with those that the first run suggests, in each way that it can. All runs of a draw begin with the same weights
+and are scored on the same patients; finished runs are rows of a CSV file and are not repeated.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from secl_models.data.splits import drawn_order, labelable, split_with
 from secl_models.data.tables import write_table
 from secl_models.inference.evaluate import evaluate
 from secl_models.inference.metrics import MEAN
-from secl_models.inference.suggest import Committee, suggest
+from secl_models.inference.suggest import WAYS, Committee, suggest
 from secl_models.method.checkpoint import LAST
 from secl_models.method.device import choose_device
 from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig
-from secl_models.study.labelling_rows import FIRST, RANDOM, SUGGESTED, Draw, LabellingRow, read_labelling
+from secl_models.study.labelling_rows import FIRST, RANDOM, Draw, LabellingRow, read_labelling
 from secl_models.train.run import train
 from secl_models.train.run_folder import RunSummary
 
@@ -36,11 +36,13 @@ class Labelling:
         draw: Its key.
         config: All options of its runs; the method and the seed are those of the draw, `labeled` the first patients.
         more: Patients that are labelled then.
+        ways: In which they are suggested, of `inference.suggest.WAYS`.
     """
 
     draw: Draw
     config: RunConfig
     more: int
+    ways: tuple[str, ...] = WAYS
 
 
 def require_patients(data: DataSet, first: int, more: int) -> None:
@@ -87,7 +89,7 @@ def run_labelling(
             for row in _missing_rows(each, data, out, read_labelling(file)):
                 write_table(file, LabellingRow, [*read_labelling(file), row])
                 report(f"[draw {number} of {len(planned)}] {row.method}, seed {row.seed}, {_told(row)}")
-            for choice in (FIRST, RANDOM, SUGGESTED):
+            for choice in (FIRST, RANDOM, *each.ways):
                 remove_written(_folder(each, out, choice), whole=True)
         return read_labelling(file)
 
@@ -108,16 +110,17 @@ def _missing_rows(
         yield _run(labelling, FIRST, start, data, out)
     if RANDOM not in finished:
         yield _run(labelling, RANDOM, order[: first + more], data, out)
-    if SUGGESTED not in finished:
-        _train(labelling, FIRST, start, data, out)  # where it was removed since; a finished one is left as it is
-        chosen = _suggested(_folder(labelling, out, FIRST), data, order[first:], labelling)
-        yield _run(labelling, SUGGESTED, [*start, *chosen], data, out)
+    for way in labelling.ways:
+        if way not in finished:
+            _train(labelling, FIRST, start, data, out)  # where it was removed since; a finished one is left as it is
+            chosen = _suggested(_folder(labelling, out, FIRST), data, order[first:], labelling, way)
+            yield _run(labelling, way, [*start, *chosen], data, out)
 
 
-def _suggested(run: Path, data: DataSet, among: Collection[str], labelling: Labelling) -> list[str]:
+def _suggested(run: Path, data: DataSet, among: Collection[str], labelling: Labelling, way: str) -> list[str]:
     """The patients that the first run of a draw suggests."""
     committee = Committee.of(run / LAST, choose_device(labelling.config.train.device))
-    found = suggest(run, data, labelling.more, committee=committee, seed=labelling.draw.seed, among=among)
+    found = suggest(run, data, labelling.more, committee=committee, by=way, seed=labelling.draw.seed, among=among)
     return [candidate.patient for candidate in found if candidate.suggested]
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from secl_models.data.tables import read_table
 
-FIRST, RANDOM, SUGGESTED = "first", "random", "suggested"
+FIRST, RANDOM = "first", "random"  # the other choices are those of `inference.suggest.WAYS`
 
 
 class Draw(NamedTuple):
@@ -29,7 +29,7 @@ class LabellingRow:
     method: str
     seed: int
     options: str  # preset and overrides
-    choice: str  # first, random or suggested
+    choice: str  # first, random, or how they were suggested: doubt or typical
     patients: str  # the labelled ones, between semicolons
     dice: float
     hd95: float

@@ -10,23 +10,25 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from secl_models.inference.suggest import WAYS
 from secl_models.report.spread import Spread, bootstrap
-from secl_models.study.labelling_rows import FIRST, RANDOM, SUGGESTED, LabellingRow
+from secl_models.study.labelling_rows import FIRST, RANDOM, LabellingRow
 
 COLUMNS = (
-    "data", "method", "draws", "first, Dice %", "random, Dice %", "suggested, Dice %", "suggested - random",
+    "data", "method", "suggested by", "draws", "first, Dice %", "random, Dice %", "suggested, Dice %", "gain",
     "95 %, paired t", "95 %, bootstrap", "draws won",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method on one data set, over the draws of which all three runs are finished.
+    """One method and one way of suggesting on one data set, over the draws of which all three runs are finished.
 
     Attributes:
         data: Name of the data set.
         method: As in `secl train --method`.
         options: Preset and overrides.
+        way: In which the patients were suggested.
         dice: Over the draws, by choice, percent.
         gain: Suggested minus random, Dice points, paired by draw.
         resampled: 95 % interval of the mean gain by resampling draws; None for fewer than three.
@@ -36,6 +38,7 @@ class Comparison:
     data: str
     method: str
     options: str
+    way: str
     dice: dict[str, Spread]
     gain: Spread
     resampled: tuple[float, float] | None
@@ -43,7 +46,7 @@ class Comparison:
 
 
 def compare(rows: Sequence[LabellingRow]) -> list[Comparison]:
-    """One comparison for each data set, method and set of options, in the order in which they first occur.
+    """One comparison for each data set, method, set of options and way, in the order in which they first occur.
 
     Args:
         rows: Rows of such a study; draws of which a run is missing do not enter.
@@ -54,13 +57,14 @@ def compare(rows: Sequence[LabellingRow]) -> list[Comparison]:
         by_seed.setdefault(row.seed, {})[row.choice] = row.dice
     found = []
     for (data, method, options), by_seed in draws.items():
-        whole = [dice for dice in by_seed.values() if {FIRST, RANDOM, SUGGESTED} <= set(dice)]
-        gains = [dice[SUGGESTED] - dice[RANDOM] for dice in whole]
-        spreads = {choice: Spread.of([dice[choice] for dice in whole]) for choice in (FIRST, RANDOM, SUGGESTED)}
-        gain, dice = Spread.of(gains), {choice: spread for choice, spread in spreads.items() if spread}
-        if gain is not None:
-            won = sum(each > 0 for each in gains)
-            found.append(Comparison(data, method, options, dice, gain, bootstrap(gains), won))
+        for way in WAYS:
+            whole = [dice for dice in by_seed.values() if {FIRST, RANDOM, way} <= set(dice)]
+            gains = [dice[way] - dice[RANDOM] for dice in whole]
+            spreads = {choice: Spread.of([dice[choice] for dice in whole]) for choice in (FIRST, RANDOM, way)}
+            gain, dice = Spread.of(gains), {choice: spread for choice, spread in spreads.items() if spread}
+            if gain is not None:
+                won = sum(each > 0 for each in gains)
+                found.append(Comparison(data, method, options, way, dice, gain, bootstrap(gains), won))
     return found
 
 
@@ -73,8 +77,8 @@ def labelling_markdown(rows: Sequence[LabellingRow]) -> str:
     Returns:
         Lines with a trailing newline.
     """
-    rule = ["---" if name in ("data", "method") else "---:" for name in COLUMNS]
-    lines = [COLUMNS, rule, *((each.data, each.method, *_figures(each)) for each in compare(rows))]
+    rule = ["---" if name in ("data", "method", "suggested by") else "---:" for name in COLUMNS]
+    lines = [COLUMNS, rule, *((each.data, each.method, each.way, *_figures(each)) for each in compare(rows))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -88,21 +92,23 @@ def labelling_table(rows: Sequence[LabellingRow]) -> Table:
         A rich table.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = "test patients, last checkpoint, Dice %, mean ± SD over n draws; gain: suggested - random, paired"
-    names = ("method", "n", "first", "random", "suggested", "gain", "95 %, t", "won")
-    for name in names:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name != "method")
-    for each in compare(rows):
-        draws, first, random, suggested, gain, by_t, _, won = _figures(each)
-        table.add_row(f"{escape(each.method)} ({escape(each.data)})", draws, first, random, suggested, gain, by_t, won)
+    table.caption = "test patients, last checkpoint, mean Dice % over n draws; gain: suggested - random, paired by draw"
+    for name in ("method", "by", "n", "first", "random", "suggested", "gain", "95 %, t", "won"):
+        table.add_column(name, justify="left" if name in ("method", "by") else "right", no_wrap=name != "method")
+    found = compare(rows)
+    for each in found:
+        title = each.method if len({other.data for other in found}) == 1 else f"{each.method} ({each.data})"
+        means = (f"{each.dice[choice].mean:.1f}" for choice in (FIRST, RANDOM, each.way))
+        gain, (*_, by_t, _, won) = f"{each.gain.mean:+.1f}", _figures(each)
+        table.add_row(escape(title), each.way, str(each.gain.count), *means, gain, by_t, won)
     return table
 
 
 def _figures(each: Comparison) -> tuple[str, ...]:
-    """The cells of `COLUMNS` behind data and method."""
+    """The cells of `COLUMNS` behind data, method and way."""
     return (
         str(each.gain.count),
-        *(each.dice[choice].text() for choice in (FIRST, RANDOM, SUGGESTED)),
+        *(each.dice[choice].text() for choice in (FIRST, RANDOM, each.way)),
         each.gain.text(sign=True),
         _interval(each.gain.interval()),
         _interval(each.resampled),

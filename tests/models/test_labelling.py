@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from typer.testing import CliRunner
 from secl_models.command.cli import app
 from secl_models.data.cases import DataSet
 from secl_models.data.splits import drawn_order, labelable, make_split, split_with
+from secl_models.inference.suggest import DOUBT, TYPICAL, WAYS
 from secl_models.options.errors import InputError
 from secl_models.study import labelling as study
 from secl_models.study.labelling import Labelling, require_patients, run_labelling
-from secl_models.study.labelling_rows import FIRST, RANDOM, SUGGESTED, Draw, LabellingRow, read_labelling
+from secl_models.study.labelling_rows import FIRST, RANDOM, Draw, LabellingRow, read_labelling
 from secl_models.study.labelling_table import compare, labelling_markdown
 from secl_models.train.run import train
 from tests.models.runs import TINY, tiny_config, tiny_run
@@ -26,8 +28,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return tiny_run(tmp_path_factory).data
 
 
-def _labelling(seed: int = 0) -> Labelling:
-    return Labelling(Draw("data", "supervised", seed, "demo"), replace(tiny_config(), labeled=1, seed=seed), 2)
+def _labelling(seed: int = 0, ways: tuple[str, ...] = WAYS) -> Labelling:
+    return Labelling(Draw("data", "supervised", seed, "demo"), replace(tiny_config(), labeled=1, seed=seed), 2, ways)
 
 
 def _row(seed: int, choice: str, dice: float, method: str = "supervised") -> LabellingRow:
@@ -36,11 +38,11 @@ def _row(seed: int, choice: str, dice: float, method: str = "supervised") -> Lab
 
 def test_a_draw_has_three_runs_that_share_their_first_patients(data: DataSet, tmp_path: Path) -> None:
     rows = run_labelling([_labelling()], data, tmp_path / "runs", tmp_path / "rows.csv")
-    assert [row.choice for row in rows] == [FIRST, RANDOM, SUGGESTED]
-    first, random, suggested = (row.patients.split(";") for row in rows)
-    assert [len(first), len(random), len(suggested)] == [1, 3, 3]
-    assert first == random[:1] == suggested[:1]
-    assert set(suggested) <= set(labelable(data))
+    assert [row.choice for row in rows] == [FIRST, RANDOM, DOUBT, TYPICAL]
+    first, random, *suggested = (row.patients.split(";") for row in rows)
+    assert [len(first), len(random), *map(len, suggested)] == [1, 3, 3, 3]
+    assert all(first == found[:1] for found in (random, *suggested))
+    assert all(set(found) <= set(labelable(data)) for found in suggested)
     assert random == drawn_order(labelable(data), 0)[:3]
     assert list((tmp_path / "runs").glob("data-*")) == []  # what is a row needs no folder
     assert all(row.steps == 6 and 0 <= row.dice <= 100 for row in rows)
@@ -48,7 +50,8 @@ def test_a_draw_has_three_runs_that_share_their_first_patients(data: DataSet, tm
 
 def test_no_row_is_run_again(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "rows.csv"
-    whole = run_labelling([_labelling()], data, tmp_path / "whole", tmp_path / "whole.csv")
+    one_way = _labelling(ways=(DOUBT,))
+    whole = run_labelling([one_way], data, tmp_path / "whole", tmp_path / "whole.csv")
     trained: list[str] = []
 
     def counting(*args: object, **options: object) -> object:
@@ -59,16 +62,16 @@ def test_no_row_is_run_again(data: DataSet, tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(study, "train", counting)
     with pytest.raises(KeyboardInterrupt):
-        run_labelling([_labelling()], data, tmp_path / "runs", file)
+        run_labelling([one_way], data, tmp_path / "runs", file)
     assert [row.choice for row in read_labelling(file)] == [FIRST, RANDOM]
     trained.extend(["", ""])
-    again = run_labelling([_labelling()], data, tmp_path / "runs", file)
+    again = run_labelling([one_way], data, tmp_path / "runs", file)
     assert [(row.choice, row.patients, row.dice) for row in again] == [
         (row.choice, row.patients, row.dice) for row in whole
     ]
     assert not any(RANDOM in folder for folder in trained[3:])
     trained.clear()
-    assert run_labelling([_labelling()], data, tmp_path / "runs", file) == again
+    assert run_labelling([one_way], data, tmp_path / "runs", file) == again
     assert trained == []
 
 
@@ -86,7 +89,7 @@ def test_differences_are_paired_by_draw() -> None:
     rows = [
         _row(seed, choice, dice)
         for seed, gain in gains.items()
-        for choice, dice in ((FIRST, 50.0), (RANDOM, 60.0 + 10 * seed), (SUGGESTED, 60.0 + 10 * seed + gain))
+        for choice, dice in ((FIRST, 50.0), (RANDOM, 60.0 + 10 * seed), (DOUBT, 60.0 + 10 * seed + gain))
     ]
     rows.append(_row(3, RANDOM, 0.0))  # a draw that is not finished
     (found,) = compare(rows)
@@ -96,7 +99,8 @@ def test_differences_are_paired_by_draw() -> None:
     assert low == pytest.approx(2 - 4.302653 * 3 / 3**0.5)
     assert high == pytest.approx(2 + 4.302653 * 3 / 3**0.5)
     head, _, line = labelling_markdown(rows).splitlines()
-    assert head.startswith("| data | method | draws |")
+    assert head.startswith("| data | method | suggested by | draws |")
+    assert line.startswith("| heart | supervised | doubt | 3 |")
     assert "| +2.0 ± 3.0 | -5.5 to +9.5 |" in line
     assert line.endswith("| 2 of 3 |")
     assert compare([*rows, _row(0, FIRST, 1.0, "secl+")]) == [found]
@@ -112,15 +116,19 @@ def test_too_few_patients_are_refused(data: DataSet, first: int, more: int) -> N
 
 def test_the_command_runs_the_draws_and_prints_the_table(data: DataSet, tmp_path: Path) -> None:
     options = [part for option in TINY[1:] for part in ("--set", option)]
-    line = ["study", "suggest", "--data", str(data.root), "--preset", "demo", "--methods", "supervised", "--seeds", "0"]
+    line = ["study", "suggest", "--data", str(data.root), "--preset", "demo", "--by", "typical"]
+    line += ["--methods", "supervised", "--seeds", "0"]
     answer = CliRunner().invoke(app, [*line, *options, "--out", str(tmp_path), "--quiet", "--markdown"])
     assert answer.exit_code == 0, answer.output
-    assert "[draw 1 of 1] supervised, seed 0, suggested (" in answer.output
-    assert "| data | supervised | 1 |" in answer.output
+    assert "[draw 1 of 1] supervised, seed 0, typical (" in answer.output
+    assert "| data | supervised | typical | 1 |" in answer.output
     assert len(read_labelling(tmp_path / "suggest.csv")) == 3
     answer = CliRunner().invoke(app, [*line, *options, "--out", str(tmp_path), "--quiet"])
     assert "[draw" not in answer.output
-    assert "supervised (data)" in answer.output
+    assert re.search(r"supervised +typical +1 ", answer.output)
+    wrong = CliRunner().invoke(app, [*line, "--by", "size", "--out", str(tmp_path)])
+    assert wrong.exit_code == 2
+    assert "--by: doubt or typical; got size" in wrong.output
     refused = CliRunner().invoke(app, [*line, "--add", "9", "--out", str(tmp_path)])
     assert refused.exit_code == 2
     assert "--labeled and --add" in refused.output

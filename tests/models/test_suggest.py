@@ -21,6 +21,7 @@ from secl_models.data.tables import read_table
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.suggest import (
+    TYPICAL,
     Candidate,
     Committee,
     Flipped,
@@ -68,6 +69,18 @@ def test_each_look_gives_its_most_doubtful_patient() -> None:
     assert _names(found, suggested=True) == ["a", "c"]  # not b, which looks like a
     assert _names(found, suggested=False) == ["b", "d"]
     assert choose(all_of[::-1], 2) == found
+
+
+def test_the_typical_patient_of_each_look_is_the_one_in_its_middle() -> None:
+    places = {"a": 0.0, "b": 1.0, "c": 2.1, "d": 30.0, "e": 31.0, "f": 32.1}
+    all_of = [_candidate(name, 1 / (1 + place), (place, 0.0)) for name, place in places.items()]
+    found = choose(all_of, 2, TYPICAL)
+    assert _names(found, suggested=True) == ["b", "e"]
+    assert all(each.group is not None for each in found)
+    assert choose(all_of[::-1], 2, TYPICAL) == found
+    assert _names(choose(all_of, 2), suggested=True) != ["b", "e"]
+    alike = [_candidate(name, float(name), (1.0, 2.0)) for name in "12345"]
+    assert len(_names(choose(alike, 3, TYPICAL), suggested=True)) == 3
 
 
 def test_what_is_clear_is_not_suggested_however_it_looks() -> None:
