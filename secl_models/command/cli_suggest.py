@@ -35,7 +35,7 @@ def suggest(
     data: DataOption,
     count: Annotated[int, typer.Option(help="Patients to label next.")] = 2,
     by: Annotated[
-        str, typer.Option(help="`typical` of each look, for the first few labels, or in most `doubt`, for later ones.")
+        str, typer.Option(help="Of each look the patient in most `doubt`, or the most `typical` one.")
     ] = "doubt",
     out: Annotated[Path, typer.Option(help="Folder for suggest.csv and suggest.html.")] = Path("suggest"),
     device: DeviceOption = "auto",
@@ -45,10 +45,12 @@ def suggest(
 ) -> None:
     """Name the patients that are worth labelling next.
 
-    The patients without a label are put into as many groups of alike looks as are asked for; the most typical of each
-    is suggested. With --by doubt the groups are those of the half in most doubt, and the most doubtful of each is:
-    first those in whom no network sees a structure that every labelled patient has, then those on whom student,
-    teacher and their mirrored answers are furthest apart. The page shows the slices that the networks are unsure of.
+    In doubt are first the patients in whom no network sees a structure that every labelled one has, then those on whom
+    student, teacher and, where training mirrored, their mirrored answers are furthest apart. The more doubtful half is
+    put into as many groups of alike looks as are asked for, and the most doubtful of each is suggested. With --by
+    typical the groups are of all, and the most typical of each is. The page
+    shows the slices that the networks are unsure of. Of two patients to be labelled beside one, neither way gave more
+    than patients at random.
     """
     speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set
@@ -61,13 +63,20 @@ def suggest(
     require_way(by)
     data_set = read_data_set(data, spacing_from(set_))
     committee = Committee.of(checkpoint, choose_device(device))
+    known = {case.patient for case in data_set.cases if case.label is not None}
+    unlabeled = {case.patient for case in data_set.cases} - known  # none: to try it, those whose labels were not used
     with progress_bar("asking the networks") as progress:
-        candidates = rank(checkpoint, data_set, count, committee=committee, by=by, progress=progress)
+        candidates = rank(
+            checkpoint, data_set, count, committee=committee, by=by, among=unlabeled or None, progress=progress
+        )
     files = write_suggestions(candidates, committee, data_set, out, by)
     print_table(_table(candidates, structure_names(committee.teacher.classes)))
     for file in files:
         typer.echo(f"Wrote {file}")
-    typer.echo("Next: label these, put the labels beside the others, and train again with --labeled raised by as many.")
+    typer.echo(
+        "Next: label these and train again with --labeled raised by as many. To keep who is tested, list the cases "
+        "in a CSV with `test` and `val` in its column `split`, as in the run's split.json; else all are drawn anew."
+    )
 
 
 def _table(candidates: list[Candidate], structures: Sequence[str]) -> Table:

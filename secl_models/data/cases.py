@@ -37,6 +37,9 @@ class Case:
         return self.series or self.image[0]
 
 
+_ANYBODY_S = ("data", "dataset", "cases", "images", "train")  # names that tell no data set from another
+
+
 @dataclass(frozen=True)
 class DataSet:
     """The cases of a folder and what their files mean.
@@ -62,8 +65,10 @@ class DataSet:
 
     @property
     def name(self) -> str:
-        """That of its folder, or of its CSV file."""
-        return self.root.stem if self.root.is_file() else self.root.resolve().name
+        """That of its folder, or of its CSV file; one that any data set may have, behind that of the folder around."""
+        root = self.root.resolve()
+        own = root.stem if root.is_file() else root.name
+        return f"{root.parent.name}/{own}" if own.lower() in _ANYBODY_S and root.parent.name else own
 
     def files(self) -> list[Path]:
         """Every file of it that is there, read or not."""

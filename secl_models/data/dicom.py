@@ -160,6 +160,9 @@ def read_pixels(frames: Sequence[Frame], what: str) -> npt.NDArray[np.float32]:
         places.setdefault(frame.file, []).append(place)
     for file, own in places.items():
         stored = _decoded(file, f"{what}, image {frames[own[0]].number}")
+        if len(stored) <= max(frames[place].index for place in own):
+            rule, got = "an object holds the pixels of all its frames", f"{len(stored)} frames of pixels"
+            raise InputError(what, rule=rule, got=got, cure="copy or export the series again")
         for place in own:
             voxels[place] = _scaled(stored[frames[place].index], frames[place], what)
     return voxels.transpose(2, 1, 0)
@@ -182,6 +185,9 @@ def _frames(about: Any, file: Path, what: str) -> list[Frame]:
             cure = "convert it to NIfTI with the tool of its maker"
             raise InputError(what, rule=rule, got=f"{count} frames without them", cure=cure)
         return [_frame([about], about, file, 0, int(about.get("InstanceNumber") or 0), what)]
+    if len(own) != count:
+        rule, got = "an object has a functional group for each frame", f"{len(own)} for {count} frames"
+        raise InputError(what, rule=rule, got=got, cure="export the series again, or choose another with --series")
     shared = [item for group in about.get("SharedFunctionalGroupsSequence") or [] for item in _items(group)]
     return [_frame([*_items(group), *shared, about], about, file, n, n + 1, what) for n, group in enumerate(own)]
 

@@ -30,6 +30,9 @@ from secl_models.options.spacing import AUTO
 
 CARDIAC = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}  # ACDC, the set of the SSL4MIS lists
 DECATHLON_PARTS = ("dataset.json", "imagesTr", "labelsTr")
+TABLE_EXAMPLE = (
+    "cases.csv: `image,label,patient,split` and a line such as `images/a.nii,labels/a.nii,A,` for each image"
+)
 SSL4MIS_PARTS = ("train_slices.list", "val.list", "test.list")
 
 
@@ -78,7 +81,7 @@ def _recognised(root: Path) -> DataSet:
         root,
         rule="the folder has a Decathlon / nnU-Net, SSL4MIS or CSV layout",
         got=got,
-        cure="add the missing parts, or name the folder above or below",
+        cure=f"add the missing parts, name the folder above or below, or write a table there, as {TABLE_EXAMPLE}",
     )
 
 

@@ -92,6 +92,16 @@ def turn_between(orientation: tuple[float, ...] | None, own: tuple[float, ...] |
     return Turn(order, tuple(sorted(axis for wanted, axis in enumerate(order) if cosines[wanted, axis] < 0)))
 
 
+def untold(orientation: tuple[float, ...] | None, volume: Volume) -> bool:
+    """Whether of network and volume one alone knows how its axes run, so that neither can be turned to the other.
+
+    Args:
+        orientation: As for `turn_to`.
+        volume: As read.
+    """
+    return (orientation is None) != (directions(volume) is None) and volume.image.ndim == 4
+
+
 def thick_axis(volume: Volume) -> int | None:
     """The stored axis across thick slices; None where no side of a voxel is far longer than both others."""
     if volume.spacing is None or len(volume.spacing) < 3:

@@ -362,14 +362,15 @@ def _like_rank(label: _Stored, rank: int) -> _Stored:
 
 def _require_same_grid(first: _Stored, second: _Stored, first_path: Path, second_path: Path) -> None:
     """Equal shapes, and no corner of the grid further apart than a small share of a voxel."""
+    cure = f"resample it to {first_path.name}"
     shapes = first.array.shape[1:], second.array.shape[1:]
     if shapes[0] != shapes[1]:
         got, rule = f"{shapes[1]} and {shapes[0]}", f"the shape is that of {first_path.name}"
-        raise InputError(second_path, rule=rule, got=got, cure="resample the label to the image")
+        raise InputError(second_path, rule=rule, got=got, cure=cure)
     extent = np.array([*(size - 1 for size in shapes[0]), *[0] * (3 - len(shapes[0]))])
     corners = np.array(np.meshgrid(*([0, size] for size in extent))).reshape(3, -1).T
     difference = first.affine - second.affine
     gap = np.abs(corners @ difference[:3, :3].T + difference[:3, 3]).max()
     if gap > GRID_TOLERANCE * voxel_sides(first.affine).min():
         rule, got = f"the affine is that of {first_path.name}", f"corners up to {gap:.3g} mm apart"
-        raise InputError(second_path, rule=rule, got=got, cure="resample the label to the image, or copy its header")
+        raise InputError(second_path, rule=rule, got=got, cure=f"{cure}, or copy its header")

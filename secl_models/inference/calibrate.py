@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from secl_models.data.batch import IGNORED
 from secl_models.data.cases import Case, DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial
@@ -137,11 +138,12 @@ class _Work:
 
     def _expected(self, case: Case, probabilities: Tensor, label: npt.NDArray[np.int64]) -> list[Expected]:
         """Every structure of a case that has a true Dice and an expected one."""
+        known = torch.as_tensor(label != IGNORED)
         called = probabilities.argmax(0)
         scores = score_case(called.numpy(), label, self.model.classes, None, case.unlabeled)
         found = []
         for index, score in enumerate(scores, start=1):
-            mask, p = called == index, probabilities[index].double()
+            mask, p = (called == index) & known, probabilities[index].double() * known
             expected = expected_dice(float(p[mask].sum()), int(mask.sum()), float(p.sum()))
             if expected is not None and score.dice is not None:
                 found.append(Expected(case.name, score.structure, expected, score.dice))
@@ -149,7 +151,7 @@ class _Work:
 
 
 def near_structures(probabilities: Tensor, label: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """The voxels of one image that are held against the truth: in a box around its structures, evenly thinned out.
+    """The voxels of one image that are held against the truth: those in a box around its structures, at most `MOST`.
 
     Args:
         probabilities: [K + 1, *spatial].
@@ -167,7 +169,10 @@ def near_structures(probabilities: Tensor, label: npt.NDArray[np.int64]) -> tupl
     near = _box(((truth > 0) | (probabilities.argmax(0) > 0)).numpy())
     chosen = torch.zeros_like(truth, dtype=torch.bool)
     chosen[near] = truth[near] >= 0
-    place = torch.nonzero(chosen.flatten()).squeeze(1)[:: max(1, -(-int(chosen.sum()) // MOST))]
+    place = torch.nonzero(chosen.flatten()).squeeze(1)
+    if len(place) > MOST:  # drawn: every n-th voxel may be of one slice again and again
+        drawn = torch.randperm(len(place), generator=torch.Generator().manual_seed(0))[:MOST]
+        place = place[drawn.sort().values]
     return probabilities.flatten(1)[:, place], truth.flatten()[place]
 
 

@@ -121,8 +121,8 @@ def load_calibration(checkpoint: Path) -> Calibration | None:
     return found
 
 
-def temperature_of(checkpoint: Path) -> float:
-    """The temperature of a calibrated checkpoint.
+def calibration_of(checkpoint: Path) -> Calibration:
+    """The calibration of a checkpoint that has to have one.
 
     Raises:
         InputError: It was not calibrated.
@@ -131,4 +131,4 @@ def temperature_of(checkpoint: Path) -> float:
     if found is None:
         cure = f"secl calibrate --checkpoint {checkpoint} --data DIR, with the data of the training"
         raise InputError("--uncertainty", rule="a checkpoint that was calibrated", got=checkpoint, cure=cure)
-    return found.temperature
+    return found

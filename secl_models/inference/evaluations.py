@@ -54,7 +54,7 @@ class Evaluation:
     split: str
     cases: tuple[CaseScores, ...]
     seconds: float
-    step: int | None = None  # optimiser steps of the checkpoint; None where it was read from CSV
+    step: int | None = None  # optimiser steps of the checkpoint, if known
     one_part: tuple[str, ...] = ()  # structures of which the largest part alone was scored
 
     @property
@@ -121,7 +121,21 @@ def load_evaluation(run: Path, split: str = "test", checkpoint: str = "last") ->
     if not cases:
         raise InputError(file, rule="the scores of at least one case", got="none", cure="evaluate the run again")
     found = tuple(CaseScores(*key, tuple(scores)) for key, scores in cases.items())
-    return Evaluation(checkpoint, split, found, math.nan)
+    return Evaluation(checkpoint, split, found, math.nan, _step(run, split, checkpoint))
+
+
+def _step(run: Path, split: str, checkpoint: str) -> int | None:
+    """Optimiser steps of the checkpoint that was scored, by the latest summary that says so."""
+    stem = f"evaluation_{split}"
+    found = [file for name in (stem, f"{stem}_{checkpoint}") if (file := run / f"{name}.json").is_file()]
+    for file in sorted(found, key=lambda each: -each.stat().st_mtime_ns):
+        try:
+            step = json.loads(file.read_text(encoding="utf-8"))[checkpoint]["step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(step, int):
+            return step
+    return None
 
 
 def evaluation_table(results: Sequence[Evaluation]) -> Table:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import numpy.typing as npt
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial, written
 from secl_models.data.formats import NIFTI_SUFFIXES, file_stem, suffix_of
-from secl_models.data.orientation import cut_across
+from secl_models.data.orientation import cut_across, directions, untold
 from secl_models.data.probabilities import ProbabilityFile
 from secl_models.data.stack import load_series
 from secl_models.data.volumes import Volume, count_channels, load_volume
-from secl_models.inference.calibrations import temperature_of
+from secl_models.inference.calibrations import Calibration, calibration_of
 from secl_models.inference.images import images_of, targets_of
 from secl_models.inference.outputs import save
 from secl_models.inference.parts import parts_to_keep
@@ -111,9 +111,10 @@ def predict(
     cases = images.cases
     targets = dict(zip(cases, targets_of(images, source, out), strict=True))
     spacing_from = model.config.data.spacing_from if spacing_from == AUTO else spacing_from
-    temperature = temperature_of(checkpoint) if uncertainty else None
+    calibration = calibration_of(checkpoint) if uncertainty else None
+    temperature = None if calibration is None else calibration.temperature
     settings = Settings(digest(checkpoint), axes, probabilities, largest_component, spacing_from, temperature)
-    work = _Work(model, settings, source, parts_to_keep(largest_component, model))
+    work = _Work(model, settings, source, parts_to_keep(largest_component, model), calibration)
     files = [file for target in targets.values() for file in work.files(target)]
     refuse_writing_over((image for case in cases for image in case.image), *files)
     _refuse_shared(files)
@@ -146,6 +147,8 @@ class _Work:
     settings: Settings
     source: Path
     one_part: Collection[int]  # structures of which the largest part is kept
+    calibration: Calibration | None  # None: no uncertainty is asked for
+    told: set[str] = field(default_factory=set)  # what is said once
 
     def files(self, target: Path) -> list[Path]:
         """All that is written for one image."""
@@ -164,17 +167,31 @@ class _Work:
         if model.config.data.dims == 2 and cut_across(model.preprocess.orientation, volume):
             sentence = f"{case.what}: its slices lie across those of the training images, or more than 45 degrees off"
             tell("note", sentence, level=logging.WARNING, case=case.name)
+        if untold(model.preprocess.orientation, volume) and "axes" not in self.told:
+            self.told.add("axes")
+            tell("note", _untold(case, volume), level=logging.WARNING, case=case.name)
         with writing(target, GO_ON):
             if listed:
                 note_written(target.parent, *(file.name for file in self.files(target)))
             beside = probabilities_path(target) if settings.probabilities else None
-            doubt = None if settings.temperature is None else Doubt(model, volume, settings.temperature)
+            doubt = None if self.calibration is None else Doubt(model, volume, self.calibration)
             label = _segment(model, volume, settings.flips, beside, doubt)
             keep_largest(label, self.one_part)
             if doubt is not None:
                 save_doubt(doubt, label, target)
             save(target, label, volume, model.classes)
         return target
+
+
+def _untold(case: Case, volume: Volume) -> str:
+    """What is said of the first image that cannot be turned to those of the training."""
+    told = "it does not say how its axes run (h5), and the training images did"
+    if directions(volume) is not None:
+        told = "training took its images as they were stored (h5, or data.orientation=null)"
+    return (
+        f"{case.what}: {told}, so that it is segmented as it is stored. Look at the result: "
+        "an h5 file of SSL4MIS is a NIfTI image whose first two axes were exchanged."
+    )
 
 
 def _segment_folder(

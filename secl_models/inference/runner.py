@@ -66,6 +66,10 @@ def read(sources: Sequence[Path], model: dict[str, Any]) -> tuple[Any, Any, Any]
     arrays = [np.asanyarray(image.dataobj) for image in images]
     arrays = [array.reshape(*(*array.shape, 1, 1)[:3], -1) for array in arrays]
     require(len({array.shape[:3] for array in arrays}) == 1, "the channels differ in shape")
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in arrays[0].shape[:3]), [1.0])))
+    apart = max(np.abs(corners @ (image.affine - images[0].affine).T).max() for image in images)
+    smallest = np.linalg.norm(images[0].affine[:3, :3], axis=0).min()
+    require(apart <= 0.05 * smallest, f"the channels lie {apart:.3g} apart by their affines")
     values = np.concatenate([np.moveaxis(array, -1, 0).astype(np.float32) for array in arrays])
     require(len(values) == model["channels"], f"the network takes {model['channels']} channel(s), not {len(values)}")
     require(bool(np.isfinite(values).all()), "an intensity is NaN or infinite")
@@ -75,6 +79,10 @@ def read(sources: Sequence[Path], model: dict[str, Any]) -> tuple[Any, Any, Any]
     stored = (pixdim > 0) & (np.arange(3) < images[0].ndim)
     unlike = stored & (np.abs(sides - pixdim) > 0.01 * np.minimum(sides, pixdim))
     require(model["spacing_from"] != "auto" or not unlike.any(), f"sides {sides} of the affine, {pixdim} of pixdim")
+    forms = [header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]]
+    if model["spacing_from"] == "auto" and all(form is not None for form in forms):
+        axes = [form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in forms]
+        require(bool((np.sum(axes[0] * axes[1], 0) >= 0.7).all()), "sform and qform run in different directions")
     return images[0], values, pixdim if model["spacing_from"] == "pixdim" else sides
 
 

@@ -212,7 +212,10 @@ def suggest(
     data = as_trained(data, committee.teacher.config.data.spacing_from)
     require_classes(committee.teacher, data, run)
     split = load_split((run if run.is_dir() else run.parent) / "split.json", data)
-    cases = [case for case in split.unlabeled if among is None or case.patient in among]
+    labeled = {case.patient for case in split.labeled}  # of whom other images may have no label
+    cases = [
+        case for case in split.unlabeled if case.patient not in labeled and (among is None or case.patient in among)
+    ]
     patients = list(dict.fromkeys(case.patient for case in cases))
     if not 1 <= count <= len(patients):
         rule = f"between 1 and the {len(patients)} patients of the run without a label"
@@ -241,12 +244,14 @@ def candidate_of(patient: str, looks: Sequence[Look], expected: Collection[int] 
 
 
 def _in_every_patient(cases: Iterable[Case], data: DataSet) -> set[int]:
-    """Class indices of the structures that all patients of these labelled cases have."""
-    shown: dict[str, set[int]] = {}
+    """Class indices of the structures that all patients have whose labels say whether they do."""
+    shown: dict[int, dict[str, bool]] = {index: {} for index in range(1, len(data.classes) + 1)}
     for case in cases:
         label = load_volume(case, data).label
-        shown.setdefault(case.patient, set()).update(np.unique(label).tolist() if label is not None else ())
-    return {index for index in set.intersection(*shown.values()) if index > 0}
+        present = set() if label is None else set(np.unique(label).tolist())
+        for index in shown.keys() - set(case.unlabeled):
+            shown[index][case.patient] = shown[index].get(case.patient, False) or index in present
+    return {index for index, patients in shown.items() if patients and all(patients.values())}
 
 
 def require_way(by: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import numpy.typing as npt
 from secl_models.data.files import write_text
 from secl_models.data.formats import NIFTI_SUFFIXES, file_stem, suffix_of
 from secl_models.data.volumes import Volume, save_map
+from secl_models.inference.calibrations import Calibration
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.reliability import entropy, expected_dice, scaled
 from secl_models.inference.windows import Slab, put
 from secl_models.method.checkpoint import LoadedModel
 from secl_models.options.events import NOTE, tell
+
+UNSURE = 0.1  # Dice that expected ones may be off on average before it is a warning
 
 
 @dataclass
@@ -28,12 +32,12 @@ class Doubt:
     Attributes:
         model: The network's structures and orientation.
         volume: The image.
-        temperature: T of `reliability.scaled`.
+        calibration: Its temperature, and how far the Dice that it expects was off on test patients.
     """
 
     model: LoadedModel
     volume: Volume
-    temperature: float
+    calibration: Calibration
 
     def __post_init__(self) -> None:
         shape = self.volume.image.shape[1:]
@@ -43,7 +47,7 @@ class Doubt:
 
     def observe(self, slab: Slab) -> None:
         """Take in the probabilities of some planes."""
-        probabilities = scaled(slab.probabilities, self.temperature)
+        probabilities = scaled(slab.probabilities, self.calibration.temperature)
         pairs = ((self.entropy, entropy(probabilities)), (self._called, probabilities.max(0).values))
         for target, values in pairs:
             put(target, values.numpy(), slab.where, self.model.preprocess, self.volume)
@@ -89,7 +93,13 @@ def save_doubt(doubt: Doubt, label: npt.NDArray[np.integer[Any]], target: Path) 
     entropy_file, dice_file = uncertainty_paths(target)
     expected = doubt.expected(label)
     save_map(entropy_file, doubt.entropy, doubt.volume)
-    about = {"temperature": doubt.temperature, "entropy": "nats", "expected_dice": expected}
+    off = doubt.calibration.dice_error
+    about = {
+        "temperature": doubt.calibration.temperature, "entropy": "nats", "expected_dice": expected,
+        "mean_error_on_test": off,
+    }  # fmt: skip
     write_text(dice_file, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     words = ", ".join(f"{name} {'-' if dice is None else f'{100 * dice:.1f}'}" for name, dice in expected.items())
-    tell("expected", f"{target.name}: expected Dice % {words}", level=NOTE, file=str(target), expected=expected)
+    told = "" if off is None else f" (on test patients {100 * off:.0f} points off on average)"
+    level = logging.WARNING if off is not None and off > UNSURE else NOTE
+    tell("expected", f"{target.name}: expected Dice % {words}{told}", level=level, file=str(target), expected=expected)

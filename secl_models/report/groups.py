@@ -177,6 +177,7 @@ def _titles(groups: Sequence[Sequence[Member]]) -> list[str]:
 
 def _differing(own: Options, others: Sequence[Options]) -> str:
     names = [name for name in own if name != _METHOD and any(other.get(name) != own[name] for other in others)]
+    names = [name for name in names if name not in _SETTLED] or names  # what training settled, if nothing else tells
     words = {_LABELED: "{} labelled", _STEPS: "{} steps"}
     told = [words.get(name, f"{name}={{}}").format(own[name]) for name in names]
     more = [f"{len(told) - _MOST} more options"] if len(told) > _MOST else []

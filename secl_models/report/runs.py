@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secl_models.inference.evaluations import Evaluation, load_evaluation
+from secl_models.options.events import tell
 from secl_models.train.run_folder import HISTORY, SUMMARY, read_history, read_summary
 
 
@@ -66,5 +68,18 @@ def read_run(folder: Path, split: str, checkpoint: str = "last") -> Run:
     """
     history = folder / HISTORY
     rows = read_history(history) if history.is_file() else []
-    evaluation, best = (load_evaluation(folder, split, name) for name in (checkpoint, "best"))
-    return Run(folder, read_summary(folder / SUMMARY), evaluation, rows, best)
+    facts = read_summary(folder / SUMMARY)
+    evaluation, best = (_of_now(load_evaluation(folder, split, name), facts, folder) for name in (checkpoint, "best"))
+    return Run(folder, facts, evaluation, rows, best)
+
+
+def _of_now(found: Evaluation | None, facts: dict[str, Any], folder: Path) -> Evaluation | None:
+    """Scores of a checkpoint as it is now; None, and told, where the run went on after it was evaluated."""
+    if found is None or found.step is None:
+        return found
+    now = facts.get("best_step" if found.checkpoint.startswith("best") else "steps", found.step)
+    if found.step == now:
+        return found
+    told = f"the scores of {found.checkpoint} are of step {found.step}, and the run is at step {now}"
+    tell("note", f"{folder}: {told}: they are left out. Call `secl evaluate` again.", level=logging.WARNING)
+    return None

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial
 from secl_models.data.tables import write_table
-from secl_models.data.volumes import load_volume
+from secl_models.data.volumes import Volume, load_volume
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.palette import COLOURS
 from secl_models.inference.suggest import DOUBT, TYPICAL, Candidate, Committee, Look
@@ -106,6 +109,8 @@ def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSe
     ]  # fmt: skip
     names = [candidate.patient for candidate in suggested]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    shown = [_shown(candidate, committee, data) for candidate in suggested]
+    most = max(float(apart.max()) for _, _, apart in shown) or math.log(committee.votes)
     return {
         "title": "Whom to label next",
         "heading": f"Label next: {', '.join(names[:NAMED])}{more}",
@@ -116,27 +121,35 @@ def _context(candidates: Sequence[Candidate], committee: Committee, data: DataSe
             {"name": "patients without a label", "value": str(len(candidates)), "unit": ""},
             {"name": "answers to each image", "value": str(committee.votes), "unit": ""},
         ],
-        "pictures": [_picture(candidate, committee, data) for candidate in suggested],
+        "pictures": [_picture(*each, committee, most) for each in shown],
         "legend": legend(structures, COLOURS),
         "rows": rows,
         "any_missing": any(row["missing"] for row in rows),
         "votes": committee.votes,
-        "most": f"{math.log(committee.votes):.2f}",
+        "most": f"{most:.2g}",
+        "possible": f"{math.log(committee.votes):.2f}",
     }
 
 
-def _picture(candidate: Candidate, committee: Committee, data: DataSet) -> dict[str, Any]:
+def _shown(candidate: Candidate, committee: Committee, data: DataSet) -> tuple[Look, Volume, npt.NDArray[np.float32]]:
+    """The case of a patient that is disagreed on most, as read, and how far the votes are apart in its slice."""
     look: Look = max(candidate.looks, key=lambda each: each.disagreement)
     volume = load_volume(look.case, as_trained(data, committee.teacher.config.data.spacing_from))
     apart = committee.divergence(volume).apart
+    return look, volume, apart[..., look.plane] if apart.ndim == 3 else apart
+
+
+def _picture(
+    look: Look, volume: Volume, apart: npt.NDArray[np.float32], committee: Committee, most: float
+) -> dict[str, Any]:
     drawn = [
         segment_volume(model.network, model.preprocess, model.config, volume)
         for model in (committee.student, committee.teacher)
     ]
     image = volume.image[0]
     if image.ndim == 3:
-        image, apart, *drawn = (array[..., look.plane] for array in (image, apart, *drawn))
-    png = doubt(image, (drawn[0], drawn[1]), apart, math.log(committee.votes), (volume.spacing or (1.0, 1.0))[:2])
-    names = [] if look.case.name == candidate.patient else [look.case.name]
+        image, *drawn = (array[..., look.plane] for array in (image, *drawn))
+    png = doubt(image, (drawn[0], drawn[1]), apart, most, (volume.spacing or (1.0, 1.0))[:2])
+    names = [] if look.case.name == look.case.patient else [look.case.name]
     place = [f"slice {look.plane + 1} of {volume.image.shape[3]}"] if volume.image.ndim == 4 else []
-    return {"patient": candidate.patient, "place": ", ".join([*names, *place]), "png": png}
+    return {"patient": look.case.patient, "place": ", ".join([*names, *place]), "png": png}

@@ -25,7 +25,7 @@ from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig
 from secl_models.study.labelling_rows import FIRST, RANDOM, Draw, LabellingRow, read_labelling
 from secl_models.train.run import train
-from secl_models.train.run_folder import RunSummary
+from secl_models.train.run_folder import SUMMARY, RunSummary
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def _missing_rows(
         yield _run(labelling, RANDOM, order[: first + more], data, out)
     for way in labelling.ways:
         if way not in finished:
-            _train(labelling, FIRST, start, data, out)  # where it was removed since; a finished one is left as it is
-            chosen = _suggested(_folder(labelling, out, FIRST), data, order[first:], labelling, way)
-            yield _run(labelling, way, [*start, *chosen], data, out)
+            run = _folder(labelling, out, FIRST)
+            if not (run / SUMMARY).is_file():  # it was removed since
+                _train(labelling, FIRST, start, data, out)
+            yield _run(labelling, way, [*start, *_suggested(run, data, order[first:], labelling, way)], data, out)
 
 
 def _suggested(run: Path, data: DataSet, among: Collection[str], labelling: Labelling, way: str) -> list[str]:

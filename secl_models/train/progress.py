@@ -19,7 +19,7 @@ from secl_models.data.cases import DataSet
 from secl_models.data.splits import PARTS, Split
 from secl_models.method.device import machine
 from secl_models.method.profiler import Stages, Watch
-from secl_models.options.events import Pace, bars, for_programs, tell
+from secl_models.options.events import NOTE, Pace, bars, for_programs, tell
 from secl_models.options.methods import short_name
 from secl_models.options.schema import RunConfig, TrainConfig
 from secl_models.options.terminal import print_table
@@ -162,6 +162,12 @@ def tell_start(
     """
     for note in notes:
         tell("note", note, level=logging.WARNING)
+    if hidden := _hidden_labels(data_set, split):
+        used = len({case.patient for case in split.labeled})
+        sentence = (
+            f"{used} of the {used + hidden} training patients with a label are used as such: --labeled takes more."
+        )
+        tell("note", sentence, level=NOTE, labeled=used, hidden=hidden)
     options, counts = config.train, {name: len(getattr(split, name)) for name in PARTS}
     cases = ", ".join(f"{count} {word}" for word, count in zip(_WORDS, counts.values(), strict=True))
     steps = f"{options.steps} steps" + (f" from step {done}" if done else "")
@@ -171,6 +177,13 @@ def tell_start(
         data=str(data_set.root), layout=data_set.layout, cases=counts, method=options.method, seed=config.seed,
         device=str(device), machine=machine(device), step=done, steps=options.steps, out=str(out),
     )  # fmt: skip
+
+
+def _hidden_labels(data_set: DataSet, split: Split) -> int:
+    """How many training patients have a label that is not used."""
+    known = {case.name for case in data_set.cases if case.label is not None}
+    labeled = {case.patient for case in split.labeled}
+    return len({case.patient for case in split.unlabeled if case.name in known} - labeled)
 
 
 def tell_end(notes: Iterable[str], done: int, steps: int, **values: object) -> None:

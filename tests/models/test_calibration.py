@@ -138,6 +138,39 @@ def test_a_run_is_calibrated_on_its_validation_patients_and_tried_on_the_test_pa
     assert again == found
 
 
+@pytest.mark.parametrize("slices", [8, 40, 64])
+def test_voxels_that_are_too_many_are_drawn_from_every_slice(slices: int) -> None:
+    label = np.zeros((256, 320, slices), np.int64)
+    label[[0, -1], [0, -1]] = 1
+    places = torch.arange(label.size, dtype=torch.float32).view(label.shape)
+    drawn, truth = near_structures(torch.stack([places, -places]), label)
+    assert truth.numel() == drawn.shape[1] == 1 << 18
+    by_slice = np.bincount(drawn[0].long().numpy() % slices, minlength=slices)
+    assert by_slice.min() > 0.8 * (1 << 18) / slices
+    again, _ = near_structures(torch.stack([places, -places]), label)
+    assert torch.equal(again, drawn)
+
+
+def test_the_dice_that_is_expected_is_of_the_voxels_that_the_label_tells(
+    run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate(run.folder, run.data, device=CPU)
+    whole = read_table(calibration_table(run.folder), Expected, "rows", "again")
+
+    def beside(case: Case, data: DataSet) -> Volume:
+        """The image twice, one above the other; nothing is said of the second."""
+        volume = load_volume(case, data)
+        label = np.asarray(volume.label)
+        image = np.concatenate([volume.image, volume.image], 3)
+        return replace(volume, image=image, label=np.concatenate([label, np.full_like(label, -1)], 2))
+
+    monkeypatch.setattr(calibrating, "load_volume", beside)
+    calibrate(run.folder, run.data, device=CPU)
+    half = read_table(calibration_table(run.folder), Expected, "rows", "again")
+    assert [(each.case, each.structure) for each in half] == [(each.case, each.structure) for each in whole]
+    assert [each.expected for each in half] == pytest.approx([each.expected for each in whole], rel=0.02)
+
+
 def test_a_calibration_of_another_checkpoint_is_refused(run: TinyRun) -> None:
     calibrate(run.folder, run.data, device=CPU)
     file = calibration_file(run.folder)

@@ -141,7 +141,7 @@ def test_label_of_another_shape(run: TinyRun, tmp_path: Path) -> None:
     file, label, _ = _label(data)
     _rewrite(file, label[:-1])
     answer = _train(data, tmp_path / "run")
-    _refused(answer, str(file), "the shape is that of", "resample the label to the image", out=tmp_path / "run")
+    _refused(answer, str(file), "the shape is that of", "resample it to phantom_001.nii.gz", out=tmp_path / "run")
 
 
 def test_label_with_another_affine(run: TinyRun, tmp_path: Path) -> None:

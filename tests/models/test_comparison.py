@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from secl_models.report.comparison import write_comparison
 from secl_models.report.extremes import extreme_cases
 from secl_models.report.groups import group_runs, read_members
 from secl_models.report.pairing import Scored, Side, pair, pair_all
+from secl_models.report.runs import read_run
 from secl_models.report.spread import LEAST, Spread, bootstrap
 from tests.budget import rounding_band
 from tests.models.written_runs import Scores, write_run
@@ -232,6 +234,28 @@ def test_what_has_no_scores_is_told_and_another_checkpoint_refused(
     assert caplog.messages == ["Without scores on test, and listed only: b. `secl evaluate` makes them."]
     with pytest.raises(InputError, match="--checkpoint: one of last, best, last-largest, best-largest; got newest"):
         write_comparison(folders, tmp_path / "page.html", checkpoint="newest")
+
+
+def test_scores_of_a_run_that_went_on_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_run(tmp_path / "a", scores=_drawn(1), steps=20)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "steps": 60}))
+    assert read_run(folder, "test").evaluation is None
+    told = "the scores of last are of step 20, and the run is at step 60: they are left out"
+    assert told in caplog.messages[0]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert read_run(folder, "test").evaluation is not None
+
+
+def test_what_training_settled_is_in_a_title_only_where_nothing_else_tells(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "a", seed=0, scores=_drawn(1), options=["data.window=[-100.0,100.0]"]),
+        write_run(tmp_path / "b", seed=0, scores=_drawn(2), options=["data.window=[-90.0,90.0]", "train.lr=0.5"]),
+    ]
+    assert [group.title for group in group_runs(read_members(folders, "test", "last"))] == [
+        "supervised, train.lr=0.005",
+        "supervised, train.lr=0.5",
+    ]
 
 
 def test_pictures_need_the_data_of_runs_that_have_scores(tmp_path: Path) -> None:

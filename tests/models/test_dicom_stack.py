@@ -189,6 +189,16 @@ def test_a_gap_in_a_multi_frame_object_is_named_too(tmp_path: Path) -> None:
     assert refusal(tmp_path / "s").got == "16 mm between images 4 and 3 where others lie 8 mm apart: 1 missing"
 
 
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_multi_frame_object_that_lacks_frames_is_refused(frames: int, tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "s" / "x", VOXELS, slopes=[1] * 5)
+    about = pydicom.dcmread(tmp_path / "s" / "x")
+    about.NumberOfFrames = frames
+    about.PixelData = about.PixelData[: frames * about.Rows * about.Columns * 2]
+    about.save_as(tmp_path / "s" / "x")
+    assert refusal(tmp_path / "s").got == f"5 for {frames} frames"
+
+
 def test_frames_that_say_no_place(tmp_path: Path) -> None:
     write(tmp_path / "s" / "x", pixels(header(), np.zeros((4, 8, 8), np.uint16), NumberOfFrames=4))
     assert refusal(tmp_path / "s").got == "4 frames without them"

@@ -89,7 +89,10 @@ def test_json_lines_carry_the_numbers(run: TinyRun, tmp_path: Path) -> None:
     assert [entry["event"] for entry in found if entry["event"] != "note"] == [
         "start", "start", "validation", "checkpoint", "validation", "checkpoint", "end",
     ]  # fmt: skip
-    start, validation, end = found[1], found[2], found[-1]
+    (hidden,) = [entry for entry in found if "hidden" in entry]
+    assert (hidden["labeled"], hidden["hidden"]) == (2, 3)
+    told = [entry for entry in found if entry["event"] != "note"]
+    start, validation, end = told[1], told[2], told[-1]
     assert (start["method"], start["device"], start["steps"], start["seed"]) == ("secl+", "cpu", 6, 0)
     assert start["cases"] == {"labeled": 2, "unlabeled": 5, "val": 1, "test": 2}
     assert validation["step"] == 3

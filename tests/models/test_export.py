@@ -169,6 +169,7 @@ def test_the_program_gives_the_logits_of_the_teacher(flat: Model) -> None:
         ("channels", "the network takes 1 channel(s), not 2"),
         ("nan", "an intensity is NaN or infinite"),
         ("spacing", "of the affine"),
+        ("direction", "sform and qform run in different directions"),
     ],
 )
 def test_the_runner_refuses_in_one_sentence(flat: Model, prepare: str, told: str, tmp_path: Path) -> None:
@@ -182,6 +183,10 @@ def test_the_runner_refuses_in_one_sentence(flat: Model, prepare: str, told: str
         image: Any = nib.load(scan)
         image.set_sform(OBLIQUE * 2, 1)
         image.to_filename(scan)
+    if prepare == "direction":
+        image = nib.load(scan)
+        image.set_qform(OBLIQUE @ np.diag([-1, 1, 1, 1]), 1)
+        image.to_filename(scan)
     before = {"scan.nii.gz"}
     if prepare == "exists":
         (tmp_path / "found.nii.gz").touch()
@@ -189,6 +194,14 @@ def test_the_runner_refuses_in_one_sentence(flat: Model, prepare: str, told: str
     with pytest.raises(SystemExit, match=rf"run\.py: .*{re.escape(told)}"):
         runner.segment(flat.exported, [scan], tmp_path / "found.nii.gz")
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_the_runner_refuses_channels_that_lie_apart(deep: Model, tmp_path: Path) -> None:
+    first = write_nifti(tmp_path / "a.nii.gz", blobs((20, 18, 8)), OBLIQUE)
+    mirrored = write_nifti(tmp_path / "b.nii.gz", blobs((20, 18, 8)), OBLIQUE @ np.diag([-1, 1, 1, 1]))
+    with pytest.raises(SystemExit, match=r"run\.py: the channels lie .* apart by their affines"):
+        runner.segment(deep.exported, [first, mirrored], tmp_path / "found.nii.gz")
+    assert not (tmp_path / "found.nii.gz").exists()
 
 
 class _Choosing(nn.Module):

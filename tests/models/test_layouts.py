@@ -277,3 +277,14 @@ def test_structure_names_tell_the_structures_apart(tmp_path: Path, labels: dict[
     )
     with pytest.raises(InputError, match="structures have different names, none of them `mean`"):
         read_data_set(root)
+
+
+def test_a_data_set_that_is_called_as_any_is_called_by_the_folder_around_too(tmp_path: Path) -> None:
+    names = {}
+    for hospital, table in (("A", "data.csv"), ("B", "data.csv"), ("C", "hearts.csv")):
+        (tmp_path / hospital).mkdir()
+        file = tmp_path / hospital / table
+        file.touch()
+        names[hospital] = DataSet(file, "csv", {1: "a"}, ("MR",), ()).name
+    assert names == {"A": "A/data", "B": "B/data", "C": "hearts"}
+    assert DataSet(tmp_path / "A", "decathlon", {1: "a"}, ("MR",), ()).name == "A"

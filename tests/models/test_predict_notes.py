@@ -30,6 +30,21 @@ def test_images_of_other_formats_beside_those_that_are_read_are_named(
     assert warning.startswith("Not read, 2 files of other formats: b.mha, c.nrrd. To segment them, convert it, as by ")
 
 
+def test_an_image_that_cannot_be_turned_to_those_of_the_training_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = untrained(tmp_path / "run", *FLAT, "data.orientation=null")
+    for name in "ab":
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", image_array(shape=(16, 24, 2)))
+    predict(run, tmp_path / "in", tmp_path / "out", device="cpu")
+    (warning,) = warnings(caplog)
+    assert "a.nii.gz: training took its images as they were stored" in warning
+    caplog.clear()
+    known = untrained(tmp_path / "known", *FLAT)
+    predict(known, tmp_path / "in", tmp_path / "again", device="cpu")
+    assert warnings(caplog) == []
+
+
 @pytest.mark.parametrize(("degrees", "options", "warned"), [(40, FLAT, False), (50, FLAT, True), (50, DEEP, False)])
 def test_a_stack_more_than_45_degrees_off_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, degrees: float, options: tuple[str, ...], warned: bool

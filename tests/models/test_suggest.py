@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from secl_models.command.cli import app
-from secl_models.data.cases import Case
+from secl_models.data.cases import Case, DataSet
 from secl_models.data.splits import load_split
 from secl_models.data.tables import read_table
 from secl_models.data.volumes import Volume, load_volume
+from secl_models.inference import suggest as suggesting
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.suggest import (
     TYPICAL,
@@ -26,6 +27,7 @@ from secl_models.inference.suggest import (
     Committee,
     Flipped,
     Look,
+    _in_every_patient,
     candidate_of,
     choose,
     jensen_shannon,
@@ -221,6 +223,31 @@ def test_what_is_overlooked_is_named(run: TinyRun, tmp_path: Path, monkeypatch: 
     assert rows[unlabeled[-1].patient].suggested == "yes"
     assert "not found" in answer.output
     assert f'<td data-name="Not found">{", ".join(names)}</td>' in (tmp_path / PAGE).read_text()
+
+
+def test_a_patient_with_one_labelled_image_is_not_suggested_for_another(run: TinyRun) -> None:
+    split = load_split(run.folder / "split.json", run.data)
+    owner, other = split.labeled[0].patient, split.unlabeled[0].name
+    cases = tuple(replace(case, patient=owner) if case.name == other else case for case in run.data.cases)
+    found = suggest(run.folder, replace(run.data, cases=cases), 1, committee=Committee.of(run.folder, CPU))
+    assert owner not in {each.patient for each in found}
+    assert len(found) == len(split.unlabeled) - 1
+
+
+def test_a_label_that_leaves_a_structure_out_does_not_say_that_it_may_be_missing(
+    run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = load_split(run.folder / "split.json", run.data)
+
+    def without_the_second(case: Case, data: DataSet) -> Volume:
+        volume = load_volume(replace(case, unlabeled=()), data)
+        label = np.asarray(volume.label)
+        return replace(volume, label=np.where(label == 2, -2, label)) if case.unlabeled else volume
+
+    monkeypatch.setattr(suggesting, "load_volume", without_the_second)
+    whole, partly = split.labeled[0], replace(split.labeled[1], unlabeled=(2,))
+    assert _in_every_patient([whole, partly], run.data) == {1, 2, 3}
+    assert _in_every_patient([partly], run.data) == {1, 3}
 
 
 def test_only_the_patients_that_are_named_are_ranked(run: TinyRun) -> None:

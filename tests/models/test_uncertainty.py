@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from secl_models.command.cli import app
 from secl_models.inference.calibrate import calibrate
-from secl_models.inference.calibrations import calibration_file, temperature_of
+from secl_models.inference.calibrations import calibration_file, calibration_of
 from secl_models.inference.predict import predict
 from secl_models.inference.reliability import entropy, expected_dice, scaled
 from secl_models.inference.uncertainty import uncertainty_paths
@@ -106,7 +106,7 @@ def test_a_folder_goes_on_with_the_same_temperature_alone(run: TinyRun, tmp_path
     assert len(predict(run.folder, images, out, uncertainty=True).kept) == 2
     with pytest.raises(InputError):
         predict(run.folder, images, out)
-    assert temperature_of(run.folder) == 2.0
+    assert calibration_of(run.folder).temperature == 2.0
 
 
 @pytest.mark.parametrize("number", [0, 1])
