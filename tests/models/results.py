@@ -18,6 +18,8 @@ from secl_models.method.profiler import STEP
 from secl_models.options.methods import BASELINE
 from secl_models.report.spread import Spread
 from secl_models.study.cost import STAGES, cost_markdown
+from secl_models.study.labelling_rows import read_labelling
+from secl_models.study.labelling_table import labelling_markdown
 from secl_models.study.rows import STEPS, TIME, Row, read_rows
 from secl_models.study.table import as_markdown, paired
 from tests.conftest import REPOSITORY
@@ -209,6 +211,11 @@ def training_markdown() -> str:
     return markdown(head, lines, left=2)
 
 
+def suggest_markdown() -> str:
+    """Suggested patients against random ones."""
+    return labelling_markdown(read_labelling(RESULTS / "suggest.csv"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "study": study_markdown,
     "cost": cost_of_a_step_markdown,
@@ -219,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compat": compat_markdown,
     "memory": memory_markdown,
     "training": training_markdown,
+    "suggest": suggest_markdown,
 }
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from statistics import fmean
 
 import pytest
 
+from secl_models.inference.suggest import DOUBT, TYPICAL
 from secl_models.options.methods import BASELINE
+from secl_models.study.labelling_rows import read_labelling
+from secl_models.study.labelling_table import compare
 from secl_models.study.rows import STEPS, TIME
 from tests.conftest import REPOSITORY
 from tests.models.results import (
@@ -132,3 +135,22 @@ def test_the_sizes_that_miss_what_is_wanted_are_named_with_a_reason() -> None:
 def test_every_committed_result_is_in_the_report(file: Path) -> None:
     name = file.relative_to(RESULTS).as_posix()
     assert (f"| `{name}` |" if file.suffix == ".csv" else f"]({name})") in REPORT
+
+
+def test_the_answer_on_suggested_patients_is_that_of_its_rows() -> None:
+    found = {(each.data, each.method, each.way): each for each in compare(read_labelling(RESULTS / "suggest.csv"))}
+    of_doubt, of_secl, typical = (
+        f"{found['hippocampus', *key].gain.mean:+.1f}"
+        for key in (("supervised", DOUBT), ("secl+", DOUBT), ("supervised", TYPICAL))
+    )
+    answer = _words(REPORT.partition("**Answer.** No gain over patients")[2].partition("```")[0])
+    assert (
+        f"gave {of_doubt} points with labels only and {of_secl} with `secl+`, the most typical ones {typical}" in answer
+    )
+    for each in found.values():
+        low, high = each.gain.interval() or (0.0, 0.0)
+        assert low < 0 < high  # or there is a gain, or a loss, to tell of
+    words = {3: "three", 5: "five", 8: "eight"}
+    on_acdc = [words[found["acdc", method, DOUBT].gain.count] for method in ("supervised", "secl+")]
+    assert f"On ACDC {on_acdc[0]} draws with labels only reach" in answer
+    assert f"and {on_acdc[1]} with `secl+`" in answer
