@@ -174,7 +174,8 @@ class _Work:
             if listed:
                 note_written(target.parent, *(file.name for file in self.files(target)))
             beside = probabilities_path(target) if settings.probabilities else None
-            doubt = None if self.calibration is None else Doubt(model, volume, self.calibration)
+            known = self.calibration
+            doubt = None if known is None else Doubt(model, volume, known.temperature, known.dice_error)
             label = _segment(model, volume, settings.flips, beside, doubt)
             keep_largest(label, self.one_part)
             if doubt is not None:

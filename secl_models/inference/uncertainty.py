@@ -15,7 +15,6 @@ import numpy.typing as npt
 from secl_models.data.files import write_text
 from secl_models.data.formats import NIFTI_SUFFIXES, file_stem, suffix_of
 from secl_models.data.volumes import Volume, save_map
-from secl_models.inference.calibrations import Calibration
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.reliability import entropy, expected_dice, scaled
 from secl_models.inference.windows import Slab, put
@@ -32,12 +31,14 @@ class Doubt:
     Attributes:
         model: The network's structures and orientation.
         volume: The image.
-        calibration: Its temperature, and how far the Dice that it expects was off on test patients.
+        temperature: T of `reliability.scaled`.
+        dice_error: How far the Dice that it expects was off on test patients, on average; None: unknown.
     """
 
     model: LoadedModel
     volume: Volume
-    calibration: Calibration
+    temperature: float
+    dice_error: float | None = None
 
     def __post_init__(self) -> None:
         shape = self.volume.image.shape[1:]
@@ -47,7 +48,7 @@ class Doubt:
 
     def observe(self, slab: Slab) -> None:
         """Take in the probabilities of some planes."""
-        probabilities = scaled(slab.probabilities, self.calibration.temperature)
+        probabilities = scaled(slab.probabilities, self.temperature)
         pairs = ((self.entropy, entropy(probabilities)), (self._called, probabilities.max(0).values))
         for target, values in pairs:
             put(target, values.numpy(), slab.where, self.model.preprocess, self.volume)
@@ -93,9 +94,9 @@ def save_doubt(doubt: Doubt, label: npt.NDArray[np.integer[Any]], target: Path) 
     entropy_file, dice_file = uncertainty_paths(target)
     expected = doubt.expected(label)
     save_map(entropy_file, doubt.entropy, doubt.volume)
-    off = doubt.calibration.dice_error
+    off = doubt.dice_error
     about = {
-        "temperature": doubt.calibration.temperature, "entropy": "nats", "expected_dice": expected,
+        "temperature": doubt.temperature, "entropy": "nats", "expected_dice": expected,
         "mean_error_on_test": off,
     }  # fmt: skip
     write_text(dice_file, json.dumps(about, indent=1, ensure_ascii=False) + "\n")

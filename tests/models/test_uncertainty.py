@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from dataclasses import replace
@@ -21,7 +22,7 @@ from secl_models.inference.calibrate import calibrate
 from secl_models.inference.calibrations import calibration_file, calibration_of
 from secl_models.inference.predict import predict
 from secl_models.inference.reliability import entropy, expected_dice, scaled
-from secl_models.inference.uncertainty import uncertainty_paths
+from secl_models.inference.uncertainty import UNSURE, uncertainty_paths
 from secl_models.options.errors import InputError
 from tests.models.runs import TinyRun, tiny_run
 
@@ -46,7 +47,10 @@ def _array(file: Path) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("keep", ["none", "all"])
-def test_both_follow_from_the_probabilities_of_the_same_call(keep: str, run: TinyRun, tmp_path: Path) -> None:
+def test_both_follow_from_the_probabilities_of_the_same_call(
+    keep: str, run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     image = run.data.cases[0].image[0]
     target = tmp_path / "seg.nii.gz"
     predict(run.folder, image, target, probabilities=True, uncertainty=True, largest_component=keep)
@@ -60,6 +64,12 @@ def test_both_follow_from_the_probabilities_of_the_same_call(keep: str, run: Tin
     assert written.get_data_dtype() == np.float32
     about = json.loads(about_file.read_text())
     assert about["temperature"] == 2.0
+    found = calibration_of(run.folder).dice_error
+    assert found is not None
+    assert about["mean_error_on_test"] == found
+    (told,) = [record for record in caplog.records if "expected Dice %" in record.getMessage()]
+    assert told.getMessage().endswith(f"(on test patients {100 * found:.0f} points off on average)")
+    assert (told.levelno == logging.WARNING) is (found > UNSURE)
     label = _array(target)
     for index, name in enumerate(NAMES, start=1):
         mask = torch.from_numpy(label == index)
