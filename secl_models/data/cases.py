@@ -8,6 +8,8 @@ from pathlib import Path
 
 from secl_models.options.spacing import AUTO
 
+_COMMON = ("data", "dataset", "cases", "images", "train")  # names that tell no data set from another
+
 
 @dataclass(frozen=True)
 class Case:
@@ -35,9 +37,6 @@ class Case:
     def what(self) -> object:
         """What messages call the image."""
         return self.series or self.image[0]
-
-
-_ANYBODY_S = ("data", "dataset", "cases", "images", "train")  # names that tell no data set from another
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class DataSet:
         """That of its folder, or of its CSV file; one that any data set may have, behind that of the folder around."""
         root = self.root.resolve()
         own = root.stem if root.is_file() else root.name
-        return f"{root.parent.name}/{own}" if own.lower() in _ANYBODY_S and root.parent.name else own
+        return f"{root.parent.name}/{own}" if own.lower() in _COMMON and root.parent.name else own
 
     def files(self) -> list[Path]:
         """Every file of it that is there, read or not."""

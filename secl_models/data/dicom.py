@@ -24,7 +24,7 @@ from secl_models.options.errors import InputError
 PACKAGES = ("pydicom", "highdicom")
 UNREADABLE = (
     OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, MemoryError,
-    RuntimeError, NotImplementedError, AssertionError,
+    RuntimeError, NotImplementedError, AssertionError, StopIteration,  # the last where compressed frames run out
 )  # fmt: skip
 _SILENT = 100  # above every level of a log
 # What the images at one place of a series differ in: a number, or a word of the standard; no date, no free text.
@@ -160,9 +160,6 @@ def read_pixels(frames: Sequence[Frame], what: str) -> npt.NDArray[np.float32]:
         places.setdefault(frame.file, []).append(place)
     for file, own in places.items():
         stored = _decoded(file, f"{what}, image {frames[own[0]].number}")
-        if len(stored) <= max(frames[place].index for place in own):
-            rule, got = "an object holds the pixels of all its frames", f"{len(stored)} frames of pixels"
-            raise InputError(what, rule=rule, got=got, cure="copy or export the series again")
         for place in own:
             voxels[place] = _scaled(stored[frames[place].index], frames[place], what)
     return voxels.transpose(2, 1, 0)

@@ -209,6 +209,19 @@ def suggest(
         InputError: No run, no unlabelled case, fewer unlabelled patients than asked for, or another way.
     """
     require_way(by)
+    return choose(candidates(run, data, count, committee=committee, among=among, progress=progress), count, by, seed)
+
+
+def candidates(
+    run: Path,
+    data: DataSet,
+    count: int,
+    *,
+    committee: Committee,
+    among: Collection[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Candidate]:
+    """Look at the unlabelled patients of a run, of whom `choose` then takes some; arguments and errors of `suggest`."""
     data = as_trained(data, committee.teacher.config.data.spacing_from)
     require_classes(committee.teacher, data, run)
     split = load_split((run if run.is_dir() else run.parent) / "split.json", data)
@@ -227,7 +240,7 @@ def suggest(
         if progress is not None:
             progress(done, len(cases))
     expected = _in_every_patient(split.labeled, data)
-    return choose([candidate_of(patient, found, expected) for patient, found in looks.items()], count, by, seed)
+    return [candidate_of(patient, found, expected) for patient, found in looks.items()]
 
 
 def candidate_of(patient: str, looks: Sequence[Look], expected: Collection[int] = ()) -> Candidate:

@@ -18,12 +18,13 @@ from secl_models.data.splits import drawn_order, labelable, split_with
 from secl_models.data.tables import write_table
 from secl_models.inference.evaluate import evaluate
 from secl_models.inference.metrics import MEAN
-from secl_models.inference.suggest import WAYS, Committee, suggest
+from secl_models.inference.suggest import WAYS, Candidate, Committee, candidates, choose
 from secl_models.method.checkpoint import LAST
 from secl_models.method.device import choose_device
 from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig
 from secl_models.study.labelling_rows import FIRST, RANDOM, Draw, LabellingRow, read_labelling
+from secl_models.study.rows import rounded, structure_cell
 from secl_models.train.run import train
 from secl_models.train.run_folder import SUMMARY, RunSummary
 
@@ -102,27 +103,34 @@ def _missing_rows(
     labelling: Labelling, data: DataSet, out: Path, rows: Sequence[LabellingRow]
 ) -> Iterator[LabellingRow]:
     """The rows of a draw that are not among those of the file, as their runs end."""
-    finished = {row.choice for row in rows if row.draw == labelling.draw}
+    finished = {row.choice: row for row in rows if row.draw == labelling.draw}
     first, more = labelling.config.labeled, labelling.more
     order = drawn_order(labelable(data), labelling.draw.seed)
     start = order[:first]
-    if FIRST not in finished:
-        yield _run(labelling, FIRST, start, data, out)
-    if RANDOM not in finished:
-        yield _run(labelling, RANDOM, order[: first + more], data, out)
-    for way in labelling.ways:
-        if way not in finished:
-            run = _folder(labelling, out, FIRST)
-            if not (run / SUMMARY).is_file():  # it was removed since
-                _train(labelling, FIRST, start, data, out)
-            yield _run(labelling, way, [*start, *_suggested(run, data, order[first:], labelling, way)], data, out)
+    for choice, patients in ((FIRST, start), (RANDOM, order[: first + more])):
+        if choice not in finished:
+            finished[choice] = _run(labelling, choice, patients, data, out)
+            yield finished[choice]
+    ways = [way for way in labelling.ways if way not in finished]
+    if not ways:
+        return
+    run = _folder(labelling, out, FIRST)
+    if not (run / SUMMARY).is_file():  # it was removed since
+        _train(labelling, FIRST, start, data, out)
+    found = _candidates(run, data, order[first:], labelling)
+    for way in ways:
+        chosen = choose(found, more, way, labelling.draw.seed)
+        patients = [*start, *(candidate.patient for candidate in chosen if candidate.suggested)]
+        alike = (row for row in finished.values() if set(row.patients.split(";")) == set(patients))
+        same = next(alike, None)  # the order of patients changes no run
+        finished[way] = replace(same, choice=way) if same else _run(labelling, way, patients, data, out)
+        yield finished[way]
 
 
-def _suggested(run: Path, data: DataSet, among: Collection[str], labelling: Labelling, way: str) -> list[str]:
-    """The patients that the first run of a draw suggests."""
+def _candidates(run: Path, data: DataSet, among: Collection[str], labelling: Labelling) -> list[Candidate]:
+    """The patients of whom the first run of a draw suggests some."""
     committee = Committee.of(run / LAST, choose_device(labelling.config.train.device))
-    found = suggest(run, data, labelling.more, committee=committee, by=way, seed=labelling.draw.seed, among=among)
-    return [candidate.patient for candidate in found if candidate.suggested]
+    return candidates(run, data, labelling.more, committee=committee, among=among)
 
 
 def _run(labelling: Labelling, choice: str, patients: Sequence[str], data: DataSet, out: Path) -> LabellingRow:
@@ -135,10 +143,10 @@ def _run(labelling: Labelling, choice: str, patients: Sequence[str], data: DataS
         *labelling.draw,
         choice=choice,
         patients=";".join(patients),
-        dice=round(100 * total.dice[0], 3),
-        hd95=round(total.hd95[0], 3),
-        assd=round(total.assd[0], 3),
-        structures=";".join(f"{name}={round(100 * score.dice[0], 3)}" for name, score in means.items()),
+        dice=rounded(100 * total.dice[0]),
+        hd95=rounded(total.hd95[0]),
+        assd=rounded(total.assd[0]),
+        structures=structure_cell((name, score.dice[0]) for name, score in means.items()),
         steps=summary.steps,
         seconds=round(summary.seconds, 2),
         machine=summary.machine,

@@ -92,6 +92,20 @@ def by_structure(text: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in pairs}
 
 
+def structure_cell(dice: Iterable[tuple[str, float]]) -> str:
+    """Such a cell of the Dice of each structure, given in [0, 1] and written in percent.
+
+    Args:
+        dice: Name and value.
+    """
+    return ";".join(f"{name}={rounded(100 * value)}" for name, value in dice)
+
+
+def rounded(value: float) -> float:
+    """A score to three decimals; one that is not a number stays."""
+    return value if math.isnan(value) else round(value, 3)
+
+
 def _require_times(*seconds: float) -> None:
     if not all(0 <= value < math.inf for value in seconds):
         raise ValueError(f"seconds {seconds}")

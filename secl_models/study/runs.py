@@ -8,7 +8,6 @@ on with the runs that are not finished, each from its checkpoint.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -33,7 +32,18 @@ from secl_models.options.events import choice, listen, tell
 from secl_models.options.methods import BASELINE
 from secl_models.study.curves import peak_memory, read_curve
 from secl_models.study.jobs import Job, job_key, run_folder, start_folder, start_job, warm_steps
-from secl_models.study.rows import TIME, Point, Row, add_points, curves_file, read_rows, row_key, write_rows
+from secl_models.study.rows import (
+    TIME,
+    Point,
+    Row,
+    add_points,
+    curves_file,
+    read_rows,
+    rounded,
+    row_key,
+    structure_cell,
+    write_rows,
+)
 from secl_models.train.run import train
 
 SHORTEST = 0.01  # seconds, to which those of a row are rounded
@@ -255,13 +265,13 @@ def run_job(job: Job, out: Path, voice: tuple[str, bool] | None = None, start: P
                 seconds=round(summary.seconds, 2),
                 processor_seconds=round(summary.processor_seconds, 2),
                 checkpoint=result.checkpoint,
-                dice=_round(100 * total.dice[0]),
-                hd95=_round(total.hd95[0]),
-                assd=_round(total.assd[0]),
+                dice=rounded(100 * total.dice[0]),
+                hd95=rounded(total.hd95[0]),
+                assd=rounded(total.assd[0]),
                 peak_mib=round(max(summary.peak_memory_mib, peak_memory(out))),
                 machine=summary.machine,
                 commit=summary.commit or "",
-                structures=";".join(f"{name}={_round(100 * row.dice[0])}" for name, row in means.items()),
+                structures=structure_cell((name, row.dice[0]) for name, row in means.items()),
                 options=job_key(job).options,
                 split=job.split,
             )
@@ -278,7 +288,3 @@ def _prepare(job: Job, voice: tuple[str, bool] | None, what: str) -> DataSet:
     if job.single:
         torch.set_num_threads(1)
     return read_data_set(job.data, job.config.data.spacing_from)
-
-
-def _round(value: float) -> float:
-    return value if math.isnan(value) else round(value, 3)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from pydicom.uid import JPEGLosslessSV1
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import JPEGLosslessSV1, RLELossless
 
 from secl_models.command import doctor
 from secl_models.data.cases import Case
@@ -197,6 +198,19 @@ def test_a_multi_frame_object_that_lacks_frames_is_refused(frames: int, tmp_path
     about.PixelData = about.PixelData[: frames * about.Rows * about.Columns * 2]
     about.save_as(tmp_path / "s" / "x")
     assert refusal(tmp_path / "s").got == f"5 for {frames} frames"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_pixels_that_lack_frames_are_refused(compressed: bool, tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "s" / "x", VOXELS, slopes=[1] * 5)
+    about = pydicom.dcmread(tmp_path / "s" / "x")
+    if compressed:
+        about.compress(RLELossless)
+        about.PixelData = encapsulate(list(generate_frames(about.PixelData, number_of_frames=5))[:4])
+    else:
+        about.PixelData = about.PixelData[: 4 * about.Rows * about.Columns * 2]
+    about.save_as(tmp_path / "s" / "x")
+    assert refusal(tmp_path / "s").rule == "its pixels can be decoded"
 
 
 def test_frames_that_say_no_place(tmp_path: Path) -> None:

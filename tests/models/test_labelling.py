@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from secl_models.command.cli import app
 from secl_models.data.cases import DataSet
 from secl_models.data.splits import drawn_order, labelable, make_split, split_with
-from secl_models.inference.suggest import DOUBT, TYPICAL, WAYS
+from secl_models.data.volumes import Volume
+from secl_models.inference.suggest import DOUBT, TYPICAL, WAYS, Committee, Look
 from secl_models.options.errors import InputError
 from secl_models.study import labelling as study
 from secl_models.study.labelling import Labelling, require_patients, run_labelling
@@ -50,7 +51,7 @@ def test_a_draw_has_three_runs_that_share_their_first_patients(data: DataSet, tm
 
 def test_no_row_is_run_again(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "rows.csv"
-    one_way = _labelling(ways=(DOUBT,))
+    one_way = _labelling(4, (DOUBT,))  # of this draw the suggested patients are not the random ones
     whole = run_labelling([one_way], data, tmp_path / "whole", tmp_path / "whole.csv")
     trained: list[str] = []
 
@@ -73,6 +74,31 @@ def test_no_row_is_run_again(data: DataSet, tmp_path: Path, monkeypatch: pytest.
     trained.clear()
     assert run_labelling([one_way], data, tmp_path / "runs", file) == again
     assert trained == []
+
+
+def test_patients_are_looked_at_once_for_every_way_and_trained_on_once_where_the_ways_agree(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    trained: list[str] = []
+    look = Committee.look
+
+    def looking(committee: Committee, volume: Volume) -> Look:
+        looked.append(volume.case.name)
+        return look(committee, volume)
+
+    def training(*args: object, **options: object) -> object:
+        trained.append(Path(str(args[3])).name)
+        return train(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Committee, "look", looking)
+    monkeypatch.setattr(study, "train", training)
+    alone = replace(_labelling(), more=4)  # all others, whoever chooses
+    rows = run_labelling([alone], data, tmp_path / "runs", tmp_path / "rows.csv")
+    assert [row.choice for row in rows] == [FIRST, RANDOM, DOUBT, TYPICAL]
+    assert len(looked) == len(set(looked)) == 4
+    assert [name.rpartition("-")[2] for name in trained] == [FIRST, RANDOM]
+    assert rows[1] == replace(rows[2], choice=RANDOM) == replace(rows[3], choice=RANDOM)
 
 
 def test_a_draw_of_patients_is_made_where_the_layout_lists_them(data: DataSet) -> None:
