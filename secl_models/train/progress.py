@@ -182,8 +182,7 @@ def tell_start(
 def _hidden_labels(data_set: DataSet, split: Split) -> int:
     """How many training patients have a label that is not used."""
     known = {case.name for case in data_set.cases if case.label is not None}
-    labeled = {case.patient for case in split.labeled}
-    return len({case.patient for case in split.unlabeled if case.name in known} - labeled)
+    return len({case.patient for case in split.unlabeled if case.name in known})
 
 
 def tell_end(notes: Iterable[str], done: int, steps: int, **values: object) -> None:
