@@ -165,7 +165,7 @@ def tell_start(
     if hidden := _hidden_labels(data_set, split):
         used = len({case.patient for case in split.labeled})
         sentence = (
-            f"{used} of the {used + hidden} training patients with a label are used as such: --labeled takes more."
+            f"The labels of {used} of {used + hidden} labelled training patients are used; --labeled sets how many."
         )
         tell("note", sentence, level=NOTE, labeled=used, hidden=hidden)
     options, counts = config.train, {name: len(getattr(split, name)) for name in PARTS}
