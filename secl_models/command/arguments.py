@@ -65,16 +65,17 @@ def configure(preset: str | None, data: Path, assignments: Sequence[str]) -> Run
     return config
 
 
-def data_and_split(data: Path, config: RunConfig) -> tuple[DataSet, Split]:
+def data_and_split(data: Path, config: RunConfig, like: Path | None = None) -> tuple[DataSet, Split]:
     """Read a data set and draw who is labelled.
 
     Args:
         data: Folder or CSV.
         config: Says how many cases are labelled, and the seed.
+        like: An earlier run, whose validation, test and labelled patients stay what they are.
     """
     from secl_models.data.layouts import read_data_set
     from secl_models.data.patients import grouping, suspicion
-    from secl_models.data.splits import make_split
+    from secl_models.data.splits import make_split, split_like
 
     data_set = read_data_set(data, config.data.spacing_from)
     if groups := grouping(data_set):
@@ -82,6 +83,8 @@ def data_and_split(data: Path, config: RunConfig) -> tuple[DataSet, Split]:
     if alike := suspicion(data_set):
         sentence = f"May be of one patient: {alike}. A CSV with the column `patient` says who is who."
         tell("note", sentence, level=logging.WARNING)
+    if like is not None:
+        return data_set, split_like(data_set, config.labeled, config.seed, like)
     return data_set, make_split(data_set, config.labeled, config.seed)
 
 

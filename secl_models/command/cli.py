@@ -113,6 +113,10 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="Weights to start from, by name and shape: a .pt, .pth or .safetensors file.")
     ] = None,
+    split_of: Annotated[
+        Path | None,
+        typer.Option(help="An earlier run: its validation and test patients stay, and its labelled ones, others join."),
+    ] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: OverwriteOption = False,
@@ -128,7 +132,7 @@ def train(
     }  # fmt: skip
     chosen = [f"{key}={value}" for key, value in given.items() if value is not None]
     config = configure(preset, data, [*(set_ or []), *chosen])
-    data_set, split = data_and_split(data, config)
+    data_set, split = data_and_split(data, config, split_of)
 
     from secl_models.data.volumes import load_volumes
     from secl_models.train.run import train as run

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,7 @@ def suggest(
     """
     speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set
+    from secl_models.data.splits import load_split
     from secl_models.inference.metrics import structure_names
     from secl_models.inference.suggest import Committee, require_way
     from secl_models.inference.suggest import suggest as rank
@@ -72,10 +74,13 @@ def suggest(
     print_table(_table(candidates, structure_names(committee.teacher.classes)))
     for file in files:
         typer.echo(f"Wrote {file}")
-    typer.echo(
-        "Next: label these and train again with --labeled raised by as many. To keep who is tested, list the cases "
-        "in a CSV with `test` and `val` in its column `split`, as in the run's split.json; else all are drawn anew."
-    )
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    split = load_split(run / "split.json", data_set)
+    evaluated = {case.patient for case in (*split.val, *split.test)}
+    labeled = known - evaluated if unlabeled else {case.patient for case in split.labeled}
+    place, source = shlex.quote(str(run)), shlex.quote(str(data))
+    typer.echo("Next: label these, and train again; validation and test patients stay, and so do the labelled ones:")
+    typer.echo(f"  secl train --data {source} --split-of {place} --labeled {len(labeled) + count} --out NEW_RUN")
 
 
 def _table(candidates: list[Candidate], structures: Sequence[str]) -> Table:

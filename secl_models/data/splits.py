@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,8 +67,55 @@ def make_split(data: DataSet, labeled: int, seed: int) -> Split:
         if not available:
             cure = "label three patients or more: test, validation and training take one each at the least"
         raise InputError("--labeled", rule=rule, got=labeled, cure=cure)
-    order = available if data.layout == "ssl4mis" else drawn_order(available, seed)
-    return split_with(data, order[:labeled])
+    return split_with(data, _order(data, available, seed)[:labeled])
+
+
+def split_like(data: DataSet, labeled: int, seed: int, earlier: Path) -> Split:
+    """Divide the patients of a data set as an earlier run did, of which more may be labelled by now.
+
+    Validation and test keep their cases. The labelled patients of that run stay, and others join them as `make_split`
+    draws them.
+
+    Args:
+        data: The data set of that run; it may have gained patients and labels.
+        labeled: Number of training patients whose labels are used.
+        seed: Draws those that join.
+        earlier: A `split.json`, or the run folder that holds one.
+
+    Raises:
+        InputError: As `make_split` and `load_split`, or that run used the labels of more patients.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from secl_models.data.layouts import read_data_set
+        >>> data = read_data_set(Path("phantom"))
+        >>> save_split(Path("earlier.json"), make_split(data, labeled=3, seed=0))
+        >>> more = split_like(data, labeled=5, seed=1, earlier=Path("earlier.json"))
+        >>> len(more.labeled), more.test == make_split(data, labeled=3, seed=0).test
+        (5, True)
+    """
+    file = earlier / "split.json" if earlier.is_dir() else earlier
+    before = load_split(file, data)
+    kept = list(dict.fromkeys(case.patient for case in before.labeled))
+    fixed = _with_evaluated(data, {case.name: part for part in ("val", "test") for case in getattr(before, part)})
+    joining = [patient for patient in labelable(fixed) if patient not in kept]
+    most = len(kept) + len(joining)
+    if not len(kept) <= labeled <= most:
+        rule = f"between the {len(kept)} labelled patients of {file} and the {most} with a label beside its others"
+        raise InputError("--labeled", rule=rule, got=labeled, cure=f"ask for {len(kept)} to {most}")
+    return split_with(fixed, [*kept, *_order(fixed, joining, seed)][:labeled])
+
+
+def _order(data: DataSet, patients: list[str], seed: int) -> list[str]:
+    """In which order patients are labelled."""
+    return patients if data.layout == "ssl4mis" else drawn_order(patients, seed)
+
+
+def _with_evaluated(data: DataSet, part: Mapping[str, str]) -> DataSet:
+    """The data set with these cases in validation and test, no other image of their patients, and the rest trained."""
+    evaluated = {case.patient for case in data.cases if case.name in part}
+    cases = [case for case in data.cases if case.name in part or case.patient not in evaluated]
+    return replace(data, cases=tuple(replace(case, split=part.get(case.name, "train")) for case in cases))
 
 
 def labelable(data: DataSet) -> list[str]:

@@ -250,6 +250,16 @@ def test_an_existing_demo_is_kept(tmp_path: Path) -> None:
     _refused(_call("demo", "--out", tmp_path), "a new folder for the demo; got a folder with secl+", "--overwrite")
 
 
+def test_a_training_keeps_who_an_earlier_one_tested(run: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "more"
+    status, _, error = _train(run.data.root, out, "--split-of", run.folder, "--labeled", 4, "--seed", 7, "--steps", 2)
+    assert status == 0, error
+    before, after = (json.loads((folder / "split.json").read_text()) for folder in (run.folder, out))
+    assert (after["test"], after["val"]) == (before["test"], before["val"])
+    assert {*before["labeled"]} < {*after["labeled"]}
+    _refused(_train(run.data.root, tmp_path / "x", "--split-of", tmp_path), "split.json", out=tmp_path / "x")
+
+
 def test_an_interrupted_training_says_how_to_go_on(
     run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.layouts import read_data_set
-from secl_models.data.splits import PARTS, load_split, make_split, save_split
+from secl_models.data.splits import PARTS, load_split, make_split, save_split, split_like
 from secl_models.options.errors import InputError
 from tests.draws import examples
 
@@ -130,6 +130,47 @@ def test_fixed_evaluation_case_without_label(part: str) -> None:
     cases = [case("a", split="train"), case("v", split="val"), case("x", label=False, split=part)]
     with pytest.raises(InputError, match=rf"x\.nii: a {part} case has a label"):
         make_split(data_set(cases), 1, 0)
+
+
+@pytest.mark.drawn
+@examples(60, before=st.integers(3, 40), given=st.integers(0, 12), joined=st.integers(0, 4), seed=st.integers(0, 9))
+def test_a_split_like_an_earlier_one_keeps_who_is_tested_and_labelled(
+    before: int, given: int, joined: int, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Patients gain labels, and others come, whom a new draw would test."""
+    earlier = make_split(plain(before, 12), min(2, before - 2), seed)
+    save_split(run := tmp_path_factory.mktemp("run") / "split.json", earlier)
+    more = [case(f"u{i}", label=i < given) for i in range(12)] + [case(f"n{i}") for i in range(joined)]
+    now = data_set([*(case(f"l{i}") for i in range(before)), *more], "decathlon")
+    free = before - len(earlier.test) - len(earlier.val)
+    most = free + given + joined
+    for labeled in {len(earlier.labeled), most}:
+        split = split_like(now, labeled, seed + 1, run.parent if seed % 2 else run)
+        assert (names(split.test), names(split.val)) == (names(earlier.test), names(earlier.val))
+        assert patients(earlier.labeled) <= patients(split.labeled)
+        assert len(split.labeled) == labeled
+        assert len(split.unlabeled) == free + 12 + joined - labeled
+        assert all(each.label is None for each in split.unlabeled)
+
+
+def test_a_tested_patient_s_new_image_is_neither_tested_nor_trained_on(tmp_path: Path) -> None:
+    cases = [case(f"l{i}", f"p{i}") for i in range(10)]
+    save_split(tmp_path / "split.json", earlier := make_split(data_set(cases), 2, 0))
+    new = [case(f"n{i}", f"p{i}", label=i % 2 == 0) for i in range(10)]
+    split = split_like(data_set([*cases, *new]), 3, 0, tmp_path)
+    assert (names(split.test), names(split.val)) == (names(earlier.test), names(earlier.val))
+    assert not (patients(split.labeled) | patients(split.unlabeled)) & patients([*split.test, *split.val])
+
+
+def test_fewer_labels_than_an_earlier_run_used_and_more_than_there_are(tmp_path: Path) -> None:
+    save_split(tmp_path / "split.json", make_split(plain(10), 4, 0))
+    for labeled in (3, 8):
+        told = rf"--labeled: between the 4 labelled patients of .*split\.json and the 7 .* got {labeled}\."
+        with pytest.raises(InputError, match=told):
+            split_like(plain(10), labeled, 0, tmp_path)
+    gone = replace(plain(10), cases=plain(10).cases[1:])
+    with pytest.raises(InputError, match=r"split\.json: each case of the split is listed once and is in set; got l0"):
+        split_like(gone, 4, 0, tmp_path)
 
 
 def test_saved_split_is_read_back_equal(tmp_path: Path) -> None:

@@ -199,6 +199,9 @@ def test_the_command_writes_a_table_and_a_page(run: TinyRun, tmp_path: Path) -> 
     assert page.count("data:image/png;base64,") == 2
     assert f"Label next: {rows[0].patient}, {rows[1].patient}" in page
     assert answer.output.count("label next") == 2
+    split = load_split(run.folder / "split.json", run.data)
+    labels = {case.patient for case in run.data.cases if case.label} - {case.patient for case in split.val + split.test}
+    assert f"--split-of {run.folder} --labeled {len(labels) + 2} --out NEW_RUN" in answer.output.replace("\n", "")
     first = (out / PAGE).read_bytes(), (out / TABLE).read_bytes()
     assert CliRunner().invoke(app, line).exit_code == 0  # what it wrote it replaces, with the same
     assert ((out / PAGE).read_bytes(), (out / TABLE).read_bytes()) == first
