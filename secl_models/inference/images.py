@@ -122,7 +122,7 @@ def find_images(source: Path, channels: int) -> list[Case]:
     Args:
         source: An image or a folder of images.
         channels: Image channels of the network; with more than one, files `case_0000`, `case_0001`, ... of a
-            folder are the channels of `case`.
+            folder are the channels of `case`, and with one, where all names end in _0000, it is the image of `case`.
 
     Returns:
         One case per image, sorted by name.
@@ -148,10 +148,11 @@ def find_images(source: Path, channels: int) -> list[Case]:
             got="none",
             cure="name the folder that holds the images themselves",
         )
+    by_channel = source.is_dir() and (channels > 1 or all(file_stem(file).endswith("_0000") for file in files))
     groups: dict[str, list[Path]] = {}
     numbers: dict[str, list[str]] = {}
     for file in files:
-        split = _CHANNEL.fullmatch(file_stem(file)) if channels > 1 and source.is_dir() else None
+        split = _CHANNEL.fullmatch(file_stem(file)) if by_channel else None
         name = split["case"] if split else file_stem(file)
         groups.setdefault(name, []).append(file)
         numbers.setdefault(name, []).append(split["number"] if split else "")

@@ -131,6 +131,23 @@ def test_channels_that_a_network_of_one_does_not_take_are_named(
 
 
 @pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (("case_07_0000", "case_08_0000"), ["case_07", "case_08"]),
+        (("scan_0000", "scan_0001"), ["scan_0000", "scan_0001"]),
+    ],
+)
+def test_one_channel_of_nnu_net_gives_the_name_of_the_case(
+    run: TinyRun, tmp_path: Path, names: tuple[str, str], written: list[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name, case in zip(names, run.data.cases, strict=False):
+        shutil.copy(case.image[0], tmp_path / "images" / f"{name}.nii.gz")
+    files = predict(run.folder, tmp_path / "images", tmp_path / "out").written
+    assert [file.name for file in files] == [f"{name}.nii.gz" for name in written]
+
+
+@pytest.mark.parametrize(
     "content",
     ["", "[]", "{", '{"settings": 3, "sources": {}}', '{"settings": {"checkpoint": 1}, "sources": {}}', b"\xff\xfe"],
 )
