@@ -319,20 +319,21 @@ def check(
     """Name every fault of a data set with its file; the exit status is 2 where there is an error."""
     speak(log_format, quiet)
     from secl_models.data.check import ERROR, check_data_set
+    from secl_models.data.extents import Extents
     from secl_models.data.layouts import read_data_set
     from secl_models.data.partial_labels import left_out
     from secl_models.data.patients import grouping
 
     data_set = read_data_set(data, spacing_from(set_))
     with progress_bar(f"checking {len(data_set.cases)} cases") as progress:
-        faults = check_data_set(data_set, progress=progress)
+        faults = check_data_set(data_set, progress=progress, keep=(extents := Extents()).note)
     _show_faults(faults)
     errors = sum(fault.severity == ERROR for fault in faults)
     labels = sum(case.label is not None for case in data_set.cases)
     names = ", ".join(f"{value} {name}" for value, name in data_set.classes.items())
     unsaid = "" if data_set.ignored is None else f"; {data_set.ignored} is ignored"
     typer.echo(f"{data_set.layout} layout, {len(data_set.cases)} cases, {labels} with label; classes: {names}{unsaid}")
-    for line in filter(None, (left_out(data_set), grouping(data_set))):
+    for line in filter(None, (extents.sentence(), left_out(data_set), grouping(data_set))):
         typer.echo(line)
     typer.echo(f"{errors} errors, {len(faults) - errors} warnings")
     if errors:

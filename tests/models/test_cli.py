@@ -167,6 +167,7 @@ def test_check_names_every_fault_and_answers_with_the_status(run: TinyRun, tmp_p
     status, text, _ = _call("check", "--data", run.data.root)
     assert status == 0
     assert "0 errors" in text
+    assert "images of 32 x 32 x 4 voxels of 5.4 x 5.4 x 24 mm" in text
     data = _broken(run, tmp_path)
     file, label, _ = _label(data)
     _rewrite(file, label[:-1])
