@@ -38,6 +38,9 @@ _BATCH = {"BATCH": tiles.LIVE_BATCH, "POSITIVE": True}
 _SIGMOID = {"SELF": False, "POSITIVE": True, "VALUE": True}
 _OF_ANCHORS = dict.fromkeys(("p_weight", "p_excluded"), "constexpr")
 _OF_KEYS = dict.fromkeys(("p_loss", "p_tilt", "p_count", "p_exclude"), "constexpr")
+_FINISH = {"SELF": False, "VALUE": True, "PLACED": True}
+_COPIES = {"p_copies": "*fp32"}  # of keys that count more or less than once
+_WEIGHTED = {**_COPIES, "p_count": "*fp32"}
 _FEW = {"CLEAN": False, "SUM": tiles.REDUCE_ROWS}
 _FEW_KERNELS: tuple[tuple[str, str, dict[str, int]], ...] = (
     ("value", "value", {"SELF": False, "BOUNDED": True}),
@@ -54,10 +57,16 @@ KERNELS: dict[str, Kernel] = {
     "running": Kernel(
         "contrast", "denominator_kernel", "value_running", 2, {"VALUE": True, "BOUNDED": False, "SELF": True}
     ),
-    "positive": Kernel("contrast", "positive_kernel", "positive", 2, {"SELF": False, "VALUE": True, "PLACED": True}),
-    "class_mean": Kernel(
-        "contrast", "class_mean_kernel", "classes", 0,
-        {"SELF": False, "VALUE": True, "PLACED": True, "SUM_ROWS": tiles.SUM_ROWS},
+    "running_weighted": Kernel(
+        "contrast", "denominator_kernel", "value_running", 2, {"VALUE": True, "BOUNDED": False, "SELF": False},
+        overrides={"p_bias": "*fp32"},
+    ),
+    "positive": Kernel("contrast", "positive_kernel", "positive", 2, _FINISH),
+    "positive_weighted": Kernel("contrast", "positive_kernel", "positive_weighted", 2, _FINISH, overrides=_WEIGHTED),
+    "class_mean": Kernel("contrast", "class_mean_kernel", "classes", 0, {**_FINISH, "SUM_ROWS": tiles.SUM_ROWS}),
+    "class_mean_weighted": Kernel(
+        "contrast", "class_mean_kernel", "classes_weighted", 0, {**_FINISH, "SUM_ROWS": tiles.SUM_ROWS},
+        overrides=_WEIGHTED,
     ),
     "keys": Kernel(
         "gradient", "gradient_kernel", "gradient", 2,
@@ -118,15 +127,25 @@ KERNELS: dict[str, Kernel] = {
         },
     ),
     "arrange": Kernel("arrange", "arrange_kernel", switches={"BLOCK_N": tiles.SUM_ROWS}),
+    "arrange_weighted": Kernel("arrange", "arrange_kernel", switches={"BLOCK_N": tiles.SUM_ROWS}, overrides=_COPIES),
     "merge": Kernel(
         "contrast", "merge_kernel",
         switches={**_MERGE, "VALUE": True, "PLACED": False, "BLOCK_OUT": tiles.MERGE_TILE.block_out},
+    ),
+    "weigh": Kernel(
+        "weighing", "weigh_kernel",
+        switches={"SELF": False, "BLOCK_N": tiles.WEIGHED_ROWS, "BLOCK_M": tiles.SUM_ROWS, "BATCH": tiles.LIVE_BATCH},
+        overrides=_WEIGHTED,
     ),
     "sum_parts": Kernel("gradient", "sum_parts_kernel", switches=_MERGE),
     "unit_rows": Kernel("rows", "unit_rows_kernel"),
     "unit_rows_backward": Kernel("rows", "unit_rows_backward_kernel"),
     "reduce": Kernel(
         "rows", "reduce_kernel", switches={"MEAN": True, "NONE": False, "BLOCK_N": tiles.REDUCE_ROWS}, warps=8
+    ),
+    "reduce_weighted": Kernel(
+        "rows", "reduce_kernel", switches={"MEAN": True, "NONE": False, "BLOCK_N": tiles.REDUCE_ROWS}, warps=8,
+        overrides={"p_count": "*fp32"},
     ),
     "gather": Kernel("pixels", "gather_kernel"),
     "gather_unit": Kernel("pixels", "gather_unit_kernel", whole_rows=True),
@@ -161,7 +180,7 @@ CONTRAST = tuple(name for name, kernel in KERNELS.items() if kernel.purpose)
 TYPES: tuple[tuple[str, str], ...] = (
     ("p_(anchors|keys|rows|columns|others|unit|map|out)", "*{dtype}"),
     ("p_(index|order|seed)", "*i64"),
-    ("p_known", "constexpr"),
+    ("p_known|p_copies|p_bias", "constexpr"),
     ("p_(new_)?eligible", "*i1"),
     ("p_.*(label|group).*|p_(count|run|hole|own|exclude|excluded|live)", "*i32"),
     ("p_.*", "*fp32"),

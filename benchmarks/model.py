@@ -98,7 +98,7 @@ def visited(rows: int, others: int, classes: int, tile: Tile) -> int:
 def passes_of(build: Build, tile: Tile, rows: int, others: int, classes: int = CLASSES) -> Kinds:
     """The tiles that a compiled kernel visits on sides of this many rows."""
     kernel = KERNELS[build.kernel]
-    if kernel.purpose == "positive":
+    if kernel.purpose.startswith("positive"):
         return Kinds(0, visited(rows, others, classes, tile))
     positive = kernel.purpose.startswith(("gradient", "sigmoid"))
     return kinds(
@@ -114,7 +114,7 @@ def weighted(build: Build, built: Built, rows: int = 65_536) -> float | None:
     """
     if built.far is None or built.near is None:
         return None
-    if KERNELS[build.kernel].purpose == "positive":
+    if KERNELS[build.kernel].purpose.startswith("positive"):
         return built.near.per_pair(built.near.instructions)
     tile = tile_of(build)
     far, near = passes_of(build, tile, rows, rows).share(tile, rows, rows)

@@ -13,6 +13,7 @@ import torch
 
 from secl_ops.sigmoid_tiles import ANCHORS, KEYS, LOSS
 from secl_ops.tile_table import TABLE, Widths
+from secl_ops.weighted_tiles import WEIGHTED
 
 
 class Tile(NamedTuple):
@@ -66,6 +67,7 @@ WIDEST = 1 << 30
 MOST_UNROLLED = 4  # chunks of a similarity; of more, a loop runs, and no copy is in flight from one tile to the next
 MOST_ROWS = 128  # of a tile of either side: arranged rows come in multiples of it
 SUM_ROWS = 64  # whose sum is kept when rows are arranged
+WEIGHED_ROWS = 32  # whose positives one program weighs
 LIVE_BATCH = 64  # tiles whose mark, whether an anchor of theirs counts, is read at once
 ORDER_ROWS, ORDER_OTHERS = 32, 64  # of one program that orders by counting, and how many it compares them with at once
 _MOST_COUNTED = 1 << 27  # comparisons, about 15 us on an H200; sorting takes some thirty launches
@@ -245,7 +247,8 @@ def pick(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> 
 
     Purposes: "scan", the log-sum-exp alone; "value", with the softmax mean of the keys; "positive" and "classes", what
     is left of the forward pass; "gradient", the pass from the saved state; "..._running", without a known bound;
-    "sigmoid", loss and gradient of anchors; "sigmoid_keys" and "sigmoid_loss", one of the two.
+    "sigmoid", loss and gradient of anchors; "sigmoid_keys" and "sigmoid_loss", one of the two. "..._weighted" is the
+    same of weighted keys.
 
     Example:
         >>> pick(24, torch.bfloat16, "scan").block_d
@@ -258,6 +261,10 @@ def pick(width: int, dtype: torch.dtype, purpose: str, capability: int = 90) -> 
 
 def _rows(chips: str, kind: str, purpose: str) -> Widths:
     """Tiles of one purpose, by the widest row that each serves."""
+    if purpose.endswith("_weighted"):
+        usual = purpose.removesuffix("_weighted")
+        rows = _rows(chips, kind, usual)
+        return tuple((widest, WEIGHTED.get((chips, kind, usual, widest), tile)) for widest, tile in rows)
     if not purpose.startswith("sigmoid"):
         return TABLE[chips][kind][purpose]
     # The gradient of keys multiplies, sums and holds as much as that of a contrast.

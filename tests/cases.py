@@ -117,8 +117,15 @@ def _unlike() -> Call:
     return replace(separate(20, 30, 12, 5), exclude=exclude, key_weights=torch.where(heavy, 1e9, 1e-9))
 
 
+def _many() -> Call:
+    """Tiles that lie whole in the anchors' one class, and whole in another."""
+    call = replace(separate(20, 400, 16, 8, classes=2), key_weights=copies(400, 8))
+    return replace(call, anchor_labels=torch.zeros(20, dtype=torch.int64))
+
+
 KEY_WEIGHTED: dict[str, Callable[[], Call]] = {
     "weighted keys": lambda: replace(separate(67, 83, 20), key_weights=copies(83, 0)),
+    "many weighted keys": _many,
     "two of three keys": lambda: replace(separate(3, 3, 4, 19, 1, 0.0), key_weights=torch.tensor([0.5, 0.0, 2.0])),
     "self, weighted as keys": lambda: replace(alone(61, 16), key_weights=copies(61, 1)),
     "self prototypes, weighted as keys": lambda: replace(CASES["self prototypes"](), key_weights=copies(26, 2)),

@@ -24,7 +24,7 @@ from secl_ops.engines.triton import grids
 from secl_ops.engines.triton.grids import Card
 from secl_ops.spec import Flag
 from tests.budget import assert_within_budget
-from tests.cases import CASES, alone, labels, separate
+from tests.cases import CASES, KEY_WEIGHTED, alone, labels, separate
 from tests.conftest import skip_or_fail
 from tests.oracle import Call, dense
 from tests.sigmoid_oracle import case, dense_sigmoid, sigmoid
@@ -52,7 +52,8 @@ def runs() -> None:
 
 def contrast(name: str, denominator: str, dtype: torch.dtype) -> Step:
     """A shared case, both sides of which learn."""
-    return lambda: check(replace(CASES[name](), denominator=denominator).to(dtype), "triton", DEVICE)
+    case = (CASES | KEY_WEIGHTED)[name]
+    return lambda: check(replace(case(), denominator=denominator).to(dtype), "triton", DEVICE)
 
 
 def sigmoid_loss(name: str, dtype: torch.dtype, **options: Any) -> Step:
@@ -256,6 +257,7 @@ MANY: dict[str, Step] = {
         f"{name}, {way}, {str(dtype)[6:]}": contrast(name, way, dtype)
         for dtype in (FP16, FP32) for way in DENOMINATORS for name in ("ragged", "self")
     },
+    **{f"weighted keys, {way}": contrast("weighted keys and weights", way, BF16) for way in DENOMINATORS},
     **{
         f"{side or 'nobody'} learns, {way}": one_side(side, way)
         for way in DENOMINATORS for side in ("anchors", "keys", "")
@@ -390,4 +392,4 @@ def test_what_no_variant_launches_is_seen() -> None:
 
 
 def test_the_variants_fit_into_their_seconds() -> None:
-    assert 60 <= len(VARIANTS) <= 78
+    assert 60 <= len(VARIANTS) <= 80  # of which two are for the kernels of weighted keys

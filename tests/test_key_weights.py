@@ -15,7 +15,6 @@ from torch import Tensor
 import secl_ops
 from secl_ops import ops
 from secl_ops.engines import native, ordering
-from secl_ops.engines.select import MODULES
 from secl_ops.spec import WEIGHTED_KEYS, Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import KEY_WEIGHTED, alone, copies, labels, separate
@@ -25,16 +24,6 @@ from tests.test_backends import check, on, run
 pytestmark = pytest.mark.usefixtures("poisoned")
 DENOMINATORS = ["negatives", "all"]
 CUTS = (0, 5, 5, 31, 45)
-
-
-@pytest.fixture(autouse=True)
-def _served(request: pytest.FixtureRequest) -> None:
-    """Skip what an engine does not serve yet."""
-    if "backend" not in request.fixturenames:
-        return
-    reasons = MODULES[request.getfixturevalue("backend")].objections("cpu", torch.float32, WEIGHTED_KEYS)
-    if reasons:
-        pytest.skip("; ".join(reasons))
 
 
 def weighted(denominator: str = "negatives", **options: Any) -> Separate:
@@ -139,6 +128,16 @@ def test_a_key_that_counts_less_than_once_may_make_the_loss_negative(backend: st
     call = Call(torch.ones(1, 2), torch.tensor([0]), torch.ones(1, 2), torch.tensor([0]), denominator="all")
     loss, _ = run(replace(call, key_weights=torch.tensor([0.25])), backend, device)
     assert abs(float(loss) - math.log(0.25)) < 1e-5
+
+
+def test_a_far_key_of_little_weight_is_not_lost(backend: str, device: str) -> None:
+    anchors, keys = torch.tensor([[1.0, 0.0]], device=device), torch.tensor([[-1.0, 0.0]], device=device)
+    weights = torch.tensor([1e-18], device=device)
+    names = torch.tensor([0], device=device)
+    parts = secl_ops.info_nce_parts(
+        anchors, keys, anchor_labels=names, key_labels=names + 1, key_weights=weights, temperature=0.03, backend=backend
+    )
+    assert abs(parts.lse.item() - (math.log(1e-18) - 1 / 0.03)) < 1e-4
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import secl_ops
 from tests.budget import assert_within_budget
-from tests.cases import labels, rows
+from tests.cases import copies, labels, rows
 from tests.draws import examples
 from tests.exact import exact
 from tests.oracle import DIFFERENTIABLE, Call, dense
@@ -92,6 +92,8 @@ def calls(draw: Any, widest: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> D
             call = replace(call, positive_groups=chance.labels(p, 2))
     if draw(st.booleans()):
         call = replace(call, weights=(torch.arange(n) + chance.among(0, 3)) % 4 / 2.0)
+    if draw(st.booleans()):
+        call = replace(call, key_weights=copies(len(call.columns().rows), chance.among(0, 2**30)))
     dtype = draw(st.sampled_from(dtypes))
     # Values that bf16 holds; where plain torch would overflow in fp16 it is no measure.
     cold = options["normalize"] or dtype != torch.float16
@@ -135,7 +137,7 @@ def run(drawn: Drawn, backend: str, device: str) -> tuple[Tensor, list[Tensor]]:
         call = replace(call, **change)
     arguments = call.arguments()
     if drawn.cut is not None:
-        for name in ("keys", "key_labels", "key_groups"):
+        for name in ("keys", "key_labels", "key_groups", "key_weights"):
             whole = getattr(call, name)
             arguments[name] = None if whole is None else [whole[: drawn.cut], whole[drawn.cut :]]
     loss = secl_ops.info_nce(**arguments, backend=backend)
@@ -241,7 +243,7 @@ def test_refused_combinations(change: dict[str, Any], message: str) -> None:
         }
         bare = replace(
             drawn.call, keys=beside["rows"], key_labels=beside["keys"], positives=None, positive_labels=None,
-            positive_groups=None, anchor_groups=None, key_groups=None, exclude=None,
+            positive_groups=None, anchor_groups=None, key_groups=None, exclude=None, key_weights=None,
         )  # fmt: skip
         secl_ops.info_nce(**bare.arguments())
         given: dict[str, Any] = {

@@ -27,7 +27,8 @@ SPILLS = {
     ("3.6", "sample_stratified-bf16-128-sm100-all"): ["spills 16 bytes"],
     ("3.8", "sample_hard-bf16-128-sm100-all"): ["spills 8 bytes"],
 }
-FORWARD = ("scan", "mean", "running", "positive", "class_mean", "sigmoid", "sigmoid_loss")
+WEIGHTED = ("running_weighted", "positive_weighted", "class_mean_weighted")
+FORWARD = ("scan", "mean", "running", "positive", "class_mean", "sigmoid", "sigmoid_loss", *WEIGHTED)
 BACKWARD = ("keys", "anchors", "self", "keys_running", "self_running", "sigmoid_keys")
 
 
@@ -39,7 +40,7 @@ def closest() -> list[Build]:
         for name, kernel in KERNELS.items() for capability in (80, 100) if kernel.whole_rows or kernel.warps > 4
     ]  # fmt: skip
     return copies + [
-        Build(kernel, dtype, width, capability, kernel != "class_mean")
+        Build(kernel, dtype, width, capability, not kernel.startswith("class_mean"))
         for dtype in DTYPES for width in WIDTHS for capability in CAPABILITIES for kernel in (*FORWARD, *BACKWARD)
         if dtype == "bf16" or capability not in (86, 89)  # whose tiles are those of 120
     ]  # fmt: skip
@@ -60,6 +61,7 @@ def few() -> list[Build]:
     copies = [Build(kernel, "bf16", 128, 90) for kernel in COPIES]
     hopper = [Build(kernel, "bf16", 256, 90, kernel != "class_mean") for kernel in ("scan", "positive", "class_mean")]
     others = [Build("self", "fp32", 128, 80, True), Build("running", "fp16", 128, 90, True)]
+    others += [Build(kernel, "bf16", 128, 90, not kernel.startswith("class_mean")) for kernel in WEIGHTED]
     others += [Build("sigmoid", "fp32", 64, 80), Build("sigmoid_keys", "fp16", 512, 120)]
     return [*copies, *hopper, *others, Build("keys", "fp32", 128, 100, True), Build("self", "bf16", 256, 120, True)]
 
@@ -132,7 +134,7 @@ def test_the_positives_are_visited_and_little_else() -> None:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_tiles_of_few_rows_spill_nothing_either(capability: int) -> None:
     for kernel in (*FORWARD, *BACKWARD):
-        build = Build(kernel, "bf16", 128, capability, kernel != "class_mean")
+        build = Build(kernel, "bf16", 128, capability, not kernel.startswith("class_mean"))
         tile = tiles.shrunk(tile_of(build), 912, 912, 132)
         assert faults(build, *compile_apart([build], tile)) == [], str(build)
 

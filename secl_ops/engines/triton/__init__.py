@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from secl_ops.library import release
-from secl_ops.spec import WEIGHTED_KEYS
 
 if TYPE_CHECKING:
     from secl_ops.engines.triton.launch import contrast_backward as contrast_backward
@@ -50,8 +49,6 @@ def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
         'it runs on CUDA devices, not on mps'
     """
     found = _installation()
-    if operation == WEIGHTED_KEYS:
-        found = [*found, "its kernels count every key once"]
     if operation == "sample_pixels":
         return [*found, *_device(device, installed=not found)]
     if dtype == torch.float64:

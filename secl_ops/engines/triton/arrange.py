@@ -31,6 +31,7 @@ def arrange_state(p_upstream, upstream_stride, p_push, p_draw, p_lse, o_row, m_r
 @triton.jit(do_not_specialize=("n_rows", "places"))
 def arrange_kernel(
     p_rows, p_labels, p_order, p_factor,  # [n, D] of any stride, [n], [n], [n]: of each row, or None
+    p_copies,  # [n'], or None: how often the row at each place counts in the sum of its tile
     p_out, p_sums,  # [n', WIDTH], [tiles, WIDTH]: sum of each tile, or None
     p_upstream, p_push, p_draw, p_lse,  # [n] each, the first of any stride; None: no backward pass
     p_state, p_live,  # [4, n'], [tiles]; or None
@@ -50,7 +51,10 @@ def arrange_kernel(
         b_row = (b_row.to(tl.float32) * b_factor[:, None]).to(p_out.dtype.element_ty)
     tl.store(p_out + o_place.to(tl.int64)[:, None] * WIDTH + o_column[None, :], b_row)
     if p_sums is not None:
-        tl.store(p_sums + tl.program_id(0).to(tl.int64) * WIDTH + o_column, tl.sum(b_row.to(tl.float32), 0))
+        b_part = b_row.to(tl.float32)
+        if p_copies is not None:
+            b_part = b_part * tl.load(p_copies + o_place)[:, None]
+        tl.store(p_sums + tl.program_id(0).to(tl.int64) * WIDTH + o_column, tl.sum(b_part, 0))
     if p_push is None:
         return
     b_lse, b_push, b_draw, b_rate, m_counted = arrange_state(

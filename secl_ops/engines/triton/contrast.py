@@ -19,13 +19,14 @@ from secl_ops.engines.triton.plan import (
     comparable,
     count_far,
     count_near,
+    count_positives,
     far_tile,
     inside,
     load_hole,
     load_run,
     load_zone,
     near_tile,
-    places_of,
+    pair_weights,
     plan_tiles,
     share,
 )
@@ -45,12 +46,14 @@ from secl_ops.engines.triton.primitives import (
 
 
 @triton.jit
-def denominator_tile(b_row, p_row, p_other, p_value, m_inside, scale2, b_top, b_sum, b_mean,
+def denominator_tile(b_row, p_row, p_other, p_value, m_inside, p_bias, o_key, scale2, b_top, b_sum, b_mean,
                      WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
                      BOUNDED: tl.constexpr, VALUE: tl.constexpr):  # fmt: skip
-    """One tile of keys into the running sums; without a mask every pair counts."""
+    """One tile of keys into the running sums; without a mask every pair counts, without a bias once."""
     b_dot, b_key = dot_rows(b_row, p_row, p_other, WIDTH, BLOCK_D)
     b_logit = b_dot * scale2
+    if p_bias is not None:
+        b_logit = b_logit + tl.load(p_bias + o_key)[None, :]
     if m_inside is not None:
         b_logit = tl.where(m_inside, b_logit, float("-inf"))
     b_top, b_sum, b_shrink, b_term = merge_logits(b_logit, b_top, b_sum, BOUNDED)
@@ -67,6 +70,7 @@ def denominator_tile(b_row, p_row, p_other, p_value, m_inside, scale2, b_top, b_
 def denominator_kernel(
     p_anchors, p_keys,  # [N', WIDTH], [M', WIDTH]
     p_run, p_hole, p_exclude,  # [2, N] each, or None: the denominator's places, those of them left out, one more
+    p_bias,  # [M'], or None: log2 of how often each key counts
     p_order,  # [N]: where each anchor's mean belongs; None: here
     p_top, p_sum, p_mean,  # [parts, N], [parts, N], [parts, N, OUT]
     n_anchors, scale2, bound2,
@@ -93,9 +97,11 @@ def denominator_kernel(
     b_mean = tl.zeros([BLOCK_N, BLOCK_OUT], tl.float32)
     start, stop = share(count_far(far), part, parts)
     for place in range(start, stop):
-        skip = row_offset(far_tile(far, place) * BLOCK_M, WIDTH)
+        first = far_tile(far, place) * BLOCK_M
+        skip = row_offset(first, WIDTH)
         b_top, b_sum, b_mean = denominator_tile(
-            b_row, p_row, p_other + skip, p_value + skip, None, scale2, b_top, b_sum, b_mean,
+            b_row, p_row, p_other + skip, p_value + skip, None, p_bias, first + o_tile, scale2,
+            b_top, b_sum, b_mean,
             WIDTH, BLOCK_D, BLOCK_OUT, BOUNDED, VALUE,
         )  # fmt: skip
     start, stop = share(count_near(near), part, parts)
@@ -107,7 +113,8 @@ def denominator_kernel(
         if p_hole is not None:
             m_inside = m_inside & ~inside(o_key, hole[0], hole[1])
         b_top, b_sum, b_mean = denominator_tile(
-            b_row, p_row, p_other + skip, p_value + skip, m_inside, scale2, b_top, b_sum, b_mean,
+            b_row, p_row, p_other + skip, p_value + skip, m_inside, p_bias, o_key, scale2,
+            b_top, b_sum, b_mean,
             WIDTH, BLOCK_D, BLOCK_OUT, BOUNDED, VALUE,
         )  # fmt: skip
     m_row, m_meets = o_anchor < n_anchors, run[0] < run[1]
@@ -159,9 +166,10 @@ def add_mean(b_grad, b_factor, p_mean, p_top, o_anchor, o_place, o_out, n_anchor
 def positive_kernel(
     p_anchors, p_keys,  # [N', WIDTH], [M', WIDTH]
     p_run, p_exclude,  # [2, N] each, the second or None: places of the positives, one that is none
+    p_copies,  # [M'], or None: how often each key counts
     p_order, p_known,  # [N]: the row of each anchor; log-sum-exp of each row, in place of the parts' own, or None
     p_top, p_sum, p_mean,  # [parts, N], [parts, N], [parts, N, OUT]; None where the log-sum-exp is known
-    p_loss, p_lse, p_pull, p_count, p_grad,  # [N] each, [N, OUT]: d loss_i / d a_i
+    p_loss, p_lse, p_pull, p_count, p_grad,  # [N] each, [N, OUT]: d loss_i / d a_i; with p_copies the count is given
     n_anchors, parts, scale2, scale,
     WIDTH: tl.constexpr, OUT: tl.constexpr, SELF: tl.constexpr, VALUE: tl.constexpr, PLACED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
@@ -197,6 +205,9 @@ def positive_kernel(
         b_dot, b_key = dot_rows(b_row, p_row, p_other + skip, WIDTH, BLOCK_D)
         b_gap = b_lse[:, None] - b_dot * scale2
         b_soft, b_slope = softplus2(b_gap)
+        if p_copies is not None:
+            b_copies = tl.load(p_copies + o_key)[None, :]
+            b_soft, b_slope = b_soft * b_copies, b_slope * b_copies
         b_loss += tl.sum(tl.where(m_positive, b_soft, 0.0), 1)
         b_weight = tl.where(m_positive, b_slope, 0.0)
         b_pull += tl.sum(b_weight, 1)
@@ -204,14 +215,14 @@ def positive_kernel(
             if (BLOCK_D < WIDTH) or (BLOCK_OUT < WIDTH):
                 b_key = tl.load(p_value + skip)
             b_near = value_product(b_weight, b_key, b_near)  # [BN, BM] @ [BM, BO] -> [BN, BO]
-    b_count = places_of(run, zone)
-    b_divisor = tl.maximum(b_count, 1).to(tl.float32)
+    b_count, m_counted, b_divisor = count_positives(p_copies, p_count, o_row, m_row, run, zone)
     b_pull = b_pull / b_divisor
     if tl.program_id(1) == 0:
         tl.store(p_loss + o_row, b_loss / b_divisor, mask=m_row)
         tl.store(p_lse + o_row, b_lse * LN2, mask=m_row)
         tl.store(p_pull + o_row, b_pull, mask=m_row)
-        tl.store(p_count + o_row, b_count, mask=m_row)
+        if p_copies is None:
+            tl.store(p_count + o_row, b_count, mask=m_row)
     if VALUE:
         b_grad = -scale * (b_near / b_divisor[:, None])
         if p_known is None:  # a known log-sum-exp is held constant
@@ -221,7 +232,7 @@ def positive_kernel(
             )
         m_out = m_row[:, None] & (o_out < OUT)[None, :]
         p_out = p_grad + o_row.to(tl.int64)[:, None] * OUT + o_out[None, :]
-        tl.store(p_out, tl.where((b_count > 0)[:, None], b_grad, 0.0), mask=m_out)
+        tl.store(p_out, tl.where(m_counted[:, None], b_grad, 0.0), mask=m_out)
 
 
 @triton.jit
@@ -237,20 +248,20 @@ def whole_sum(p_sums, far, o_out, WIDTH: tl.constexpr, BATCH: tl.constexpr):
 
 
 @triton.jit
-def edge_sum(p_keys, o_row, run, near, zone, o_out, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
+def edge_sum(p_keys, p_copies, o_row, run, near, zone, o_out,
+             BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     """Sum of each row's positives [BN, BO] in the other tiles, pair by pair."""
     b_sum = tl.zeros([BLOCK_N, o_out.shape[0]], tl.float32)
     for place in range(0, count_near(near)):
         first = near_tile(near, place) * BLOCK_M
-        o_key = first + tl.arange(0, BLOCK_M)
-        m_positive = comparable(o_row, o_key, run, zone, None, 0)
+        b_weight = pair_weights(p_copies, o_row, first + tl.arange(0, BLOCK_M), run, zone)
         b_key = tl.load(tile_pointers(p_keys + row_offset(first, WIDTH), tl.arange(0, BLOCK_M), o_out, WIDTH))
-        b_sum = value_product(m_positive.to(tl.float32), b_key, b_sum)  # [BN, BM] @ [BM, BO] -> [BN, BO]
+        b_sum = value_product(b_weight, b_key, b_sum)  # [BN, BM] @ [BM, BO] -> [BN, BO]
     return b_sum
 
 
 @triton.jit
-def edge_dot(b_row, p_row, p_keys, o_row, run, near, zone, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,
+def edge_dot(b_row, p_row, p_keys, p_copies, o_row, run, near, zone, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,
              BLOCK_D: tl.constexpr):  # fmt: skip
     """Sum of each row's similarities to those positives [BN]; a NaN beside them is none of theirs."""
     b_sum = tl.zeros([b_row.shape[0]], tl.float32)
@@ -259,7 +270,10 @@ def edge_dot(b_row, p_row, p_keys, o_row, run, near, zone, BLOCK_M: tl.constexpr
         first = near_tile(near, place) * BLOCK_M
         p_other = tile_pointers(p_keys + row_offset(first, WIDTH), o_tile, o_chunk, WIDTH)
         b_dot, _ = dot_rows(b_row, p_row, p_other, WIDTH, BLOCK_D)
-        b_sum += tl.sum(tl.where(comparable(o_row, first + o_tile, run, zone, None, 0), b_dot, 0.0), 1)
+        b_dot = tl.where(comparable(o_row, first + o_tile, run, zone, None, 0), b_dot, 0.0)
+        if p_copies is not None:
+            b_dot = b_dot * tl.load(p_copies + first + o_tile)[None, :]
+        b_sum += tl.sum(b_dot, 1)
     return b_sum
 
 
@@ -267,9 +281,10 @@ def edge_dot(b_row, p_row, p_keys, o_row, run, near, zone, BLOCK_M: tl.constexpr
 def class_mean_kernel(
     p_anchors, p_keys, p_sums,  # [N', WIDTH], [M', WIDTH], [tiles, WIDTH]: sum of each tile of SUM_ROWS keys
     p_run, p_exclude,  # [2, N] each, the second or None: places of the positives, one that is none
+    p_copies,  # [M'], or None: how often each key counts
     p_order, p_known,  # [N]: the row of each anchor; log-sum-exp of each row, in place of the parts' own, or None
     p_top, p_sum, p_mean,  # [parts, N], [parts, N], [parts, N, OUT]; None where the log-sum-exp is known
-    p_loss, p_lse, p_pull, p_count, p_grad,  # [N] each, [N, OUT]: d loss_i / d a_i
+    p_loss, p_lse, p_pull, p_count, p_grad,  # [N] each, [N, OUT]: d loss_i / d a_i; with p_copies the count is given
     n_anchors, parts, scale,
     WIDTH: tl.constexpr, OUT: tl.constexpr, SELF: tl.constexpr, VALUE: tl.constexpr, PLACED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_OUT: tl.constexpr,
@@ -287,21 +302,20 @@ def class_mean_kernel(
         b_lse = (tl.log2(b_sum) + finite_or_zero(b_top)) * LN2
     else:
         b_lse = tl.load(p_known + o_row, mask=m_row, other=0.0)
-    b_count = places_of(run, zone)
-    m_counted = b_count > 0
-    b_divisor = tl.maximum(b_count, 1).to(tl.float32)
+    b_count, m_counted, b_divisor = count_positives(p_copies, p_count, o_row, m_row, run, zone)
     near, far = plan_tiles(run, (run[0], run[0]), zone, SUM_ROWS, True)
     o_block = tl.arange(0, BLOCK_N)
     p_block = p_anchors + row_offset(tl.program_id(0) * BLOCK_N, WIDTH)
     p_row = tile_pointers(p_block, o_block, tl.arange(0, BLOCK_D), WIDTH)
     b_scale = tl.full([BLOCK_N], 0.0, tl.float32) + scale
-    b_dot = edge_dot(tl.load(p_row), p_row, p_keys, o_anchor, run, near, zone, SUM_ROWS, WIDTH, BLOCK_D)
+    b_dot = edge_dot(tl.load(p_row), p_row, p_keys, p_copies, o_anchor, run, near, zone, SUM_ROWS, WIDTH, BLOCK_D)
     for column in range(0, WIDTH, BLOCK_OUT):
         o_out = column + tl.arange(0, BLOCK_OUT)
         b_whole = whole_sum(p_sums, far, o_out, WIDTH, BLOCK_M)
         b_dot += tl.sum(tl.load(tile_pointers(p_block, o_block, o_out, WIDTH)).to(tl.float32) * b_whole[None, :], 1)
         if VALUE:
-            b_near = b_whole[None, :] + edge_sum(p_keys, o_anchor, run, near, zone, o_out, BLOCK_N, SUM_ROWS, WIDTH)
+            b_edge = edge_sum(p_keys, p_copies, o_anchor, run, near, zone, o_out, BLOCK_N, SUM_ROWS, WIDTH)
+            b_near = b_whole[None, :] + b_edge
             b_grad = -scale * (b_near / b_divisor[:, None])
             if p_known is None:  # a known log-sum-exp is held constant
                 o_place = o_row.to(tl.int64) if PLACED else o_anchor.to(tl.int64)
@@ -315,7 +329,8 @@ def class_mean_kernel(
     tl.store(p_loss + o_row, tl.where(m_counted, b_loss, 0.0), mask=m_row)
     tl.store(p_lse + o_row, b_lse, mask=m_row)
     tl.store(p_pull + o_row, m_counted.to(tl.float32), mask=m_row)
-    tl.store(p_count + o_row, b_count, mask=m_row)
+    if p_copies is None:
+        tl.store(p_count + o_row, b_count, mask=m_row)
 
 
 @triton.jit(do_not_specialize=("n_anchors", "parts"))

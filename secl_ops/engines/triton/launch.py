@@ -10,13 +10,18 @@ from torch import Tensor
 
 from secl_ops import tiles
 from secl_ops.engines.reference import ContrastState, Reduction
-from secl_ops.engines.triton import contrast, gradient, rows
+from secl_ops.engines.triton import contrast, gradient, rows, weighing
 from secl_ops.engines.triton.grids import cells, grid_of, launch, on, parts_of, pick, widths_of
 from secl_ops.engines.triton.sides import Meeting, Side, Upstream, arrange, meet, met_by, names_of, rules_of
 from secl_ops.spec import Flag, Pairs
 
 LOG2E = 1.4426950408889634
 BOUNDED_SCALE = 40.0  # exp(-2 * 40) is a normal fp32 number: a fixed maximum loses no pair of unit rows
+
+
+def _of_weights(pairs: Pairs, flags: Flag) -> Flag:
+    """The flags of a pass: a bound of the similarities is none of those of weighted keys."""
+    return flags if pairs.key_weights is None else flags & ~Flag.UNIT
 
 
 class _Parts(NamedTuple):
@@ -40,6 +45,7 @@ def contrast_forward(
     met: Tensor | None = None,
 ) -> ContrastState:
     """Loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference's formula and arguments."""
+    flags = _of_weights(pairs, flags)
     rules, shared, scan = rules_of(pairs), Flag.SELF in flags, Flag.SCAN in flags
     anchor_names, key_names = names_of(pairs)
     exclude = None if pairs.exclude is None or shared else pairs.exclude.contiguous()
@@ -50,17 +56,21 @@ def contrast_forward(
     kept = meeting.met if met is None and (shared or scan) else None
     meeting = met_by(meeting, rules)
     sums = Flag.NEGATIVES not in flags and not scan
-    key_side = arrange(keys, key_names.labels, meeting.other_row, factor=key_inverse, sums=sums)
+    copies = pairs.key_weights
+    key_side = arrange(keys, key_names.labels, meeting.other_row, factor=key_inverse, copies=copies, sums=sums)
     anchor_side = key_side if shared else arrange(anchors, anchor_names.labels, meeting.row)
-    state = _state(anchors, Flag.ANCHOR_GRADIENT in flags, scan)
+    state = _state(anchors, Flag.ANCHOR_GRADIENT in flags, scan, torch.int32 if copies is None else torch.float32)
     parts = _Parts(None, None, None, 0, True)
     if known_lse is None:
         hole = meeting.own if Flag.NEGATIVES in flags or not rules[0] else None
         parts = _denominator(anchor_side, key_side, meeting, hole, state.grad_anchors, scale, flags)
     if not rules[0]:
         meeting = meeting._replace(own=torch.zeros_like(meeting.own))
+    call = _Forward(anchor_side, key_side, meeting, parts, known_lse, state, scale, flags)
+    if copies is not None and not scan:
+        _weigh(call)
     finish = _merge if scan else _class_mean if sums else _positive
-    finish(_Forward(anchor_side, key_side, meeting, parts, known_lse, state, scale, flags))
+    finish(call)
     return state._replace(met=kept)
 
 
@@ -69,13 +79,13 @@ def _sizes(anchors: Tensor, keys: Tensor, flags: Flag) -> tuple[int, int | None]
     return anchors.shape[0], None if Flag.SELF in flags else keys.shape[0]
 
 
-def _state(anchors: Tensor, value: bool, scan: bool) -> ContrastState:
+def _state(anchors: Tensor, value: bool, scan: bool, counted: torch.dtype) -> ContrastState:
     count, width = anchors.shape
     fresh = anchors.new_zeros if scan else anchors.new_empty  # a scan leaves the loss alone
     loss, pull = (fresh(count, dtype=torch.float32) for _ in range(2))
     lse = anchors.new_empty(count, dtype=torch.float32)
     grad = anchors.new_empty((count if value else 0, width), dtype=torch.float32)
-    return ContrastState(loss, lse, pull, fresh(count, dtype=torch.int32), grad)
+    return ContrastState(loss, lse, pull, fresh(count, dtype=counted), grad)
 
 
 def _bounded(flags: Flag, scale: float) -> bool:
@@ -98,6 +108,7 @@ def _denominator(
         launch(
             contrast.denominator_kernel, tile, grid_of(count, columns, parts),
             anchors.rows, keys.rows, meeting.run, hole, meeting.zone,
+            None if keys.copies is None else keys.copies.log2(),
             meeting.row if parts == 1 else None, top, total, mean,
             count, float(scale) * LOG2E, float(scale) * LOG2E,
             **widths_of(anchors.rows, width), SELF=Flag.SELF in flags, BOUNDED=bounded, VALUE=value,
@@ -127,6 +138,10 @@ class _Forward(NamedTuple):
         """Rows of either side."""
         return len(self.meeting.row), len(self.meeting.other_row)
 
+    def purpose(self, usual: str) -> str:
+        """What a kernel's tile is picked for."""
+        return usual if self.keys.copies is None else f"{usual}_weighted"
+
     @property
     def options(self) -> dict[str, int]:
         """What the kernels are compiled for."""
@@ -150,15 +165,28 @@ def _merge(call: _Forward) -> None:
         )  # fmt: skip
 
 
+def _weigh(call: _Forward) -> None:
+    """What the positives of each anchor weigh together, as their count."""
+    copies, meeting = call.keys.copies, call.meeting
+    assert copies is not None, "keys of one weight are counted where their loss is"
+    weights = copies.view(-1, tiles.SUM_ROWS).sum(1)
+    with on(copies):
+        weighing.weigh_kernel[(cells(len(meeting.row), tiles.WEIGHED_ROWS),)](
+            meeting.own, meeting.zone, copies, weights, meeting.row, call.state.count, len(meeting.row),
+            SELF=Flag.SELF in call.flags,
+            BLOCK_N=tiles.WEIGHED_ROWS, BLOCK_M=tiles.SUM_ROWS, BATCH=tiles.LIVE_BATCH,
+        )  # fmt: skip
+
+
 def _positive(call: _Forward) -> None:
     """The rest under "negatives": each pair of one class."""
     rows, meeting = call.anchors.rows, call.meeting
     columns = rows.shape[1] if Flag.ANCHOR_GRADIENT in call.flags else 0
     with on(rows):
         launch(
-            contrast.positive_kernel, pick(rows, call.width, "positive", *call.sizes),
+            contrast.positive_kernel, pick(rows, call.width, call.purpose("positive"), *call.sizes),
             grid_of(len(meeting.row), columns),
-            rows, call.keys.rows, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
+            rows, call.keys.rows, meeting.own, meeting.zone, call.keys.copies, meeting.row, _fp32(call.known_lse),
             *call.parts[:3], *call.state[:5],
             len(meeting.row), call.parts.number, float(call.scale) * LOG2E, float(call.scale), **call.options,
         )  # fmt: skip
@@ -167,11 +195,12 @@ def _positive(call: _Forward) -> None:
 def _class_mean(call: _Forward) -> None:
     """The rest under "all": the sum of each class."""
     rows, meeting = call.anchors.rows, call.meeting
+    tile = pick(rows, call.width, call.purpose("classes"), *call.sizes)
     with on(rows):
         launch(
-            contrast.class_mean_kernel, pick(rows, call.width, "classes", *call.sizes), grid_of(len(meeting.row), 0),
-            rows, call.keys.rows, call.keys.sums, meeting.own, meeting.zone, meeting.row, _fp32(call.known_lse),
-            *call.parts[:3], *call.state[:5],
+            contrast.class_mean_kernel, tile, grid_of(len(meeting.row), 0),
+            rows, call.keys.rows, call.keys.sums, meeting.own, meeting.zone, call.keys.copies, meeting.row,
+            _fp32(call.known_lse), *call.parts[:3], *call.state[:5],
             len(meeting.row), call.parts.number, float(call.scale), SUM_ROWS=tiles.SUM_ROWS, **call.options,
         )  # fmt: skip
 
@@ -195,6 +224,7 @@ def contrast_backward(
     The factors are grad_loss (of any stride), push and draw, [N] each; an anchor whose push and draw are 0 does not
     count. Under SELF the first is the gradient of the shared rows in both roles, and the second is empty.
     """
+    flags = _of_weights(pairs, flags)
     shared, (grad_loss, push, draw) = Flag.SELF in flags, factors
     if not shared:  # an anchor that does not count is no anchor: no NaN of its row reaches a key
         counted = (push != 0) | (draw != 0)
@@ -219,6 +249,8 @@ def contrast_backward(
         grad_keys = _gradient(
             key_side, anchor_side, met_by(meeting, rules), keys.shape, scale, flags, rules, anchors=False, keys=True
         )
+        if pairs.key_weights is not None:
+            grad_keys *= pairs.key_weights.unsqueeze(1)
     return grad_anchors, grad_keys
 
 

@@ -155,3 +155,26 @@ def places_of(run, zone):
     b_zone_first, b_zone_stop = zone
     m_gone = (b_zone_first < b_zone_stop) & (b_zone_first >= b_first) & (b_zone_first < b_stop)
     return b_stop - b_first - m_gone.to(tl.int32)
+
+
+@triton.jit
+def pair_weights(p_copies, o_row, o_key, run, zone):
+    """How often each of these keys [BM] counts as a positive of each row: [BN, BM]."""
+    m_positive = comparable(o_row, o_key, run, zone, None, 0)
+    if p_copies is None:
+        b_weight = m_positive.to(tl.float32)
+    else:
+        b_weight = tl.where(m_positive, tl.load(p_copies + o_key)[None, :], 0.0)
+    return b_weight
+
+
+@triton.jit
+def count_positives(p_copies, p_count, o_row, m_row, run, zone):
+    """Number of positives of each row; whether it has one, and what a mean over them divides by, weighed before."""
+    b_count = places_of(run, zone)
+    m_counted = b_count > 0
+    if p_copies is None:
+        b_divisor = tl.maximum(b_count, 1).to(tl.float32)
+    else:
+        b_divisor = tl.where(m_counted, tl.load(p_count + o_row, mask=m_row, other=1.0), 1.0)
+    return b_count, m_counted, b_divisor

@@ -56,7 +56,7 @@ def unit_rows_backward_kernel(
 
 @triton.jit
 def load_factor(p_count, p_weights, o_row, m_row):
-    """Number of positives, and the weight of an anchor that has one."""
+    """Number of positives, or the sum of their weights, and the weight of an anchor that has one."""
     b_count = tl.load(p_count + o_row, mask=m_row, other=0)
     if p_weights is None:
         b_weight = tl.full(o_row.shape, 1.0, tl.float32)
@@ -98,4 +98,4 @@ def reduce_kernel(
         tl.store(p_factor + o_row, b_factor, mask=m_row)
         b_pull = tl.load(p_pull + o_row, mask=m_row, other=0.0)
         tl.store(p_push + o_row, b_pull * b_factor, mask=m_row)
-        tl.store(p_draw + o_row, b_factor / tl.maximum(b_count, 1).to(tl.float32), mask=m_row)
+        tl.store(p_draw + o_row, b_factor / tl.where(b_count > 0, b_count, 1).to(tl.float32), mask=m_row)

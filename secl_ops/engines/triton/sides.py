@@ -140,6 +140,7 @@ class Side(NamedTuple):
     rows: Tensor
     sums: Tensor | None  # [tiles, WIDTH] fp32: sum of each tile
     state: State | None
+    copies: Tensor | None  # [n'] fp32: how often each row counts
 
 
 class Upstream(NamedTuple):
@@ -158,6 +159,7 @@ def arrange(
     order: Tensor,  # [n]
     *,
     factor: Tensor | None = None,  # [n]
+    copies: Tensor | None = None,  # [n], how often each row counts
     sums: bool = False,
     upstream: Upstream | None = None,
 ) -> Side:
@@ -167,18 +169,21 @@ def arrange(
     blocks = places // tiles.SUM_ROWS
     out = rows.new_empty((places, padded))
     wide = out.new_empty((blocks, padded) if sums else 0, dtype=torch.float32)
-    state = None
+    state, placed = None, None
+    if copies is not None:
+        placed = functional.pad(copies.float().index_select(0, order), (0, places - count), value=1.0)
     if upstream is not None:
         state = State(wide.new_empty((4, places)), labels.new_empty(blocks))
     columns = min(tiles.COPY_COLUMNS, padded)
     grad, push, draw, lse, scale = (None, None, None, None, 0.0) if upstream is None else upstream
     with on(rows):
         arrange_kernel[(blocks, padded // columns)](
-            rows, labels, order, factor, out, wide if sums else None, grad, push, draw, lse, *(state or (None, None)),
+            rows, labels, order, factor, placed, out, wide if sums else None, grad, push, draw, lse,
+            *(state or (None, None)),
             count, places, *rows.stride(), 0 if grad is None else grad.stride(0), float(scale),
             OUT=width, WIDTH=padded, BLOCK_N=tiles.SUM_ROWS, BLOCK_D=columns,
         )  # fmt: skip
-    return Side(out, wide if sums else None, state)
+    return Side(out, wide if sums else None, state, placed)
 
 
 def rules_of(pairs: Pairs) -> tuple[bool, bool]:
