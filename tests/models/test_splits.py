@@ -165,7 +165,7 @@ def test_a_tested_patient_s_new_image_is_neither_tested_nor_trained_on(tmp_path:
 def test_fewer_labels_than_an_earlier_run_used_and_more_than_there_are(tmp_path: Path) -> None:
     save_split(tmp_path / "split.json", make_split(plain(10), 4, 0))
     for labeled in (3, 8):
-        told = rf"--labeled: between the 4 labelled patients of .*split\.json and the 7 .* got {labeled}\."
+        told = rf"--labeled: at least the 4 patients labelled in .*split\.json, at most all 7 .* got {labeled}\."
         with pytest.raises(InputError, match=told):
             split_like(plain(10), labeled, 0, tmp_path)
     gone = replace(plain(10), cases=plain(10).cases[1:])
