@@ -7,6 +7,7 @@ Row = tuple[int, int, int, int, int, int]
 
 # Family of GPUs, dtype, purpose, and the widest row that the tile serves in the table it replaces.
 WEIGHTED: dict[tuple[str, str, str, int], Row] = {
+    ("ampere", "bf16", "positive", 128): (64, 32, 128, 128, 8, 3),
     ("ampere", "bf16", "positive", 512): (64, 32, 64, 128, 8, 2),
     ("ampere", "fp16", "positive", 128): (64, 32, 64, 128, 8, 2),
     ("ampere", "fp16", "positive", 256): (64, 32, 64, 128, 8, 2),
