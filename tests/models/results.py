@@ -211,6 +211,25 @@ def training_markdown() -> str:
     return markdown(head, lines, left=2)
 
 
+def long_tries_markdown() -> str:
+    """The tries of the long study, each beside `copy-paste` from the same start, on validation patients."""
+    tries: dict[tuple[str, str], list[Row]] = {}
+    for row in read_rows(RESULTS / "study_long_tries.csv"):
+        changed = [part for part in row.options.split()[1:] if not part.startswith("train.warm_start")]
+        if row.checkpoint == "last":
+            tries.setdefault((row.method, " ".join(changed) or "as they are"), []).append(row)
+    head = ("method", "settings", "seeds", "Dice, %", "gain", "HD95, voxels", "ASSD, voxels", "minutes of a thread")
+    mixing = tries["copy-paste", "as they are"]
+    lines = []
+    for names, rows in tries.items():
+        gain = None if rows is mixing else paired(rows, mixing)
+        columns = zip(*((row.dice, row.hd95, row.assd, row.processor_seconds / 60) for row in rows), strict=True)
+        dice, *others = ("" if spread is None else spread.text() for spread in map(Spread.of, columns))
+        seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
+        lines.append((*names, seeds, dice, "" if gain is None else gain.text(sign=True), *others))
+    return markdown(head, lines, left=3)
+
+
 def suggest_markdown() -> str:
     """Suggested patients against random ones."""
     return labelling_markdown(read_labelling(RESULTS / "suggest.csv"))
@@ -227,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory_markdown,
     "training": training_markdown,
     "suggest": suggest_markdown,
+    "long tries": long_tries_markdown,
 }
 
 if __name__ == "__main__":
