@@ -101,7 +101,7 @@ def split_like(data: DataSet, labeled: int, seed: int, earlier: Path) -> Split:
     joining = [patient for patient in labelable(fixed) if patient not in kept]
     most = len(kept) + len(joining)
     if not len(kept) <= labeled <= most:
-        rule = f"at least the {len(kept)} patients labelled in {file}, at most all {most} training patients with a label"
+        rule = f"at least the {len(kept)} patients labelled in {file}, at most all {most} with a label for training"
         raise InputError("--labeled", rule=rule, got=labeled, cure=f"ask for {len(kept)} to {most}")
     return split_with(fixed, [*kept, *_order(fixed, joining, seed)][:labeled])
 
