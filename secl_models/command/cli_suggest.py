@@ -49,8 +49,8 @@ def suggest(
     In doubt are first the patients in whom no network sees a structure that every labelled one has, then those on whom
     student, teacher and, where training mirrored, their mirrored answers are furthest apart. The more doubtful half is
     put into as many groups of alike looks as are asked for, and the most doubtful of each is suggested. With --by
-    typical the groups are of all, and the most typical of each is. Whether they are worth more than patients at random is
-    not sure yet: see `secl study suggest`. The page shows the slices that the networks are unsure of.
+    typical the groups are of all, and the most typical of each is. It is not sure yet that they are worth more than
+    patients at random, see `secl study suggest`. The page shows the slices that the networks are unsure of.
     """
     speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set
