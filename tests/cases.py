@@ -118,9 +118,9 @@ def _unlike() -> Call:
 
 
 def _many() -> Call:
-    """Tiles that lie whole in the anchors' one class, and whole in another."""
+    """Tiles that lie whole in the class of some anchors, and whole in another; the other anchors have no positive."""
     call = replace(separate(20, 400, 16, 8, classes=2), key_weights=copies(400, 8))
-    return replace(call, anchor_labels=torch.zeros(20, dtype=torch.int64))
+    return replace(call, anchor_labels=torch.tensor([0, 0, -1, 0, 7]).repeat(4))
 
 
 KEY_WEIGHTED: dict[str, Callable[[], Call]] = {

@@ -140,6 +140,17 @@ def test_a_far_key_of_little_weight_is_not_lost(backend: str, device: str) -> No
     assert abs(parts.lse.item() - (math.log(1e-18) - 1 / 0.03)) < 1e-4
 
 
+def test_an_anchor_without_a_positive_counts_none_beside_others_that_have_many(backend: str, device: str) -> None:
+    call = replace(separate(8, 256, 8, 2, classes=1, ignored=0.0), key_weights=copies(256, 3))
+    call = on(replace(call, anchor_labels=torch.tensor([0, -1, 0, 7, 0, 0, 7, -1])), device)
+    parts = secl_ops.info_nce_parts(
+        call.anchors, call.keys, anchor_labels=call.anchor_labels, key_labels=call.key_labels,
+        key_weights=call.key_weights, temperature=0.1, backend=backend,
+    )  # fmt: skip
+    weight = float(present(call.key_weights).sum())
+    assert parts.count.tolist() == pytest.approx([weight * (label == 0) for label in call.anchor_labels.tolist()])
+
+
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_the_same_call_twice_gives_the_same_bits(denominator: str, backend: str, device: str) -> None:
     for call in (weighted(denominator), replace(alone(40, 8), key_weights=copies(40, 1))):

@@ -74,13 +74,18 @@ def suggest(
     print_table(_table(candidates, structure_names(committee.teacher.classes)))
     for file in files:
         typer.echo(f"Wrote {file}")
+    if not unlabeled:
+        typer.echo("These have labels already: `secl study suggest` compares such patients with others at random.")
+        return
     run = checkpoint if checkpoint.is_dir() else checkpoint.parent
     split = load_split(run / "split.json", data_set)
-    evaluated = {case.patient for case in (*split.val, *split.test)}
-    labeled = known - evaluated if unlabeled else {case.patient for case in split.labeled}
-    place, source = shlex.quote(str(run)), shlex.quote(str(data))
-    typer.echo("Next: label these, and train again; validation and test patients stay, and so do the labelled ones:")
-    typer.echo(f"  secl train --data {source} --split-of {place} --labeled {len(labeled) + count} --out NEW_RUN")
+    labeled = known - {case.patient for case in (*split.val, *split.test)}
+    settings, place, source = (shlex.quote(str(path)) for path in (run / "config.yaml", run, data))
+    typer.echo("Next: label these, and train again, with the same settings, validation and test patients:")
+    typer.echo(
+        f"  secl train --data {source} --preset {settings} --split-of {place} --labeled {len(labeled) + count} "
+        "--out NEW_RUN"
+    )
 
 
 def _table(candidates: list[Candidate], structures: Sequence[str]) -> Table:

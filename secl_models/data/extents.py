@@ -14,9 +14,9 @@ class Extents:
     """Shapes and voxel sides of the images that were shown to it.
 
     Example:
-        >>> extents = Extents(shapes=[(256, 208, 10), (256, 256, 9)], sides=[(1.25, 1.25, 10.0), (1.5, 1.5, 8.0)])
+        >>> extents = Extents(shapes=[(256, 208, 10), (256, 12345)], sides=[(1.25, 1.25, 10.0), (1.5, 1.5)])
         >>> extents.sentence()
-        'images of 256 x 208-256 x 9-10 voxels of 1.25-1.5 x 1.25-1.5 x 8-10 mm'
+        'images of 256 x 208-12345 x 10 voxels of 1.25-1.5 x 1.25-1.5 x 10 mm'
     """
 
     shapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -41,8 +41,8 @@ class Extents:
 
 
 def _columns(rows: Sequence[tuple[float, ...]]) -> list[list[float]]:
-    """The values of each axis, of as many axes as the shortest row has."""
-    return [list(column) for column in zip(*rows, strict=False)]
+    """The values of each axis that a row has."""
+    return [[row[axis] for row in rows if axis < len(row)] for axis in range(max(map(len, rows)))]
 
 
 def _spans(rows: Sequence[tuple[float, ...]]) -> str:
@@ -50,5 +50,7 @@ def _spans(rows: Sequence[tuple[float, ...]]) -> str:
 
 
 def _span(values: Sequence[float]) -> str:
-    smallest, largest = (f"{value:.4g}" for value in (min(values), max(values)))
+    smallest, largest = (
+        str(value) if isinstance(value, int) else f"{value:.4g}" for value in (min(values), max(values))
+    )
     return smallest if smallest == largest else f"{smallest}-{largest}"

@@ -83,7 +83,8 @@ def split_like(data: DataSet, labeled: int, seed: int, earlier: Path) -> Split:
         earlier: A `split.json`, or the run folder that holds one.
 
     Raises:
-        InputError: As `make_split` and `load_split`, or that run used the labels of more patients.
+        InputError: As `make_split` and `load_split`, or that run used the labels of more patients, or the data set
+            marks other cases than that run as validation or test.
 
     Example:
         >>> from pathlib import Path
@@ -96,14 +97,22 @@ def split_like(data: DataSet, labeled: int, seed: int, earlier: Path) -> Split:
     """
     file = earlier / "split.json" if earlier.is_dir() else earlier
     before = load_split(file, data)
+    tested = {case.name: part for part in ("val", "test") for case in getattr(before, part)}
+    for case in data.cases:
+        if case.split in ("val", "test") and case.name not in tested:
+            rule, got = f"validation and test are those of {file}", f"a mark as {case.split}"
+            raise InputError(case.name, rule=rule, got=got, cure="take the mark away, or leave --split-of out")
     kept = list(dict.fromkeys(case.patient for case in before.labeled))
-    fixed = _with_evaluated(data, {case.name: part for part in ("val", "test") for case in getattr(before, part)})
+    fixed = _with_evaluated(data, tested)
     joining = [patient for patient in labelable(fixed) if patient not in kept]
     most = len(kept) + len(joining)
     if not len(kept) <= labeled <= most:
         rule = f"at least the {len(kept)} patients labelled in {file}, at most all {most} with a label for training"
         raise InputError("--labeled", rule=rule, got=labeled, cure=f"ask for {len(kept)} to {most}")
-    return split_with(fixed, [*kept, *_order(fixed, joining, seed)][:labeled])
+    found = split_with(fixed, [*kept, *_order(fixed, joining, seed)][:labeled])
+    marks = {case.name: case.split for case in data.cases}
+    parts = (getattr(found, part) for part in PARTS)
+    return Split(*(tuple(replace(case, split=marks[case.name]) for case in cases) for cases in parts))
 
 
 def _order(data: DataSet, patients: list[str], seed: int) -> list[str]:
@@ -212,7 +221,12 @@ def load_split(path: Path, data: DataSet) -> Split:
     for part, name in listed:
         if name not in known or name in seen:
             rule = f"each case of the split is listed once and is in {data.root}"
-            raise InputError(path, rule=rule, got=f"{name} of {part}", cure="train on the data the split was made of")
+            raise InputError(
+                path,
+                rule=rule,
+                got=f"{name} of {part}",
+                cure="train on the data the split was made of, under its names",
+            )
         seen.add(name)
         if part != "unlabeled" and known[name].label is None:
             raise InputError(path, rule=f"a case of {part} has a label", got=name, cure="restore the label file")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def find_images(source: Path, channels: int) -> list[Case]:
     Args:
         source: An image or a folder of images.
         channels: Image channels of the network; with more than one, files `case_0000`, `case_0001`, ... of a
-            folder are the channels of `case`, and with one, where all names end in _0000, it is the image of `case`.
+            folder are the channels of `case`; with one, `case_07_0000` alone is the image of `case_07`.
 
     Returns:
         One case per image, sorted by name.
@@ -148,11 +148,13 @@ def find_images(source: Path, channels: int) -> list[Case]:
             got="none",
             cure="name the folder that holds the images themselves",
         )
-    by_channel = source.is_dir() and (channels > 1 or all(file_stem(file).endswith("_0000") for file in files))
+    stems = {file_stem(file) for file in files}
     groups: dict[str, list[Path]] = {}
     numbers: dict[str, list[str]] = {}
     for file in files:
-        split = _CHANNEL.fullmatch(file_stem(file)) if by_channel else None
+        split = _CHANNEL.fullmatch(file_stem(file)) if source.is_dir() else None
+        if channels == 1 and split and not _is_only_channel(split, stems):
+            split = None
         name = split["case"] if split else file_stem(file)
         groups.setdefault(name, []).append(file)
         numbers.setdefault(name, []).append(split["number"] if split else "")
@@ -234,6 +236,13 @@ def _look_like_channels(cases: Sequence[Case]) -> str | None:
         if len(numbers) > 1 and numbers == [f"{number:04}" for number in range(len(numbers))]:
             return f"{name}_{numbers[0]} and {name}_{numbers[1]}"
     return None
+
+
+def _is_only_channel(split: re.Match[str], stems: Collection[str]) -> bool:
+    """Whether `case_07_0000` is the one channel of `case_07`: no file else is of that case, and 07 numbers it."""
+    case = split["case"]
+    others = {stem for stem in stems if case in (stem, re.sub(r"_\d{4}$", "", stem))} - {split[0]}
+    return split["number"] == "0000" and any(letter.isdigit() for letter in case) and not others
 
 
 def _require_one_file_each(case: Path, images: Sequence[Path], numbers: Sequence[str]) -> None:

@@ -134,7 +134,10 @@ def test_channels_that_a_network_of_one_does_not_take_are_named(
     ("names", "written"),
     [
         (("case_07_0000", "case_08_0000"), ["case_07", "case_08"]),
+        (("case_07_0000", "scan"), ["case_07", "scan"]),
         (("scan_0000", "scan_0001"), ["scan_0000", "scan_0001"]),
+        (("scan_0000", "tumour_0000"), ["scan_0000", "tumour_0000"]),  # the number of a case, for all that is known
+        (("case_07", "case_07_0000"), ["case_07", "case_07_0000"]),
     ],
 )
 def test_one_channel_of_nnu_net_gives_the_name_of_the_case(

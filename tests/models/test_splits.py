@@ -162,6 +162,14 @@ def test_a_tested_patient_s_new_image_is_neither_tested_nor_trained_on(tmp_path:
     assert not (patients(split.labeled) | patients(split.unlabeled)) & patients([*split.test, *split.val])
 
 
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_mark_that_an_earlier_run_did_not_know_is_refused(part: str, tmp_path: Path) -> None:
+    save_split(tmp_path / "split.json", make_split(plain(10), 2, 0))
+    more = data_set([*plain(10).cases, case("n", split=part)])
+    with pytest.raises(InputError, match=rf"n: validation and test are those of .*split\.json; got a mark as {part}\."):
+        split_like(more, 3, 0, tmp_path)
+
+
 def test_fewer_labels_than_an_earlier_run_used_and_more_than_there_are(tmp_path: Path) -> None:
     save_split(tmp_path / "split.json", make_split(plain(10), 4, 0))
     for labeled in (3, 8):

@@ -201,7 +201,10 @@ def test_the_command_writes_a_table_and_a_page(run: TinyRun, tmp_path: Path) -> 
     assert answer.output.count("label next") == 2
     split = load_split(run.folder / "split.json", run.data)
     labels = {case.patient for case in run.data.cases if case.label} - {case.patient for case in split.val + split.test}
-    assert f"--split-of {run.folder} --labeled {len(labels) + 2} --out NEW_RUN" in answer.output.replace("\n", "")
+    told = answer.output.replace("\n", "")
+    assert (
+        f"--preset {run.folder}/config.yaml --split-of {run.folder} --labeled {len(labels) + 2} --out NEW_RUN" in told
+    )
     first = (out / PAGE).read_bytes(), (out / TABLE).read_bytes()
     assert CliRunner().invoke(app, line).exit_code == 0  # what it wrote it replaces, with the same
     assert ((out / PAGE).read_bytes(), (out / TABLE).read_bytes()) == first

@@ -42,4 +42,5 @@ def weigh_kernel(
     for place in range(0, count_near(near)):
         o_key = near_tile(near, place) * BLOCK_M + tl.arange(0, BLOCK_M)
         b_sum += tl.sum(pair_weights(p_copies, o_anchor, o_key, run, zone), 1)
+    b_sum = tl.where(run[0] < run[1], b_sum, 0.0)  # of a row without a run the block's tiles are none
     tl.store(p_count + load_order(p_order, o_anchor, m_row), b_sum, mask=m_row)
