@@ -98,10 +98,7 @@ def split_like(data: DataSet, labeled: int, seed: int, earlier: Path) -> Split:
     file = earlier / "split.json" if earlier.is_dir() else earlier
     before = load_split(file, data)
     tested = {case.name: part for part in ("val", "test") for case in getattr(before, part)}
-    for case in data.cases:
-        if case.split in ("val", "test") and case.name not in tested:
-            rule, got = f"validation and test are those of {file}", f"a mark as {case.split}"
-            raise InputError(case.name, rule=rule, got=got, cure="take the mark away, or leave --split-of out")
+    _refuse_other_marks(data, tested, file)
     kept = list(dict.fromkeys(case.patient for case in before.labeled))
     fixed = _with_evaluated(data, tested)
     joining = [patient for patient in labelable(fixed) if patient not in kept]
@@ -118,6 +115,14 @@ def split_like(data: DataSet, labeled: int, seed: int, earlier: Path) -> Split:
 def _order(data: DataSet, patients: list[str], seed: int) -> list[str]:
     """In which order patients are labelled."""
     return patients if data.layout == "ssl4mis" else drawn_order(patients, seed)
+
+
+def _refuse_other_marks(data: DataSet, tested: Collection[str], file: Path) -> None:
+    """A case that the data set sets apart is not trained on because an earlier run did not know it."""
+    for case in data.cases:
+        if case.split in ("val", "test") and case.name not in tested:
+            rule, got = f"validation and test are those of {file}", f"a mark as {case.split}"
+            raise InputError(case.name, rule=rule, got=got, cure="take the mark away, or leave --split-of out")
 
 
 def _with_evaluated(data: DataSet, part: Mapping[str, str]) -> DataSet:
