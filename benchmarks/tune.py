@@ -42,7 +42,7 @@ FIELDS = (
 # In order of the time they take in a step.
 PURPOSES = (
     "gradient", "value", "scan", "positive", "classes", "gradient_running", "value_running",
-    "sigmoid", "sigmoid_keys", "sigmoid_loss",
+    "sigmoid", "sigmoid_keys", "sigmoid_loss", "positive_weighted", "classes_weighted",
 )  # fmt: skip
 WIDTHS = (128, 64, 256, 512)
 ORDERED = (2048, 4096, 8192, 16_384)  # rows on both sides of what `tiles.counts` decides
@@ -80,7 +80,8 @@ def passes(group: Group, rows: int, device: str, module: object = triton, wide: 
         torch.nn.functional.normalize(side, dim=1).to(device, DTYPES[group.dtype]).to(dtype) for side in sides
     )
     labels = (torch.arange(rows, device=device) * CLASSES // rows).int()
-    pairs = Pairs(labels, labels, None, None, None, 0, rows)
+    weights = 0.5 + torch.arange(rows, device=device) % 3 / 2.0 if group.purpose.endswith("_weighted") else None
+    pairs = Pairs(labels, labels, None, None, None, 0, rows, weights)
     forward, backward = module.contrast_forward, module.contrast_backward  # type: ignore[attr-defined]  # a backend
     unit = Flag(0) if group.purpose.endswith("_running") else Flag.UNIT
     lse = torch.full((rows,), 8.0, device=device, dtype=torch.float64 if wide else torch.float32)
@@ -89,8 +90,8 @@ def passes(group: Group, rows: int, device: str, module: object = triton, wide: 
         return [lambda: forward(anchors, keys, pairs, SCALE, unit | Flag.SCAN).lse]
     if group.purpose.startswith("value"):
         return [lambda: forward(anchors, keys, pairs, SCALE, unit | Flag.SCAN | Flag.ANCHOR_GRADIENT).grad_anchors]
-    if group.purpose in ("positive", "classes"):
-        flags = unit | Flag.ANCHOR_GRADIENT | (Flag.NEGATIVES if group.purpose == "positive" else Flag(0))
+    if group.purpose.startswith(("positive", "classes")):
+        flags = unit | Flag.ANCHOR_GRADIENT | (Flag.NEGATIVES if group.purpose.startswith("positive") else Flag(0))
         return [lambda: forward(anchors, keys, pairs, SCALE, flags, lse).grad_anchors]
     if group.purpose.startswith("sigmoid"):
         return [_sigmoid(group.purpose, module, anchors, keys, pairs, factors[1])]
