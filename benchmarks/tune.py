@@ -281,7 +281,10 @@ def tune(out: Path, dtypes: Sequence[str], widths: Sequence[int], rounds: int, s
 
 def advice(rows: Sequence[Row], group: Group, capability: int, report: Compiler = compiled) -> list[str]:
     """What a person should change in the table for one group, as its row would read."""
-    place = f'TABLE["{tiles.family(capability)}"]["{group.dtype}"]["{group.purpose}"], width {group.width}'
+    family, usual = tiles.family(capability), group.purpose.removesuffix("_weighted")
+    place = f'TABLE["{family}"]["{group.dtype}"]["{group.purpose}"], width {group.width}'
+    if usual != group.purpose:
+        place = f'WEIGHTED["{family}", "{group.dtype}", "{usual}", {group.width}]'
     lines = [
         f"{place}: {tuple(tile)},  # {gain}"
         + "".join(f"\n    but {note}" for note in elsewhere(group, tile, capability, report))

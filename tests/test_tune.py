@@ -141,6 +141,8 @@ def test_advice_reads_as_the_table_and_says_what_fails_on_other_cards() -> None:
         "\n    but sm_120 spills"
     )
     assert advice(rows, group, 90, older)[0].endswith("1.1 ms")
+    (stays,) = advice(rows, Group("classes_weighted", "fp16", 256), 80, older)
+    assert stays == 'WEIGHTED["ampere", "fp16", "classes", 256]: the table stays'
     place = 'TABLE["hopper"]["fp32"]["scan"], width 64'
     assert advice(rows, Group("scan", "fp32", 64), 90, older) == [f"{place}: the table stays"]
 
