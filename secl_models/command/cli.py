@@ -115,7 +115,7 @@ def train(
     ] = None,
     split_of: Annotated[
         Path | None,
-        typer.Option(help="An earlier run: its validation and test patients stay, and its labelled ones, others join."),
+        typer.Option(help="An earlier run: its validation, test and labelled patients stay, others join these."),
     ] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,

@@ -261,6 +261,17 @@ def test_a_training_keeps_who_an_earlier_one_tested(run: TinyRun, tmp_path: Path
     _refused(_train(run.data.root, tmp_path / "x", "--split-of", tmp_path), "split.json", out=tmp_path / "x")
 
 
+def test_suggested_patients_that_have_labels_are_not_said_to_need_them(run: TinyRun, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(run.data.root, data, ignore=shutil.ignore_patterns("imagesUn"))
+    status, _, error = _train(data, out, "--steps", 2)
+    assert status == 0, error
+    status, text, error = _call("suggest", "--checkpoint", out, "--data", data, "--out", tmp_path / "suggest")
+    assert status == 0, error
+    assert "These have labels already" in text
+    assert "secl train" not in text
+
+
 def test_an_interrupted_training_says_how_to_go_on(
     run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
