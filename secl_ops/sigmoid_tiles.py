@@ -48,11 +48,21 @@ ANCHORS: dict[str, dict[str, Widths]] = {
         "fp16": (
             (64, (64, 32, 64, 64, 4, 2)), (256, (64, 32, 128, 128, 8, 2)), (512, (64, 32, 64, 128, 8, 2)),
         ),
-        "fp32": ((512, (64, 32, 32, 64, 8, 2)),),
+        "fp32": ((128, (64, 32, 32, 64, 4, 2)), (512, (64, 32, 32, 64, 8, 2))),
     },
 }
-LOSS: dict[tuple[str, str, int], Row] = {
-    ("small", "fp32", 128): (32, 16, 32, 64, 4, 2),  # twice the keys spill 64 to 88 bytes
+# A product alone lies 16 rows a warp: with fewer rows than that two warps take the same ones.
+LOSS: dict[tuple[str, str], Widths] = {
+    ("ampere", "fp32"): (
+        (128, (64, 16, 64, 64, 4, 2)), (256, (64, 16, 32, 64, 4, 2)), (512, (64, 32, 64, 64, 4, 2)),
+    ),
+    ("small", "fp32"): (
+        (64, (64, 16, 64, 64, 4, 2)), (256, (64, 16, 32, 64, 4, 2)), (512, (64, 32, 64, 64, 4, 2)),
+    ),
+    ("blackwell", "bf16"): (
+        (64, (64, 32, 64, 64, 8, 2)), (128, (64, 32, 128, 128, 8, 3)),
+        (256, (64, 32, 256, 128, 4, 2)), (512, (64, 32, 64, 128, 8, 2)),
+    ),
 }
 KEYS: dict[tuple[str, str, int], Row] = {
     ("small", "fp16", 512): (64, 32, 64, 256, 8, 2),  # twice the keys in flight spill 16 bytes

@@ -267,10 +267,13 @@ def _rows(chips: str, kind: str, purpose: str) -> Widths:
         return tuple((widest, WEIGHTED.get((chips, kind, usual, widest), tile)) for widest, tile in rows)
     if not purpose.startswith("sigmoid"):
         return TABLE[chips][kind][purpose]
+    if purpose == "sigmoid_loss":
+        return LOSS.get((chips, kind), ANCHORS[chips][kind])
+    if purpose == "sigmoid":
+        return ANCHORS[chips][kind]
     # The gradient of keys multiplies, sums and holds as much as that of a contrast.
-    rows = TABLE[chips][kind]["gradient_running"] if purpose == "sigmoid_keys" else ANCHORS[chips][kind]
-    own = {"sigmoid_keys": KEYS, "sigmoid_loss": LOSS}.get(purpose, {})
-    return tuple((widest, own.get((chips, kind, widest), tile)) for widest, tile in rows)
+    rows = TABLE[chips][kind]["gradient_running"]
+    return tuple((widest, KEYS.get((chips, kind, widest), tile)) for widest, tile in rows)
 
 
 def fitted(tile: Tile, width: int) -> Tile:

@@ -47,13 +47,17 @@ def closest() -> list[Build]:
 
 
 def every_width() -> list[Build]:
-    """Of the hot loops what is not among those: under "all", rows of few and of odd columns."""
+    """Of the hot loops what is not among those: under "all", rows of few and of odd columns; sigmoids without masks."""
     odd = [("mean", "fp32", 33), ("keys", "fp16", 32), ("self", "bf16", 100), ("self", "fp32", 192)]
     return [
         Build(kernel, dtype, width, capability, False, True)
         for capability in (80, 90, 100, 120)
         for dtype in DTYPES for width in WIDTHS for kernel in ("mean", "self") if (dtype, width) != ("bf16", 128)
-    ] + [Build(*each, capability, True) for each in odd for capability in (80, 90)]  # fmt: skip
+    ] + [Build(*each, capability, True) for each in odd for capability in (80, 90)] + [
+        Build(kernel, dtype, width, capability, False, True)
+        for capability in (80, 90, 100, 120)
+        for dtype in DTYPES for width in WIDTHS for kernel in ("sigmoid", "sigmoid_loss")
+    ]  # fmt: skip
 
 
 def few() -> list[Build]:
