@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table of contents of the native side, once for all devices: each operation's schema, its C++ signature,
-// and how a device registers its nine implementations.
+// and how a device registers its eleven implementations.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -50,12 +50,12 @@ void define_operations(Library& m) {
   m.def(
       "sigmoid_forward(Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, Tensor? "
       "anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, Tensor? "
-      "key_inverse, float scale, float bias, int flags) "
+      "key_inverse, float scale, float bias, Tensor? learned_scale, Tensor? learned_bias, int flags) "
       "-> (Tensor loss, Tensor tilt, Tensor count, Tensor grad_anchors)");
   m.def(
       "sigmoid_backward(Tensor weight, Tensor anchors, Tensor keys, Tensor anchor_labels, Tensor key_labels, "
       "Tensor? anchor_groups, Tensor? key_groups, Tensor? exclude, int positive_start, int negative_stop, "
-      "float scale, float bias, int flags) -> Tensor");
+      "float scale, float bias, Tensor? learned_scale, Tensor? learned_bias, int flags) -> Tensor");
   m.def(
       "info_nce(Tensor anchors, Tensor? keys, Tensor anchor_labels, Tensor? key_labels, Tensor? "
       "anchor_groups, "
@@ -96,9 +96,18 @@ std::tuple<Tensor, Tensor> contrast_backward(const ContrastCall& call,
                                              const Tensor& draw,       // [N] float32
                                              const Tensor& lse);       // [N] float32
 
+SigmoidState sigmoid_forward(const ContrastCall& call,
+                             const Maybe& key_inverse,  // [M] float32
+                             const SigmoidLogit& logit);
+
+// Of the keys [M, D]: sum of weight, slope and anchor. On a CPU an anchor of weight 0 does not count.
+Tensor sigmoid_backward(const ContrastCall& call,
+                        const Tensor& weight,  // [N] float32
+                        const SigmoidLogit& logit);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> reduce(const Tensor& loss,    // [n] float32
                                                   const Tensor& pull,    // [n] float32
-                                                  const Tensor& count,   // [n] int32, on CPUs or float32
+                                                  const Tensor& count,   // [n] int32, or float32
                                                   const Maybe& weights,  // [n] float32
                                                   int64_t reduction);
 
@@ -166,14 +175,6 @@ using PixelState = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool>;
 
 namespace cpu {
 
-SigmoidState sigmoid_forward(const ContrastCall& call,
-                             const Maybe& key_inverse,  // [M] float32
-                             double bias);
-// Of the keys [M, D]: sum of weight, slope and anchor. An anchor of weight 0 does not count.
-Tensor sigmoid_backward(const ContrastCall& call,
-                        const Tensor& weight,  // [N] float32
-                        double bias);
-
 SmallState info_nce(const SmallCall& call);
 PixelState pixel_contrast(const PixelSide& anchors, const PixelSide* keys, const PixelOptions& options);
 // Gradient rows times the upstream number [], as rows or into a map of zeros at their pixels.
@@ -185,6 +186,8 @@ struct Operations {
   static decltype(signature::unit_rows_backward) unit_rows_backward;
   static decltype(signature::contrast_forward) contrast_forward;
   static decltype(signature::contrast_backward) contrast_backward;
+  static decltype(signature::sigmoid_forward) sigmoid_forward;
+  static decltype(signature::sigmoid_backward) sigmoid_backward;
   static decltype(signature::reduce) reduce;
   static decltype(signature::gather) gather;
   static decltype(signature::gather_backward) gather_backward;
@@ -199,6 +202,8 @@ struct Operations {
   static decltype(signature::unit_rows_backward) unit_rows_backward;
   static decltype(signature::contrast_forward) contrast_forward;
   static decltype(signature::contrast_backward) contrast_backward;
+  static decltype(signature::sigmoid_forward) sigmoid_forward;
+  static decltype(signature::sigmoid_backward) sigmoid_backward;
   static decltype(signature::reduce) reduce;
   static decltype(signature::gather) gather;
   static decltype(signature::gather_backward) gather_backward;
@@ -232,26 +237,30 @@ std::tuple<Tensor, Tensor> contrast_backward(const Tensor& grad_loss, const Tens
 }
 
 // A sigmoid needs no bound of the similarity: the rows count as unit ones, whose norms nobody looks at.
-inline SigmoidState sigmoid_forward(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels,
-                                    const Tensor& key_labels, const Maybe& anchor_groups,
-                                    const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
-                                    int64_t negative_stop, const Maybe& key_inverse, double scale,
-                                    double bias, int64_t flags) {
+template <class Operations>
+SigmoidState sigmoid_forward(const Tensor& anchors, const Tensor& keys, const Tensor& anchor_labels,
+                             const Tensor& key_labels, const Maybe& anchor_groups, const Maybe& key_groups,
+                             const Maybe& exclude, int64_t positive_start, int64_t negative_stop,
+                             const Maybe& key_inverse, double scale, double bias, const Maybe& learned_scale,
+                             const Maybe& learned_bias, int64_t flags) {
   const Maybe unweighted;
-  return cpu::sigmoid_forward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude,
-                               positive_start, negative_stop, unweighted, scale, flags | kUnit},
-                              key_inverse, bias);
+  return Operations::sigmoid_forward(
+      {anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start,
+       negative_stop, unweighted, scale, flags | kUnit},
+      key_inverse, {bias, learned_scale, learned_bias});
 }
 
-inline Tensor sigmoid_backward(const Tensor& weight, const Tensor& anchors, const Tensor& keys,
-                               const Tensor& anchor_labels, const Tensor& key_labels,
-                               const Maybe& anchor_groups, const Maybe& key_groups, const Maybe& exclude,
-                               int64_t positive_start, int64_t negative_stop, double scale, double bias,
-                               int64_t flags) {
+template <class Operations>
+Tensor sigmoid_backward(const Tensor& weight, const Tensor& anchors, const Tensor& keys,
+                        const Tensor& anchor_labels, const Tensor& key_labels, const Maybe& anchor_groups,
+                        const Maybe& key_groups, const Maybe& exclude, int64_t positive_start,
+                        int64_t negative_stop, double scale, double bias, const Maybe& learned_scale,
+                        const Maybe& learned_bias, int64_t flags) {
   const Maybe unweighted;
-  return cpu::sigmoid_backward({anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude,
-                                positive_start, negative_stop, unweighted, scale, flags | kUnit},
-                               weight, bias);
+  return Operations::sigmoid_backward(
+      {anchors, keys, anchor_labels, key_labels, anchor_groups, key_groups, exclude, positive_start,
+       negative_stop, unweighted, scale, flags | kUnit},
+      weight, {bias, learned_scale, learned_bias});
 }
 
 inline SmallState info_nce(const Tensor& anchors, const Maybe& keys, const Tensor& anchor_labels,
@@ -287,6 +296,8 @@ void implement_operations(Library& m) {
   m.impl("unit_rows_backward", TORCH_BOX(&Operations::unit_rows_backward));
   m.impl("contrast_forward", TORCH_BOX(&contrast_forward<Operations>));
   m.impl("contrast_backward", TORCH_BOX(&contrast_backward<Operations>));
+  m.impl("sigmoid_forward", TORCH_BOX(&sigmoid_forward<Operations>));
+  m.impl("sigmoid_backward", TORCH_BOX(&sigmoid_backward<Operations>));
   m.impl("reduce", TORCH_BOX(&Operations::reduce));
   m.impl("gather", TORCH_BOX(&Operations::gather));
   m.impl("gather_backward", TORCH_BOX(&Operations::gather_backward));

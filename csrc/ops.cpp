@@ -49,8 +49,6 @@ STABLE_TORCH_LIBRARY(secl_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(secl_native, CPU, m) {
   secl::implement_operations<secl::cpu::Operations>(m);
-  m.impl("sigmoid_forward", TORCH_BOX(&secl::sigmoid_forward));
-  m.impl("sigmoid_backward", TORCH_BOX(&secl::sigmoid_backward));
   m.impl("info_nce", TORCH_BOX(&secl::info_nce));
   m.impl("pixel_contrast", TORCH_BOX(&secl::pixel_contrast));
   m.impl("small_backward", TORCH_BOX(&secl::cpu::small_backward));

@@ -45,4 +45,12 @@ struct ContrastCall {
   bool grouped() const { return anchor_groups.has_value() && key_groups.has_value(); }
 };
 
+// What makes a sigmoid's logit of a similarity besides the call's scale. A number that learns takes the place
+// of the other; on a CPU it has been read.
+struct SigmoidLogit {
+  double bias;
+  const Maybe& learned_scale;  // [1] float32
+  const Maybe& learned_bias;   // [1] float32
+};
+
 }  // namespace secl

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 HOW_TO_BUILD = "install g++ and run `SECL_BUILD=cpu pip install --no-build-isolation .` from the source folder"
-INTERFACE = "0ae8aa91f84a6d11"
+INTERFACE = "4645acb1aca6c0d4"
 """`interface()` of setup.py: what the operations of `csrc` are called with here. A changed one needs another build."""
 OLDEST_TORCH = (2, 11)
 """Release of torch whose stable ABI the extension is built for; the Python half runs on older ones."""

@@ -17,7 +17,7 @@ REDUCTIONS = ("mean", "sum", "none")
 STRATEGIES = ("uniform", "stratified", "hard")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BACKENDS = ("auto", "reference", "native", "triton")
-WEIGHTED_KEYS = "info_nce with key_weights"  # to which an engine may object although it serves "info_nce"
+WEIGHTED_KEYS = "info_nce with key_weights"  # of kernels, and of a speed, that are not those of "info_nce"
 
 
 class Flag(IntFlag):

@@ -26,7 +26,10 @@ ON_THE_GPU = {"native-cuda": "portable", "native-hopper": "hopper"}  # the path 
 EMULATED = {"emulated-cuda": "portable", "emulated-hopper": "hopper"}
 PATHS = ON_THE_GPU | EMULATED
 HOPPER, HOPPER_WIDTHS = (9, 0), (64, 128, 256)
-OPERATIONS = ("contrast_forward", "contrast_backward", "gather", "gather_backward", "reduce", "sample")
+OPERATIONS = (
+    "contrast_forward", "contrast_backward", "sigmoid_forward", "sigmoid_backward", "gather", "gather_backward",
+    "reduce", "sample",
+)  # fmt: skip
 NO_HOPPER = "this GPU is no Hopper"
 C = TypeVar("C", bound=Call)
 Fit = Callable[[Any], Any]

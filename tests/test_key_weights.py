@@ -14,10 +14,11 @@ from torch import Tensor
 
 import secl_ops
 from secl_ops import ops
-from secl_ops.engines import native, ordering
-from secl_ops.spec import WEIGHTED_KEYS, Flag, Pairs
+from secl_ops.engines import ordering
+from secl_ops.spec import Flag, Pairs
 from tests.budget import assert_within_budget
 from tests.cases import KEY_WEIGHTED, alone, copies, labels, separate
+from tests.lanes import Fit
 from tests.oracle import Call, Separate, dense, present
 from tests.test_backends import check, on, run
 
@@ -42,8 +43,11 @@ def test_every_case(name: str, denominator: str, backend: str, device: str) -> N
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("name", [name for name in KEY_WEIGHTED if name != "unlike weights"])  # beyond fp16
-def test_low_precision(name: str, denominator: str, dtype: torch.dtype, backend: str, device: str) -> None:
-    check(replace(KEY_WEIGHTED[name](), denominator=denominator).to(dtype), backend, device)
+@pytest.mark.cuda_kernels
+@pytest.mark.thinned(4, backend="emulated-cuda")
+@pytest.mark.thinned(4, backend="emulated-hopper")
+def test_low_precision(name: str, denominator: str, dtype: torch.dtype, backend: str, device: str, fitted: Fit) -> None:
+    check(fitted(replace(KEY_WEIGHTED[name](), denominator=denominator).to(dtype)), backend, device)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -273,11 +277,6 @@ def test_second_derivative_is_refused(backend: str, device: str) -> None:
     (gradient,) = torch.autograd.grad(loss, leaves, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         gradient.sum().backward()
-
-
-def test_the_native_cuda_kernels_object() -> None:
-    assert "its CUDA kernels count every key once" in native.objections("cuda", torch.bfloat16, WEIGHTED_KEYS)
-    assert "its CUDA kernels count every key once" not in native.objections("cpu", torch.float32, WEIGHTED_KEYS)
 
 
 def test_weights_go_with_their_rows_into_another_order() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 import secl_ops
 from secl_ops import sigmoid_ops
 from secl_ops.spec import Flag
+from tests import lanes
 from tests.budget import assert_within_budget
 from tests.cases import alone, rows, separate
 from tests.draws import examples
@@ -24,7 +25,10 @@ from tests.test_backends import on
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 TRUTH = (torch.float64, torch.float32)
-BACKENDS = pytest.mark.parametrize("backend", ["native", "triton", "reference"], indirect=True)
+ENGINES = ["native", "triton", "reference"]
+BACKENDS = pytest.mark.parametrize("backend", ENGINES, indirect=True)
+CUDA = [name for name in lanes.here() if lanes.PATHS[name] == "portable"]
+"""The native CUDA kernels, on this machine's GPU or on the emulated one: of rows of 16 bits."""
 
 
 def reference(call: SigmoidCall) -> Tensor:
@@ -109,7 +113,7 @@ def test_every_case(name: str, backend: str, device: str) -> None:
     check(case(name), backend, device)
 
 
-@BACKENDS
+@pytest.mark.parametrize("backend", [*ENGINES, *CUDA], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", CASES)
 def test_low_precision(name: str, dtype: torch.dtype, backend: str, device: str) -> None:

@@ -16,6 +16,11 @@ Tensor zeros(std::initializer_list<int64_t> size, ScalarType type) {
   return torch::stable::zero_(found);
 }
 
+void check_numbers(const SigmoidLogit& logit) {
+  STD_TORCH_CHECK(!logit.learned_scale.has_value() && !logit.learned_bias.has_value(),
+                  "on a CPU scale and bias are numbers");
+}
+
 // How many pairs each anchor is in.
 class PairCounts {
  public:
@@ -84,8 +89,10 @@ SigmoidState read(const Problem& p, const Role& anchors, const SortedSide& keys,
 
 }  // namespace
 
-SigmoidState sigmoid_forward(const ContrastCall& call, const Maybe& key_inverse, double bias) {
+SigmoidState Operations::sigmoid_forward(const ContrastCall& call, const Maybe& key_inverse,
+                                         const SigmoidLogit& logit) {
   check_call(call);
+  check_numbers(logit);
   check_vector("key_inverse", key_inverse, call.keys.size(0), ScalarType::Float);
   STD_TORCH_CHECK(!(key_inverse.has_value() && call.has(kSelf)),
                   "under SELF the keys are the anchors, unit rows already");
@@ -95,7 +102,7 @@ SigmoidState sigmoid_forward(const ContrastCall& call, const Maybe& key_inverse,
   const RowReader keys(call.keys, key_inverse.has_value() ? key_inverse->const_data_ptr<float>() : nullptr,
                        kernels_for(call).pair != nullptr);
   Problem p = make_problem(call, anchors, keys);
-  p.bias = bias;
+  p.bias = logit.bias;
   const Role anchor_role{anchors, p.anchors}, key_role{keys, p.keys()};
   if (p.is_symmetric()) {
     const BlockPairs pairs(p.anchors.count);
@@ -116,8 +123,10 @@ SigmoidState sigmoid_forward(const ContrastCall& call, const Maybe& key_inverse,
   });
 }
 
-Tensor sigmoid_backward(const ContrastCall& call, const Tensor& weight, double bias) {
+Tensor Operations::sigmoid_backward(const ContrastCall& call, const Tensor& weight,
+                                    const SigmoidLogit& logit) {
   check_call(call);
+  check_numbers(logit);
   const int64_t n = call.anchors.size(0);
   check_vector("weight", weight, n, ScalarType::Float);
   const bool self = call.has(kSelf);
@@ -126,7 +135,7 @@ Tensor sigmoid_backward(const ContrastCall& call, const Tensor& weight, double b
   for (size_t row = 0; row < skipped.size(); ++row) skipped[row] = weights[row] == 0;
   const RowReader anchors(call.anchors), keys(call.keys);
   Problem p = make_problem(call, anchors, keys, skipped);
-  p.bias = bias;
+  p.bias = logit.bias;
   p.anchors.factors.push.assign(p.anchors.padded(), 0);
   for (int64_t q = 0; q < p.anchors.count; ++q) p.anchors.factors.push[q] = weights[p.anchors.index[q]];
   Tensor grad = zeros({call.keys.size(0), p.depth}, ScalarType::Float);

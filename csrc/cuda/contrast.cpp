@@ -1,97 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The contrastive loss on CUDA devices: tensors checked, outputs and parts allocated, passes run.
-#include "contrast.h"
-
-#include <algorithm>
+// The contrastive loss on CUDA devices: outputs allocated, passes run.
 #include <cmath>
 
-#include "tensors.h"
-#include "tiles.h"
+#include "call.h"
 
 namespace secl::cuda {
 namespace {
-
-constexpr double kBoundedScale =
-    40;  // exp(-2 * 40) is a normal fp32 number: without a maximum no pair is lost
-constexpr double kLog2OfE = 1.4426950408889634;
-
-Tensor fresh(const Tensor& like, std::initializer_list<int64_t> size, ScalarType type = ScalarType::Float) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(size.begin(), size.size()),
-                                  type);
-}
-
-const uint32_t* words(const Tensor& values) { return static_cast<const uint32_t*>(values.const_data_ptr()); }
-const uint32_t* words(const Maybe& values) { return values.has_value() ? words(*values) : nullptr; }
-float* numbers(Tensor& values) { return values.mutable_data_ptr<float>(); }
-
-int32_t clipped(int64_t position) {
-  return static_cast<int32_t>(std::clamp<int64_t>(position, 0, INT32_MAX));
-}
-
-// A checked call, and the passes over it.
-struct Call : ContrastCall {
-  Rules rules;
-
-  explicit Call(const ContrastCall& call)
-      : ContrastCall(call),
-        rules{clipped(positive_start),
-              clipped(negative_stop),
-              has(kSelf),
-              has(kNegatives),
-              has(kUnit) && scale <= kBoundedScale,
-              static_cast<float>(scale),
-              static_cast<float>(scale * kLog2OfE)} {
-    check_call(call);
-    STD_TORCH_CHECK(
-        anchors.scalar_type() != ScalarType::Float,
-        "the native CUDA kernels multiply float16 and bfloat16 rows on tensor cores; got float32: use "
-        "backend=\"triton\" or \"reference\", or lower the rows");
-    STD_TORCH_CHECK(
-        !key_weights.has_value(),
-        "the native CUDA kernels count every key once; got key_weights: use backend=\"triton\" or "
-        "\"reference\"");
-    STD_TORCH_CHECK(width() <= kWidest, "the native CUDA kernels serve rows up to ", kWidest, " wide; got ",
-                    width(), ": use backend=\"triton\" or \"reference\"");
-    STD_TORCH_CHECK(keys.scalar_type() == anchors.scalar_type(), "anchors and keys must have one dtype");
-    for (const Tensor* other : {&keys, &anchor_labels, &key_labels})
-      check_device("every tensor", *other, anchors);
-    for (const Maybe* other : {&anchor_groups, &key_groups, &exclude})
-      check_device("every tensor", *other, anchors);
-  }
-
-  int64_t width() const { return anchors.size(1); }
-  Number type() const { return number_of(anchors.scalar_type()); }
-  Side side(const Tensor& rows, const Tensor& labels, const Maybe& groups) const {
-    Side found;
-    found.rows = rows.const_data_ptr();
-    found.count = static_cast<int32_t>(rows.size(0));
-    found.field[kLabel] = words(labels);
-    if (grouped()) found.field[kGroup] = words(groups);
-    return found;
-  }
-  Side anchor_side() const { return side(anchors, anchor_labels, anchor_groups); }
-  Side key_side() const { return side(keys, key_labels, key_groups); }
-  Job job(const Side& rows, const Side& columns) const {
-    Job found;
-    found.rows = rows;
-    found.columns = columns;
-    found.rules = rules;
-    found.width = static_cast<int32_t>(width());
-    return found;
-  }
-
-  // Runs a pass, with memory for the parts of a split one.
-  void run(Pass pass, Job job, Stream stream) const {
-    job.splits = splits_of(pass, type(), job);
-    if (job.splits == 1) return run_pass(pass, type(), job, stream);
-    const int64_t parts = int64_t{job.splits} * job.rows.count;
-    Tensor part_numbers = fresh(anchors, {pass == Pass::kGradient ? 0 : parts, 3});
-    Tensor part_grad = fresh(anchors, {job.grad == nullptr ? 0 : parts, width()});
-    job.part_numbers = numbers(part_numbers);
-    job.part_grad = numbers(part_grad);
-    run_pass(pass, type(), job, stream);
-  }
-};
 
 // The anchors' fields of a gradient, one after another in memory.
 Tensor make_anchor_fields(const Call& call, const Tensor& grad_loss, const Tensor& push, const Tensor& draw,
@@ -126,7 +40,6 @@ ContrastState Operations::contrast_forward(const ContrastCall& given, const Mayb
                                            const Maybe& known_lse) {
   const Call call(given);
   const Tensor &anchors = call.anchors, &keys = call.keys;
-  const Maybe& exclude = call.exclude;
   const int64_t count = anchors.size(0);
   check_vector("key_inverse", key_inverse, keys.size(0), ScalarType::Float);
   check_vector("known_lse", known_lse, count, ScalarType::Float);
@@ -135,7 +48,8 @@ ContrastState Operations::contrast_forward(const ContrastCall& given, const Mayb
   STD_TORCH_CHECK(!(known_lse.has_value() && scan), "a scan finds the log-sum-exp that known_lse gives");
   const Place place(anchors);
   Tensor loss = fresh(anchors, {count}), pull = fresh(anchors, {count});
-  Tensor counts = fresh(anchors, {count}, ScalarType::Int),
+  const bool weighted = call.rules.weighted;
+  Tensor counts = fresh(anchors, {count}, weighted ? ScalarType::Float : ScalarType::Int),
          grad = fresh(anchors, {wanted ? count : 0, call.width()});
   Tensor lse = known_lse.has_value() ? torch::stable::clone(*known_lse) : fresh(anchors, {count});
   if (count == 0 || keys.size(0) == 0) {  // no pair, so no launch
@@ -143,17 +57,9 @@ ContrastState Operations::contrast_forward(const ContrastCall& given, const Mayb
     if (!known_lse.has_value()) torch::stable::fill_(lse, -HUGE_VAL);
     return {loss, lse, pull, counts, grad};
   }
-  Tensor barred = fresh(anchors, {exclude.has_value() ? count : 0}, ScalarType::Int);
   Job job = call.job(call.anchor_side(), call.key_side());
   job.columns.field[kFactor] = words(key_inverse);
-  if (exclude.has_value()) {
-    AnchorFields fields{};
-    fields.count = job.rows.count;
-    fields.exclude = exclude->const_data_ptr<int64_t>();
-    fields.field[kExclude] = static_cast<uint32_t*>(barred.mutable_data_ptr());
-    write_anchor_fields(fields, place.stream);
-    job.rows.field[kExclude] = fields.field[kExclude];
-  }
+  const Tensor barred = call.bar(job.rows, place.stream);
   job.lse = numbers(lse);
   job.grad = wanted ? numbers(grad) : nullptr;
   job.known = known_lse.has_value();
@@ -164,7 +70,11 @@ ContrastState Operations::contrast_forward(const ContrastCall& given, const Mayb
   } else {
     job.loss = numbers(loss);
     job.pull = numbers(pull);
-    job.count = counts.mutable_data_ptr<int32_t>();
+    if (weighted) {
+      job.mass = numbers(counts);
+    } else {
+      job.count = counts.mutable_data_ptr<int32_t>();
+    }
     job.rows.field[kLse] = words(lse);
     call.run(Pass::kPositive, job, place.stream);
   }

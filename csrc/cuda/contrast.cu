@@ -60,14 +60,13 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
     if (kPass == Pass::kDenominator) {
       running = merge(running, Running<float>{part.first, part.second}, exp2);
     } else {
-      attracted.loss += part.first;
-      attracted.pull += part.second;
-      attracted.count += std::bit_cast<int>(part.third);
+      attracted.add(part.attracted(), job.rules.weighted);
     }
   }
   Blend blend{live ? 1.0f : 0.0f, 0};
   if (kPass == Pass::kDenominator) blend = settle_denominator(job, row, running, live, lane == 0);
   if (kPass == Pass::kPositive) blend = settle_positive(job, row, attracted, lane == 0);
+  if (kPass == Pass::kSigmoid) blend = settle_sigmoid(job, row, attracted, live, lane == 0);
   for (int column = lane; job.grad != nullptr && column < job.width; column += kWarp) {
     float sum = 0;
     for (int split = 0; split < job.splits; ++split) {
@@ -86,6 +85,13 @@ void run(Number type, const Job& job, Stream stream);
 extern template void run<Pass::kDenominator>(Number type, const Job& job, Stream stream);
 extern template void run<Pass::kPositive>(Number type, const Job& job, Stream stream);
 extern template void run<Pass::kGradient>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kSigmoid>(Number type, const Job& job, Stream stream);
+
+template <Pass kPass>
+void run_weighted(Number type, const Job& job, Stream stream);
+extern template void run_weighted<Pass::kDenominator>(Number type, const Job& job, Stream stream);
+extern template void run_weighted<Pass::kPositive>(Number type, const Job& job, Stream stream);
+extern template void run_weighted<Pass::kGradient>(Number type, const Job& job, Stream stream);
 
 template <Pass kPass>
 void merge_parts(const Job& job, Stream stream) {
@@ -106,7 +112,7 @@ bool is_for_hopper(Pass pass, Number type, const Job& job) {
 int32_t splits_of(Pass pass, Number type, const Job& job) {
   if (is_for_hopper(pass, type, job)) return hopper::splits_of(pass, job);
   const bool grad = job.grad != nullptr;
-  const Tile tile = pick(job.width, grad);
+  const Tile tile = job.rules.weighted ? pick_weighted(job.width, grad) : pick(job.width, grad);
   const int64_t blocks =
       int64_t{blocks_for(job.rows.count, tile.rows())} * (grad ? blocks_for(job.width, tile.out) : 1);
   const int64_t wanted =
@@ -115,12 +121,21 @@ int32_t splits_of(Pass pass, Number type, const Job& job) {
   return static_cast<int32_t>(wanted < 1 ? 1 : wanted < most ? wanted : most);
 }
 
+// Of a sigmoid loss keys count once.
+template <Pass kPass>
+void run_portable(Number type, const Job& job, Stream stream) {
+  if constexpr (kPass != Pass::kSigmoid) {
+    if (job.rules.weighted) return run_weighted<kPass>(type, job, stream);
+  }
+  run<kPass>(type, job, stream);
+}
+
 template <Pass kPass>
 void run_and_merge(Number type, const Job& job, Stream stream) {
   if (is_for_hopper(kPass, type, job)) {
     hopper::run(kPass, type, job, stream);
   } else {
-    run<kPass>(type, job, stream);
+    run_portable<kPass>(type, job, stream);
   }
   if (job.splits > 1) merge_parts<kPass>(job, stream);
 }
@@ -133,6 +148,8 @@ void run_pass(Pass pass, Number type, const Job& job, Stream stream) {
       return run_and_merge<Pass::kPositive>(type, job, stream);
     case Pass::kGradient:
       return run_and_merge<Pass::kGradient>(type, job, stream);
+    case Pass::kSigmoid:
+      return run_and_merge<Pass::kSigmoid>(type, job, stream);
   }
 }
 

@@ -65,11 +65,26 @@ __device__ __forceinline__ float quad_largest(float x) {
 
 template <int kTiles, int kSize>
 __device__ __forceinline__ void multiply_columns(float (&tile)[kTiles][4], const Strip<kSize>& columns,
-                                                 int column) {
+                                                 Field field, int column) {
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) tile[n][e] *= columns.number(kFactor, 8 * n + column + e % 2);
+    for (int e = 0; e < 4; ++e) tile[n][e] *= columns.number(field, 8 * n + column + e % 2);
+  }
+}
+
+// Logits in base 2 of similarities, each larger by the logarithm of its key's mass: exp2 gives it so often.
+template <int kTiles, int kSize>
+__device__ __forceinline__ void weigh_logits(float (&tile)[kTiles][4], const Strip<kSize>& keys, float scale2,
+                                             int column) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float mass2 = log2f(keys.number(kMass, 8 * n + column + c));
+#pragma unroll
+      for (int e = c; e < 4; e += 2) tile[n][e] = tile[n][e] * scale2 + mass2;
+    }
   }
 }
 
@@ -96,16 +111,43 @@ struct Strips {
   }
 };
 
+// The tile becomes exp2(scale2 tile - peak), added to the running sums of two rows.
+template <int kTiles>
+__device__ __forceinline__ void sum_terms(float (&tile)[kTiles][4], Running<float> (&running)[2],
+                                          float (&shrink)[2], float scale2, bool bounded) {
+  float shift[2] = {0, 0};
+  if (!bounded) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = -kLargest;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) top = fmaxf(top, fmaxf(tile[n][2 * r], tile[n][2 * r + 1]));
+      // A finite peak: an infinite logit makes the sum infinite and not NaN.
+      shift[r] = fminf(fmaxf(running[r].peak, quad_largest(top) * scale2), kLargest);
+      shrink[r] = exp2_approx(running[r].peak - shift[r]);
+      running[r] = {shift[r], running[r].sum * shrink[r]};
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      tile[n][e] = exp2_approx(tile[n][e] * scale2 - shift[e / 2]);
+      running[e / 2].sum += tile[n][e];
+    }
+  }
+}
+
 // First pass over the denominator: a running sum of exp2(logit - peak) of two rows; the tile becomes the
 // terms, times the factors of the columns where they have some. `shrink` is what sums over earlier tiles are
 // multiplied by.
-template <int kTiles, int kRows, int kColumns>
+template <bool kWeighted, int kTiles, int kRows, int kColumns>
 __device__ __forceinline__ void denominator_tile(float (&tile)[kTiles][4], Running<float> (&running)[2],
                                                  float (&shrink)[2], const Rules& rules,
                                                  const Strips<kRows, kColumns>& strips,
                                                  const Position& position, bool masked) {
   const bool factors = strips.column_side.field[kFactor] != nullptr;
-  if (factors) multiply_columns(tile, strips.columns, position.column);
+  if (factors) multiply_columns(tile, strips.columns, kFactor, position.column);
   if (masked) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -120,42 +162,40 @@ __device__ __forceinline__ void denominator_tile(float (&tile)[kTiles][4], Runni
       }
     }
   }
-  float shift[2] = {0, 0};
-  if (!rules.bounded) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float top = -kLargest;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) top = fmaxf(top, fmaxf(tile[n][2 * r], tile[n][2 * r + 1]));
-      // A finite peak: an infinite logit makes the sum infinite and not NaN.
-      shift[r] = fminf(fmaxf(running[r].peak, quad_largest(top) * rules.scale2), kLargest);
-      shrink[r] = exp2_approx(running[r].peak - shift[r]);
-      running[r] = {shift[r], running[r].sum * shrink[r]};
-    }
+  if constexpr (kWeighted) {
+    weigh_logits(tile, strips.columns, rules.scale2, position.column);
+    sum_terms(tile, running, shrink, 1.0f, false);
+  } else {
+    sum_terms(tile, running, shrink, rules.scale2, rules.bounded);
   }
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      tile[n][e] = exp2_approx(tile[n][e] * rules.scale2 - shift[e / 2]);
-      running[e / 2].sum += tile[n][e];
-    }
-  }
-  if (factors) multiply_columns(tile, strips.columns, position.column);
+  if (factors) multiply_columns(tile, strips.columns, kFactor, position.column);
 }
 
+// Sums over the positives of a row, or over all pairs of a sigmoid's: there `pull` is that of the slopes.
 struct Attracted {
   float loss, pull;
-  int count;
+  int count;  // of weighted keys the bits of the sum of their weights: one register serves both
+
+  __device__ __forceinline__ float mass() const { return std::bit_cast<float>(count); }
+  __device__ __forceinline__ void add_mass(float more) { count = std::bit_cast<int>(mass() + more); }
+  __device__ __forceinline__ void add(const Attracted& other, bool weighted) {
+    loss += other.loss;
+    pull += other.pull;
+    if (weighted) {
+      add_mass(other.mass());
+    } else {
+      count += other.count;
+    }
+  }
 };
 
 // Second pass over the positives: their losses and attraction, summed; the tile becomes the attraction.
-template <int kTiles, int kRows, int kColumns>
+template <bool kWeighted, int kTiles, int kRows, int kColumns>
 __device__ __forceinline__ void positive_tile(float (&tile)[kTiles][4], Attracted (&sums)[2],
                                               const Rules& rules, const Strips<kRows, kColumns>& strips,
                                               const Position& position) {
   const bool factors = strips.column_side.field[kFactor] != nullptr;
-  if (factors) multiply_columns(tile, strips.columns, position.column);
+  if (factors) multiply_columns(tile, strips.columns, kFactor, position.column);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const Member anchor = strips.row(position, 8 * r);
@@ -171,15 +211,21 @@ __device__ __forceinline__ void positive_tile(float (&tile)[kTiles][4], Attracte
         if (positive) {  // a branch, or all attractions at once would need more registers than there are
           Attraction<float> found{gap, 1};
           if (rules.negatives_only) found = attraction<float>(gap, exp2_approx(-fabsf(gap2)));
+          if constexpr (kWeighted) {
+            const float mass = strips.columns.number(kMass, position.column + 8 * n + c);
+            found = {found.softplus * mass, found.sigmoid * mass};
+            sums[r].add_mass(mass);
+          } else {
+            sums[r].count += 1;
+          }
           element = found.sigmoid;
           sums[r].loss += found.softplus;
           sums[r].pull += found.sigmoid;
-          sums[r].count += 1;
         }
       }
     }
   }
-  if (factors) multiply_columns(tile, strips.columns, position.column);
+  if (factors) multiply_columns(tile, strips.columns, kFactor, position.column);
 }
 
 // What is known of an anchor in a gradient; nothing of one that does not count.
@@ -226,13 +272,10 @@ __device__ __forceinline__ void masked_gradient_tile(float (&tile)[kTiles][4], c
   }
 }
 
-// A gradient from the saved state: the tile becomes d loss / d s, summed over the roles of the rows. In a
-// tile that is not masked every pair is a negative one.
 template <int kTiles, int kRows, int kColumns>
-__device__ __forceinline__ void gradient_tile(float (&tile)[kTiles][4], const Job& job,
-                                              const Strips<kRows, kColumns>& strips, const Position& position,
-                                              bool masked) {
-  if (masked) return masked_gradient_tile(tile, job, strips, position);
+__device__ __forceinline__ void negative_gradient_tile(float (&tile)[kTiles][4], const Job& job,
+                                                       const Strips<kRows, kColumns>& strips,
+                                                       const Position& position) {
   const float scale2 = job.rules.scale2;
   const bool one_exponential = job.rows_are_anchors && job.rows_are_keys && job.rules.bounded;
 #pragma unroll
@@ -266,6 +309,88 @@ __device__ __forceinline__ void gradient_tile(float (&tile)[kTiles][4], const Jo
       }
     }
   }
+}
+
+// A gradient from the saved state: the tile becomes d loss / d s, summed over the roles of the rows. In a
+// tile that is not masked every pair is a negative one.
+template <bool kWeighted, int kTiles, int kRows, int kColumns>
+__device__ __forceinline__ void gradient_tile(float (&tile)[kTiles][4], const Job& job,
+                                              const Strips<kRows, kColumns>& strips, const Position& position,
+                                              bool masked) {
+  if (masked) {
+    masked_gradient_tile(tile, job, strips, position);
+  } else {
+    negative_gradient_tile(tile, job, strips, position);
+  }
+  if constexpr (!kWeighted) return;
+  if (job.rows_are_anchors) return multiply_columns(tile, strips.columns, kMass, position.column);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float mass = strips.rows.number(kMass, position.row + 8 * r);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 2 * r; e < 2 * r + 2; ++e) tile[n][e] *= mass;
+    }
+  }
+}
+
+// The two numbers that make a logit in base 2 of a similarity.
+struct Line {
+  float scale2, bias2;
+
+  static __device__ __forceinline__ Line of(const Logit& logit) {
+    const float scale = logit.learned_scale == nullptr ? logit.scale : *logit.learned_scale;
+    const float bias = logit.learned_bias == nullptr ? logit.bias : *logit.learned_bias;
+    return {scale * kLog2E, bias * kLog2E};
+  }
+};
+
+// The pairs of a sigmoid loss: their losses and slopes, summed; the tile becomes the slopes. In a tile that
+// is not masked every pair is a negative one.
+template <bool kMasked, int kTiles, int kRows, int kColumns>
+__device__ __forceinline__ void judge_pairs(float (&tile)[kTiles][4], Attracted (&sums)[2], const Job& job,
+                                            const Line& line, const Strips<kRows, kColumns>& strips,
+                                            const Position& position) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const Member row = strips.row(position, 8 * r);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& element = tile[n][2 * r + c];
+        PairMask<int> pair{0, -1};
+        if constexpr (kMasked) {
+          const Member column = strips.column(position, 8 * n + c);
+          pair = job.rows_are_anchors ? meet(job.rules, row, column) : meet(job.rules, column, row);
+        }
+        const bool counted = (pair.positive | pair.negative) != 0;
+        const float logit2 = element * line.scale2 + line.bias2, gap2 = pair.positive ? -logit2 : logit2;
+        const Attraction<float> found = attraction<float>(gap2 * kLn2, exp2_approx(-fabsf(gap2)));
+        element = counted ? (pair.positive ? -found.sigmoid : found.sigmoid) : 0.0f;
+        sums[r].loss += counted ? found.softplus : 0.0f;
+        sums[r].pull += element;
+        sums[r].count += counted;
+      }
+    }
+  }
+}
+
+// One tile of a sigmoid loss; of rows that are keys each slope is times the weight of its anchor.
+template <int kTiles, int kRows, int kColumns>
+__device__ __forceinline__ void sigmoid_tile(float (&tile)[kTiles][4], Attracted (&sums)[2], const Job& job,
+                                             const Line& line, const Strips<kRows, kColumns>& strips,
+                                             const Position& position, bool masked) {
+  const bool factors = strips.column_side.field[kFactor] != nullptr;
+  if (factors) multiply_columns(tile, strips.columns, kFactor, position.column);
+  if (masked) {
+    judge_pairs<true>(tile, sums, job, line, strips, position);
+  } else {
+    judge_pairs<false>(tile, sums, job, line, strips, position);
+  }
+  if (factors) multiply_columns(tile, strips.columns, kFactor, position.column);
+  if (!job.rows_are_anchors) multiply_columns(tile, strips.columns, kUpstream, position.column);
 }
 
 }  // namespace secl::cuda

@@ -16,7 +16,11 @@ enum Field {
   kDraw,  // float, of an anchor: factor of the attraction in its gradient
   kWeight,  // float, of an anchor: push * exp(-lse)
   kFields,
-  kFactor = kWeight,  // float, of a key in the forward passes: what its features are multiplied by
+  // A side of keys alone has other numbers in the anchors' places.
+  kFactor = kWeight,  // float, in the forward passes: what its features are multiplied by
+  kMass = kPush,      // float: how many keys it counts as
+  // Of an anchor whose sigmoid loss is taken back to the keys.
+  kUpstream = kPush,  // float: the weight of its loss
 };
 
 struct Side {
@@ -31,24 +35,34 @@ struct Rules {
   bool self;            // pair (i, i) is not comparable
   bool negatives_only;  // the denominator holds negatives only
   bool bounded;         // |scale * similarity| is small enough for exp2 without a maximum
+  bool weighted;        // keys count as often as their mass says; then the anchors are no keys
   float scale;
   float scale2;  // scale * log2(e)
 };
 
-enum class Pass { kDenominator, kPositive, kGradient };
+// What makes a sigmoid's logit of a similarity; a number that learns lies on the device.
+struct Logit {
+  float scale = 1, bias = 0;
+  const float *learned_scale = nullptr, *learned_bias = nullptr;  // [1] each, or null
+};
+
+// kSigmoid is all of the sigmoid loss: sums of losses and slopes, and the rows' gradient.
+enum class Pass { kDenominator, kPositive, kGradient, kSigmoid };
 
 // One pass: rows stay, columns stream past. In the forward passes the rows are the anchors.
 struct Job {
   Side rows, columns;
   Rules rules;
+  Logit logit;
   int32_t width;
   bool rows_are_anchors = true, rows_are_keys = false;
   bool known = false;             // the positives: the log-sum-exp is the caller's, and constant
   float mean_scale = 1;           // the denominator: factor of the softmax mean of its keys
   float* lse = nullptr;           // [rows] of the denominator
-  float* loss = nullptr;          // [rows] of the positives, as the next two
-  float* pull = nullptr;          // [rows]
-  int32_t* count = nullptr;       // [rows]
+  float* loss = nullptr;          // [rows] of the positives, as the next three; of a sigmoid's anchors
+  float* pull = nullptr;          // [rows] of a sigmoid the sum of slopes
+  int32_t* count = nullptr;       // [rows] of keys that count once, or of a sigmoid's pairs
+  float* mass = nullptr;          // [rows] the sum of the weights of keys
   float* grad = nullptr;          // [rows, width], or null: no value product
   int32_t stages = 1;             // tiles of columns in shared memory
   int32_t splits = 1;             // runs of the columns, each with blocks of its own

@@ -100,7 +100,8 @@ void launch_gather_backward(const GatherBackward& job, Stream stream);
 // The weighted losses added up, over the sum of the weights or not, and what that makes of each anchor.
 struct Reduce {
   const float *loss, *pull;     // [n]
-  const int32_t* positives;     // [n] an anchor without one has no weight
+  const int32_t* positives;     // [n] an anchor without one has no weight; null: mass
+  const float* mass;            // [n] the sum of the positives' weights
   const float* weights;         // [n] or null
   float* value;                 // [] or, where `none`, [n]
   float *factor, *push, *draw;  // [n]

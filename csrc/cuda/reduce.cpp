@@ -11,7 +11,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss
   const int64_t rows = loss.numel();
   check_vector("loss", loss, rows, ScalarType::Float);
   check_vector("pull", pull, rows, ScalarType::Float);
-  check_vector("count", count, rows, ScalarType::Int);
+  const bool weighted = count.scalar_type() == ScalarType::Float;
+  check_vector("count", count, rows, weighted ? ScalarType::Float : ScalarType::Int);
   check_vector("weights", weights, rows, ScalarType::Float);
   for (const Tensor* other : {&pull, &count}) check_device("pull and count", *other, loss);
   check_device("weights", weights, loss);
@@ -24,8 +25,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> Operations::reduce(const Tensor& loss
          draw = numbers({rows}), partial = numbers({reduce_partials(rows)});
   const Place place(loss);
   launch_reduce(
-      Reduce{loss.const_data_ptr<float>(), pull.const_data_ptr<float>(), count.const_data_ptr<int32_t>(),
-             data_of<float>(weights), value.mutable_data_ptr<float>(), factor.mutable_data_ptr<float>(),
+      Reduce{loss.const_data_ptr<float>(), pull.const_data_ptr<float>(),
+             weighted ? nullptr : count.const_data_ptr<int32_t>(),
+             weighted ? count.const_data_ptr<float>() : nullptr, data_of<float>(weights),
+             value.mutable_data_ptr<float>(), factor.mutable_data_ptr<float>(),
              push.mutable_data_ptr<float>(), draw.mutable_data_ptr<float>(),
              partial.numel() ? partial.mutable_data_ptr<float>() : nullptr, rows, reduction == kMean, none},
       place.stream);

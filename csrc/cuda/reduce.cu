@@ -28,9 +28,13 @@ __device__ __forceinline__ Sums sum_block(Sums mine) {
   return all;
 }
 
+__device__ __forceinline__ float positives_of(const Reduce& job, int64_t row) {
+  return job.mass != nullptr ? job.mass[row] : static_cast<float>(job.positives[row]);
+}
+
 // The weight of an anchor that has a positive.
 __device__ __forceinline__ float weight_of(const Reduce& job, int64_t row) {
-  if (job.positives[row] <= 0) return 0.0f;
+  if (!(positives_of(job, row) > 0)) return 0.0f;
   return job.weights == nullptr ? 1.0f : job.weights[row];
 }
 
@@ -69,11 +73,11 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(Reduce job) {
 #pragma unroll 1  // unrolled by four it spills on sm_90a
   for (int64_t row = blockIdx.x * kRows + threadIdx.x; row < end; row += kThreads) {
     const float weight = weight_of(job, row), factor = weight / total;
-    const int32_t positives = job.positives[row];
+    const float positives = positives_of(job, row);
     if (job.none) job.value[row] = job.loss[row] * weight;
     job.factor[row] = factor;
     job.push[row] = job.pull[row] * factor;
-    job.draw[row] = factor / static_cast<float>(positives > 1 ? positives : 1);
+    job.draw[row] = positives > 0 ? factor / positives : 0.0f;
   }
 }
 

@@ -13,7 +13,7 @@ constexpr int bytes_of(int width) {
   return Layout<kTile>(width).bytes(1);
 }
 
-template <class T, Pass kPass, Tile kTile>
+template <class T, Pass kPass, Tile kTile, bool kWeighted = false>
 void run_tile(Job job, Stream stream) {
   const Layout<kTile> layout(job.width);
   job.stages = kTile.stages;
@@ -21,7 +21,7 @@ void run_tile(Job job, Stream stream) {
   const unsigned outs = job.grad != nullptr ? blocks_for(job.width, kTile.out) : 1;
   const Grid grid{dim3(blocks_for(job.rows.count, kTile.rows()), outs, static_cast<unsigned>(job.splits)),
                   dim3(kTile.threads()), static_cast<size_t>(layout.bytes(job.stages))};
-  launch(sweep_kernel<T, Fixed<kTile>, kPass>, grid, stream, job);
+  launch(sweep_kernel<T, Fixed<kTile>, kPass, kWeighted>, grid, stream, job);
 }
 
 // Every other tile fits everywhere.
@@ -45,12 +45,32 @@ void run_type(const Job& job, Stream stream) {
   return run_tile<T, kPass, pick(kWidest, true)>(job, stream);
 }
 
+template <class T, Pass kPass>
+void run_weighted_type(const Job& job, Stream stream) {
+  if (job.grad == nullptr) {
+    if constexpr (kPass != Pass::kGradient)
+      return run_tile<T, kPass, pick_weighted(kWidest, false), true>(job, stream);
+  }
+  if (job.width <= 128) return run_tile<T, kPass, pick_weighted(128, true), true>(job, stream);
+  return run_tile<T, kPass, pick_weighted(kWidest, true), true>(job, stream);
+}
+
 template <Pass kPass>
 void run(Number type, const Job& job, Stream stream) {
   if (type == Number::kHalf) {
     run_type<fp16, kPass>(job, stream);
   } else {
     run_type<bf16, kPass>(job, stream);
+  }
+}
+
+// The same of keys that count as many.
+template <Pass kPass>
+void run_weighted(Number type, const Job& job, Stream stream) {
+  if (type == Number::kHalf) {
+    run_weighted_type<fp16, kPass>(job, stream);
+  } else {
+    run_weighted_type<bf16, kPass>(job, stream);
   }
 }
 

@@ -54,19 +54,21 @@ __device__ __forceinline__ void load_strip(Strip<kSize>& strip, const Side& side
   }
 }
 
-template <Tile kTile, Pass kPass>
+template <Tile kTile, Pass kPass, bool kWeighted>
 struct Sums {
   static constexpr int kOutTiles = kTile.out > 0 ? kTile.out / 8 : 2;
   Running<float> running[kTile.strips][2];
   Attracted attracted[kTile.strips][2];
   float out[kTile.strips][kOutTiles][4];
+  Line line;
 
-  __device__ __forceinline__ void clear(bool bounded) {
+  __device__ __forceinline__ void clear(const Job& job) {
+    if constexpr (kPass == Pass::kSigmoid) line = Line::of(job.logit);
 #pragma unroll
     for (int m = 0; m < kTile.strips; ++m) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        running[m][r] = {bounded ? 0.0f : -kLargest, 0};
+        running[m][r] = {job.rules.bounded ? 0.0f : -kLargest, 0};
         attracted[m][r] = {0, 0, 0};
       }
 #pragma unroll
@@ -84,12 +86,14 @@ struct Sums {
 #pragma unroll
     for (int m = 0; m < kTile.strips; ++m, position.row += 16) {
       if constexpr (kPass == Pass::kGradient) {
-        gradient_tile(tile[m], job, strips, position, masked);
+        gradient_tile<kWeighted>(tile[m], job, strips, position, masked);
       } else if constexpr (kPass == Pass::kPositive) {
-        positive_tile(tile[m], attracted[m], job.rules, strips, position);
+        positive_tile<kWeighted>(tile[m], attracted[m], job.rules, strips, position);
+      } else if constexpr (kPass == Pass::kSigmoid) {
+        sigmoid_tile(tile[m], attracted[m], job, line, strips, position, masked);
       } else {
         float shrink[2] = {1, 1};
-        denominator_tile(tile[m], running[m], shrink, job.rules, strips, position, masked);
+        denominator_tile<kWeighted>(tile[m], running[m], shrink, job.rules, strips, position, masked);
         if (kTile.out > 0 && !job.rules.bounded) {
 #pragma unroll
           for (int d = 0; d < kOutTiles; ++d) {
@@ -105,6 +109,7 @@ struct Sums {
   __device__ __forceinline__ Numbers numbers(int m, int r) {
     if constexpr (kPass == Pass::kDenominator) return {running[m][r].peak, quad_sum(running[m][r].sum), 0};
     const Attracted& own = attracted[m][r];
+    if constexpr (kWeighted) return {quad_sum(own.loss), quad_sum(own.pull), quad_sum(own.mass())};
     int count = own.count + shuffle_xor(own.count, 1);
     count += shuffle_xor(count, 2);
     return {quad_sum(own.loss), quad_sum(own.pull), std::bit_cast<float>(count)};
@@ -116,13 +121,13 @@ __device__ __forceinline__ Blend settle(const Job& job, int64_t row, const Numbe
                                         bool writes) {
   if constexpr (kPass == Pass::kDenominator)
     return settle_denominator(job, row, {sums.first, sums.second}, live, writes);
-  if constexpr (kPass == Pass::kPositive)
-    return settle_positive(job, row, {sums.first, sums.second, std::bit_cast<int>(sums.third)}, writes);
+  if constexpr (kPass == Pass::kPositive) return settle_positive(job, row, sums.attracted(), writes);
+  if constexpr (kPass == Pass::kSigmoid) return settle_sigmoid(job, row, sums.attracted(), live, writes);
   return {live ? 1.0f : 0.0f, 0};
 }
 
-template <Tile kTile, Pass kPass>
-__device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass>& sums,
+template <Tile kTile, Pass kPass, bool kWeighted>
+__device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass, kWeighted>& sums,
                                            const Strip<kTile.rows()>& rows, const Position& position,
                                            int first_out) {
   const bool writes = position.column == 0 && first_out == 0, shared = job.splits > 1;
@@ -160,7 +165,7 @@ __device__ __forceinline__ void write_rows(const Job& job, Sums<kTile, kPass>& s
   }
 }
 
-template <class T, class Shape /* Fixed<tile> */, Pass kPass>
+template <class T, class Shape /* Fixed<tile> */, Pass kPass, bool kWeighted>
 __global__ void __launch_bounds__(Shape::kTile.threads(), 2) sweep_kernel(const __grid_constant__ Job job) {
   constexpr Tile kTile = Shape::kTile;
   const Layout<kTile> layout(job.width);
@@ -199,8 +204,8 @@ __global__ void __launch_bounds__(Shape::kTile.threads(), 2) sweep_kernel(const 
     }
     commit_copies();
   };
-  Sums<kTile, kPass> sums;
-  sums.clear(job.rules.bounded);
+  Sums<kTile, kPass, kWeighted> sums;
+  sums.clear(job);
   const int strip = static_cast<int>(threadIdx.x) / kWarp * 16 * kTile.strips, lane = threadIdx.x % kWarp;
   for (int stage = 0; stage < job.stages - 1; ++stage) fetch(stage);
   for (int stage = 0;; stage = stage + 1 < job.stages ? stage + 1 : 0) {
@@ -225,7 +230,7 @@ __global__ void __launch_bounds__(Shape::kTile.threads(), 2) sweep_kernel(const 
     if constexpr (kTile.out > 0) value_product<T>(sums.out, tile, layout.tile(stage), first_out, job.width);
   }
   wait_copies<0>();
-  write_rows<kTile, kPass>(job, sums, books.rows, Position::of_lane(lane, strip, first_row, 0), first_out);
+  write_rows(job, sums, books.rows, Position::of_lane(lane, strip, first_row, 0), first_out);
 }
 
 }  // namespace secl::cuda

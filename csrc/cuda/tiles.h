@@ -29,6 +29,13 @@ struct Fixed {
   static constexpr Tile kTile = kValue;
 };
 
+// Keys that count as many take more registers: a warp has one strip, so that nothing spills.
+constexpr Tile pick_weighted(int width, bool value) {
+  if (!value) return {1, 32, 0, 4, 2};
+  if (width <= 128) return {1, 32, 128, 4, 2};
+  return {1, 32, 256, 4, 2};
+}
+
 constexpr Tile pick(int width, bool value) {
   if (!value) {
     if (width <= 64) return {2, 64, 0, 4, 3};  // 50 KiB: three blocks a multiprocessor of sm_80

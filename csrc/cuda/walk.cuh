@@ -74,6 +74,7 @@ __device__ __forceinline__ Visit visit(Pass pass, const Job& job, const RowClass
     case Pass::kPositive:
       return {attracts, true};
     case Pass::kGradient:
+    case Pass::kSigmoid:
       return {attracts || repels, ragged || barred};
     default:  // under "all" a positive pair is one of the denominator's
       if (rules.negatives_only) return {repels, ragged || barred};

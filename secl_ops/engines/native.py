@@ -28,6 +28,7 @@ _KERNELS = {
     "gather_pixels": ("gather", "gather_backward"),
     "sample_pixels": ("sample",),
 }
+_MULTIPLIED = ("info_nce", WEIGHTED_KEYS, "sigmoid_contrast")  # on tensor cores
 
 
 def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
@@ -40,9 +41,7 @@ def objections(device: str, dtype: torch.dtype, operation: str) -> list[str]:
         reasons = [] if device == "cpu" else [f"there are no kernels for {device}"]
     if dtype == torch.float64:
         reasons.append("fp64 is served by the reference backend")
-    if device == "cuda" and operation == WEIGHTED_KEYS:
-        reasons.append("its CUDA kernels count every key once")
-    if device == "cuda" and operation == "info_nce" and dtype == torch.float32:
+    if device == "cuda" and operation in _MULTIPLIED and dtype == torch.float32:
         reasons.append("its CUDA kernels multiply fp16 and bf16 rows, as under autocast")
     return reasons
 
@@ -141,24 +140,48 @@ def _cuda_backward(
     return grad_anchors, grad_keys
 
 
+def _logit(logit: Logit, like: Tensor) -> tuple[float, float, Tensor | None, Tensor | None]:
+    """Scale and bias as the kernels take them: read on a CPU, left on a GPU where they lie."""
+    if not serves_cuda(like):
+        return *logit.numbers(), None, None
+    scale, bias, *learned = logit.arguments()
+    learned_scale, learned_bias = (None if each is None else each.detach().reshape(1).float() for each in learned)
+    return scale, bias, learned_scale, learned_bias
+
+
 def sigmoid_forward(
     anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag, key_inverse: Tensor | None = None
 ) -> SigmoidState:
-    """Sigmoid loss of every anchor [N] from anchors [N, D] and keys [M, D]; on a CPU, where a number may be read."""
+    """Sigmoid loss of every anchor [N] from anchors [N, D] and keys [M, D]; see the reference."""
+    order = ordering.by_class(pairs, flags) if serves_cuda(anchors) and ordering.pays(anchors, keys, flags) else None
+    if order is not None:
+        anchors, keys, pairs = anchors[order.anchors], keys[order.keys], order.pairs(pairs)
+        key_inverse = ordering.taken(key_inverse, order.keys)
     found = _operations().sigmoid_forward(
-        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs)[:7], _dense(key_inverse), *logit.numbers(),
-        int(flags),
+        anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs)[:7], _dense(key_inverse),
+        *_logit(logit, anchors), int(flags),
     )  # fmt: skip
+    if order is not None:
+        found = (ordering.restored(values, order.anchors) for values in found)
     return SigmoidState(*found)
 
 
 def sigmoid_backward(weight: Tensor, anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag) -> Tensor:
     """Gradient of the keys [M, D] over the scale from each anchor's weight [N]; one of weight 0 does not count."""
+    shared, on_cuda, given = Flag.SELF in flags, serves_cuda(anchors), weight
+    if on_cuda and not shared:  # an anchor that does not count is no anchor: no NaN of its row reaches a key
+        pairs = pairs._replace(anchor_labels=torch.where(weight == 0, -1, pairs.anchor_labels))
+    order = ordering.by_class(pairs, flags) if on_cuda and ordering.pays(anchors, keys, flags) else None
+    if order is not None:
+        weight, anchors, keys = weight[order.anchors], anchors[order.anchors], keys[order.keys]
+        pairs = order.pairs(pairs)
     found: Tensor = _operations().sigmoid_backward(
         weight.float().contiguous(), anchors.contiguous(), keys.contiguous(), *_dense_pairs(pairs)[:7],
-        *logit.numbers(), int(flags),
+        *_logit(logit, anchors), int(flags),
     )  # fmt: skip
-    return found.masked_fill_(~(weight != 0).any(), 0.0) if Flag.SELF in flags else found
+    if order is not None:
+        found = ordering.restored(found, order.keys)
+    return found.masked_fill_(~(given != 0).any(), 0.0) if shared else found
 
 
 def unit_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

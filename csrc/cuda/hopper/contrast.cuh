@@ -107,13 +107,13 @@ struct Consumer {
       level_terms(score, sum, level, job.rules, strips, position, masked);
     } else {
       const bool factors = job.columns.field[kFactor] != nullptr;
-      if (factors) secl::cuda::multiply_columns(score, strips.columns, position.column);
+      if (factors) secl::cuda::multiply_columns(score, strips.columns, kFactor, position.column);
       if (masked) {
         masked_terms(score, sum, job.rules, strips, position);
       } else {
         plain_terms<kPolynomial>(score, sum, job.rules.scale2);
       }
-      if (factors && S::kValue) secl::cuda::multiply_columns(score, strips.columns, position.column);
+      if (factors && S::kValue) secl::cuda::multiply_columns(score, strips.columns, kFactor, position.column);
     }
   }
 
