@@ -69,7 +69,7 @@ _PLUGINS = ("-p", "no:cacheprovider", "-p", "no:benchmark")
 _PYTEST = ("-m", "pytest", "-v", "-W", "default", *_PLUGINS, "--color", "no", *PARALLEL)
 _REQUIRED = {"SECL_REQUIRE": "cuda,triton"}
 _LANE = "native-cuda or native-hopper"
-_SHARED = ("tests/test_backends.py", "tests/test_gpu_lane.py")
+_SHARED = tuple(f"tests/test_{name}.py" for name in ("backends", "gpu_lane", "key_weights", "sigmoid"))
 _ON_CUDA = ("--device", "cuda", "--patience", "4")
 _BRIEF = ("--rounds", "1", "--threads", "1")
 

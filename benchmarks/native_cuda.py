@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +20,7 @@ from torch import Tensor
 import secl_ops
 from benchmarks import gate
 from benchmarks.budget import assert_within_budget
-from benchmarks.cases import Case
+from benchmarks.cases import SIGMOID, Case
 from benchmarks.contenders import NATIVE, TRITON, contender
 from benchmarks.gpu import demand_gpu
 from benchmarks.load import Watch
@@ -63,13 +63,16 @@ def trials(device: str) -> Iterator[Trial]:
                 keys = 0 if kind == "self" else ROWS
                 case = Case(f"{kind}-N{ROWS}-D{width}", ROWS, width, keys, both=kind == "both").on(device, dtype)
                 yield contrasting(case)
+                if case.both:  # all that it has
+                    yield contrasting(replace(case, name=f"sigmoid-{case.name}", denominator=SIGMOID))
 
 
 def contrasting(case: Case) -> Trial:
     """Loss and gradients."""
     names = {"native": NATIVE, "triton": TRITON}
+    operation = "sigmoid_contrast" if case.denominator == SIGMOID else "info_nce"
     return Trial(
-        "info_nce", case.dtype, case.width, case.name, lambda side: contender(case, names[side]),
+        operation, case.dtype, case.width, case.name, lambda side: contender(case, names[side]),
         lambda: gate.agree(case, NATIVE, contender(case, NATIVE)()),
     )  # fmt: skip
 
