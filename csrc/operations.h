@@ -100,7 +100,8 @@ SigmoidState sigmoid_forward(const ContrastCall& call,
                              const Maybe& key_inverse,  // [M] float32
                              const SigmoidLogit& logit);
 
-// Of the keys [M, D]: sum of weight, slope and anchor. On a CPU an anchor of weight 0 does not count.
+// Of the keys [M, D]: sum of weight, slope and anchor. On a CPU an anchor of weight 0 does not count, but
+// under kSelf, where it is a key as well.
 Tensor sigmoid_backward(const ContrastCall& call,
                         const Tensor& weight,  // [N] float32
                         const SigmoidLogit& logit);

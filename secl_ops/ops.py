@@ -297,8 +297,7 @@ def _reduce(
     for name, value in (("pull", pull), ("count", count), *([] if weights is None else [("weights", weights)])):
         demand(name, value, loss.shape[0])
     check_choice("reduction", reduction, REDUCTIONS)
-    operation = WEIGHTED_KEYS if count.is_floating_point() else "reduce"
-    return select(backend, loss.device, loss.dtype, operation).reduce(loss, pull, count, weights, reduction)
+    return select(backend, loss.device, loss.dtype, "reduce").reduce(loss, pull, count, weights, reduction)
 
 
 @fake("reduce")

@@ -51,7 +51,8 @@ ANCHORS: dict[str, dict[str, Widths]] = {
         "fp32": ((128, (64, 32, 32, 64, 4, 2)), (512, (64, 32, 32, 64, 8, 2))),
     },
 }
-# A product alone lies 16 rows a warp: with fewer rows than that two warps take the same ones.
+# A warp multiplies 16 rows of a product alone: of tiles of fewer rows two warps take the same ones. fp32 rows pay
+# three products for that.
 LOSS: dict[tuple[str, str], Widths] = {
     ("ampere", "fp32"): (
         (128, (64, 16, 64, 64, 4, 2)), (256, (64, 16, 32, 64, 4, 2)), (512, (64, 32, 64, 64, 4, 2)),

@@ -18,6 +18,7 @@ from tests.cases import surrounded
 from tests.problems import HALVES, draw, every_rule, mixed, prototypes, same, sorted_classes, unit
 from tests.test_sigmoid_native import NAMES, Problem
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 RULES = [mixed, sorted_classes, every_rule, prototypes]
 
 
@@ -114,6 +115,22 @@ def test_losses_alone_are_those_beside_a_gradient() -> None:
                 assert_within_budget(name, alone, beside.double(), beside.float(), amplification=4.0)
 
 
+@pytest.mark.parametrize("logit", [Logit(1.0, -10.0), Logit(10.0, -10.0)], ids=str)
+def test_many_nearly_equal_losses_keep_their_digits(logit: Logit, emulated: Any) -> None:
+    """Thousands of additions of one number round the same way: a sum of plain additions errs by 6e-5."""
+    emulated.set_multiprocessors(1)
+    given = sides(8, 40_000, 16, torch.bfloat16, mixed, logit)
+    found, truth = run(given, native), run(given, reference, torch.float64)
+    for name, actual, exact in zip(NAMES[:2], found, truth, strict=False):
+        assert_within_budget(name, actual, exact, exact.float(), amplification=4 * 10.0)
+
+
+def test_the_kernels_of_hopper_leave_it_to_the_others(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECL_CUDA_PATH", "hopper")
+    emulated.set_capability(90)
+    check(sides(130, 300, 64, torch.bfloat16, sorted_classes))
+
+
 def test_keys_that_are_normalised_as_they_are_read() -> None:
     anchors, raw = unit(90, 72, torch.float16, 1), (3 * draw(200, 72, seed=2)).half()
     inverse, logit = 1 / raw.float().norm(dim=1), Logit(6.0, -2.5)
@@ -163,7 +180,9 @@ def test_nothing_is_read_outside_the_rows_nor_of_ignored_ones(width: int) -> Non
         side[labels < 0] = torch.nan
     (anchors, before), (keys, after) = map(surrounded, given[:2])
     fields: list[Any] = [surrounded(value)[0] if isinstance(value, Tensor) else value for value in given.pairs]
-    inside = run(given._replace(anchors=anchors, keys=keys, pairs=Pairs(*fields)), native)
+    scale, weight = surrounded(torch.tensor([6.0]))[0], surrounded(given.weight)[0]
+    moved = given._replace(anchors=anchors, keys=keys, pairs=Pairs(*fields), weight=weight, logit=Logit(scale, -2.5))
+    inside = run(moved, native)
     assert same(run(given, native), inside)
     assert all(values.isfinite().all() for values in inside)
     assert all(buffer[:80].isnan().all() and buffer[-80:].isnan().all() for buffer in (before, after))

@@ -71,6 +71,7 @@ struct Call : ContrastCall {
   Side anchor_side() const { return side(anchors, anchor_labels, anchor_groups); }
   Side key_side() const {
     Side found = side(keys, key_labels, key_groups);
+    // In the place of an anchor's push: under kSelf, where keys are anchors, check_call allows no weights.
     if (rules.weighted) found.field[kMass] = words(key_weights);
     return found;
   }

@@ -80,18 +80,15 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 
 }  // namespace
 
-template <Pass kPass>
+template <Pass kPass, bool kWeighted>
 void run(Number type, const Job& job, Stream stream);
-extern template void run<Pass::kDenominator>(Number type, const Job& job, Stream stream);
-extern template void run<Pass::kPositive>(Number type, const Job& job, Stream stream);
-extern template void run<Pass::kGradient>(Number type, const Job& job, Stream stream);
-extern template void run<Pass::kSigmoid>(Number type, const Job& job, Stream stream);
-
-template <Pass kPass>
-void run_weighted(Number type, const Job& job, Stream stream);
-extern template void run_weighted<Pass::kDenominator>(Number type, const Job& job, Stream stream);
-extern template void run_weighted<Pass::kPositive>(Number type, const Job& job, Stream stream);
-extern template void run_weighted<Pass::kGradient>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kDenominator, false>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kPositive, false>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kGradient, false>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kSigmoid, false>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kDenominator, true>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kPositive, true>(Number type, const Job& job, Stream stream);
+extern template void run<Pass::kGradient, true>(Number type, const Job& job, Stream stream);
 
 template <Pass kPass>
 void merge_parts(const Job& job, Stream stream) {
@@ -109,12 +106,16 @@ bool is_for_hopper(Pass pass, Number type, const Job& job) {
                            ": set one of them, or unset it");
 }
 
+Tile tile_of(Pass pass, const Job& job) {
+  const bool value = job.grad != nullptr, strip = job.rules.weighted || (pass == Pass::kSigmoid && value);
+  return strip ? pick_strip(job.width, value) : pick(job.width, value);
+}
+
 int32_t splits_of(Pass pass, Number type, const Job& job) {
   if (is_for_hopper(pass, type, job)) return hopper::splits_of(pass, job);
-  const bool grad = job.grad != nullptr;
-  const Tile tile = job.rules.weighted ? pick_weighted(job.width, grad) : pick(job.width, grad);
+  const Tile tile = tile_of(pass, job);
   const int64_t blocks =
-      int64_t{blocks_for(job.rows.count, tile.rows())} * (grad ? blocks_for(job.width, tile.out) : 1);
+      int64_t{blocks_for(job.rows.count, tile.rows())} * (tile.out > 0 ? blocks_for(job.width, tile.out) : 1);
   const int64_t wanted =
       2 * multiprocessors() / std::max<int64_t>(blocks, 1);  // two blocks of a tile share a multiprocessor
   const int64_t most = blocks_for(job.columns.count, kLeastTiles * tile.columns);
@@ -125,9 +126,9 @@ int32_t splits_of(Pass pass, Number type, const Job& job) {
 template <Pass kPass>
 void run_portable(Number type, const Job& job, Stream stream) {
   if constexpr (kPass != Pass::kSigmoid) {
-    if (job.rules.weighted) return run_weighted<kPass>(type, job, stream);
+    if (job.rules.weighted) return run<kPass, true>(type, job, stream);
   }
-  run<kPass>(type, job, stream);
+  run<kPass, false>(type, job, stream);
 }
 
 template <Pass kPass>

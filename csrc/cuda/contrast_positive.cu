@@ -4,6 +4,6 @@
 
 namespace secl::cuda {
 
-template void run<Pass::kPositive>(Number type, const Job& job, Stream stream);
+template void run<Pass::kPositive, false>(Number type, const Job& job, Stream stream);
 
 }  // namespace secl::cuda

@@ -4,6 +4,6 @@
 
 namespace secl::cuda {
 
-template void run<Pass::kSigmoid>(Number type, const Job& job, Stream stream);
+template void run<Pass::kSigmoid, false>(Number type, const Job& job, Stream stream);
 
 }  // namespace secl::cuda

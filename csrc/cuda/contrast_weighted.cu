@@ -4,8 +4,8 @@
 
 namespace secl::cuda {
 
-template void run_weighted<Pass::kDenominator>(Number type, const Job& job, Stream stream);
-template void run_weighted<Pass::kPositive>(Number type, const Job& job, Stream stream);
-template void run_weighted<Pass::kGradient>(Number type, const Job& job, Stream stream);
+template void run<Pass::kDenominator, true>(Number type, const Job& job, Stream stream);
+template void run<Pass::kPositive, true>(Number type, const Job& job, Stream stream);
+template void run<Pass::kGradient, true>(Number type, const Job& job, Stream stream);
 
 }  // namespace secl::cuda

@@ -178,6 +178,7 @@ struct Attracted {
 
   __device__ __forceinline__ float mass() const { return std::bit_cast<float>(count); }
   __device__ __forceinline__ void add_mass(float more) { count = std::bit_cast<int>(mass() + more); }
+  // Of another part of the columns.
   __device__ __forceinline__ void add(const Attracted& other, bool weighted) {
     loss += other.loss;
     pull += other.pull;
@@ -185,6 +186,27 @@ struct Attracted {
       add_mass(other.mass());
     } else {
       count += other.count;
+    }
+  }
+};
+
+// A sum to which its rounding is given back (Kahan). Tiles add nearly equal numbers, in thousands: rounded
+// each the same way, they would be lost digit by digit.
+struct Remainder {
+  float loss = 0, pull = 0, mass = 0;  // what the sums of the tiles so far are too large by
+
+  static __device__ __forceinline__ float exactly(float sum, float more, float& excess) {
+    const float wanted = more - excess, found = sum + wanted;
+    excess = fabsf(found) <= kLargest ? (found - sum) - wanted : 0.0f;
+    return found;
+  }
+  __device__ __forceinline__ void add(Attracted& sums, const Attracted& tile, bool weighted) {
+    sums.loss = exactly(sums.loss, tile.loss, loss);
+    sums.pull = exactly(sums.pull, tile.pull, pull);
+    if (weighted) {
+      sums.count = std::bit_cast<int>(exactly(sums.mass(), tile.mass(), mass));
+    } else {
+      sums.count += tile.count;
     }
   }
 };

@@ -29,48 +29,37 @@ static_assert(bytes_of<pick(64, false)>(64) <= kLeastShared && bytes_of<pick(64,
 static_assert(bytes_of<pick(128, true)>(128) <= kLeastShared);
 static_assert(bytes_of<pick(kWidest, false)>(kWidest) <= kLeastShared);
 static_assert(bytes_of<pick(kWidest, true)>(kWidest) <= kLeastShared);
+static_assert(bytes_of<pick_strip(128, true)>(128) <= kLeastShared);
 
-template <class T, Pass kPass>
+// `tile_of` in contrast.cu is the same choice where the tile need not be known to the compiler.
+template <class T, Pass kPass, bool kWeighted>
 void run_type(const Job& job, Stream stream) {
   if (job.grad == nullptr) {
-    if constexpr (kPass != Pass::kGradient) {
+    if constexpr (kWeighted && kPass != Pass::kGradient) {
+      return run_tile<T, kPass, pick_strip(kWidest, false), true>(job, stream);
+    } else if constexpr (kPass != Pass::kGradient) {
       if (job.width <= 64) return run_tile<T, kPass, pick(64, false)>(job, stream);
       const bool fits = bytes_of<pick(256, false)>(job.width) <= shared_memory_limit();
       if (job.width <= 256 && fits) return run_tile<T, kPass, pick(256, false)>(job, stream);
       return run_tile<T, kPass, pick(kWidest, false)>(job, stream);
     }
   }
-  if (job.width <= 64) return run_tile<T, kPass, pick(64, true)>(job, stream);
-  if (job.width <= 128) return run_tile<T, kPass, pick(128, true)>(job, stream);
-  return run_tile<T, kPass, pick(kWidest, true)>(job, stream);
-}
-
-template <class T, Pass kPass>
-void run_weighted_type(const Job& job, Stream stream) {
-  if (job.grad == nullptr) {
-    if constexpr (kPass != Pass::kGradient)
-      return run_tile<T, kPass, pick_weighted(kWidest, false), true>(job, stream);
+  if constexpr (kWeighted || kPass == Pass::kSigmoid) {
+    if (job.width <= 128) return run_tile<T, kPass, pick_strip(128, true), kWeighted>(job, stream);
+    return run_tile<T, kPass, pick_strip(kWidest, true), kWeighted>(job, stream);
+  } else {
+    if (job.width <= 64) return run_tile<T, kPass, pick(64, true)>(job, stream);
+    if (job.width <= 128) return run_tile<T, kPass, pick(128, true)>(job, stream);
+    return run_tile<T, kPass, pick(kWidest, true)>(job, stream);
   }
-  if (job.width <= 128) return run_tile<T, kPass, pick_weighted(128, true), true>(job, stream);
-  return run_tile<T, kPass, pick_weighted(kWidest, true), true>(job, stream);
 }
 
-template <Pass kPass>
+template <Pass kPass, bool kWeighted>
 void run(Number type, const Job& job, Stream stream) {
   if (type == Number::kHalf) {
-    run_type<fp16, kPass>(job, stream);
+    run_type<fp16, kPass, kWeighted>(job, stream);
   } else {
-    run_type<bf16, kPass>(job, stream);
-  }
-}
-
-// The same of keys that count as many.
-template <Pass kPass>
-void run_weighted(Number type, const Job& job, Stream stream) {
-  if (type == Number::kHalf) {
-    run_weighted_type<fp16, kPass>(job, stream);
-  } else {
-    run_weighted_type<bf16, kPass>(job, stream);
+    run_type<bf16, kPass, kWeighted>(job, stream);
   }
 }
 

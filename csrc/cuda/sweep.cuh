@@ -59,6 +59,7 @@ struct Sums {
   static constexpr int kOutTiles = kTile.out > 0 ? kTile.out / 8 : 2;
   Running<float> running[kTile.strips][2];
   Attracted attracted[kTile.strips][2];
+  Remainder remainder[kTile.strips][2];
   float out[kTile.strips][kOutTiles][4];
   Line line;
 
@@ -70,6 +71,7 @@ struct Sums {
       for (int r = 0; r < 2; ++r) {
         running[m][r] = {job.rules.bounded ? 0.0f : -kLargest, 0};
         attracted[m][r] = {0, 0, 0};
+        remainder[m][r] = {};
       }
 #pragma unroll
       for (int d = 0; d < kOutTiles; ++d) {
@@ -77,6 +79,11 @@ struct Sums {
         for (int e = 0; e < 4; ++e) out[m][d][e] = 0;
       }
     }
+  }
+
+  __device__ __forceinline__ void collect(int m, const Attracted (&tile)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) remainder[m][r].add(attracted[m][r], tile[r], kWeighted);
   }
 
   // Turns a tile of similarities into weights, and adds what the pass sums.
@@ -88,9 +95,13 @@ struct Sums {
       if constexpr (kPass == Pass::kGradient) {
         gradient_tile<kWeighted>(tile[m], job, strips, position, masked);
       } else if constexpr (kPass == Pass::kPositive) {
-        positive_tile<kWeighted>(tile[m], attracted[m], job.rules, strips, position);
+        Attracted fresh[2] = {};
+        positive_tile<kWeighted>(tile[m], kWeighted ? fresh : attracted[m], job.rules, strips, position);
+        if constexpr (kWeighted) collect(m, fresh);
       } else if constexpr (kPass == Pass::kSigmoid) {
-        sigmoid_tile(tile[m], attracted[m], job, line, strips, position, masked);
+        Attracted fresh[2] = {};
+        sigmoid_tile(tile[m], fresh, job, line, strips, position, masked);
+        collect(m, fresh);
       } else {
         float shrink[2] = {1, 1};
         denominator_tile<kWeighted>(tile[m], running[m], shrink, job.rules, strips, position, masked);

@@ -29,10 +29,10 @@ struct Fixed {
   static constexpr Tile kTile = kValue;
 };
 
-// Keys that count as many take more registers: a warp has one strip, so that nothing spills.
-constexpr Tile pick_weighted(int width, bool value) {
+// Where a pass sums more than others: one strip a warp, so that nothing spills.
+constexpr Tile pick_strip(int width, bool value) {
   if (!value) return {1, 32, 0, 4, 2};
-  if (width <= 128) return {1, 32, 128, 4, 2};
+  if (width <= 128) return {1, 64, 128, 4, 2};
   return {1, 32, 256, 4, 2};
 }
 

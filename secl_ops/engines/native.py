@@ -167,7 +167,10 @@ def sigmoid_forward(
 
 
 def sigmoid_backward(weight: Tensor, anchors: Tensor, keys: Tensor, pairs: Pairs, logit: Logit, flags: Flag) -> Tensor:
-    """Gradient of the keys [M, D] over the scale from each anchor's weight [N]; one of weight 0 does not count."""
+    """Gradient of the keys [M, D] over the scale from each anchor's weight [N].
+
+    An anchor of weight 0 does not count: nothing of its row reaches a key, but under SELF, where it is a key as well.
+    """
     shared, on_cuda, given = Flag.SELF in flags, serves_cuda(anchors), weight
     if on_cuda and not shared:  # an anchor that does not count is no anchor: no NaN of its row reaches a key
         pairs = pairs._replace(anchor_labels=torch.where(weight == 0, -1, pairs.anchor_labels))

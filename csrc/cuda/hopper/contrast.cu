@@ -35,9 +35,8 @@ const char* objection(Pass pass, Number type, const Job& job) {
   if (capability() != 90) return "it needs a GPU of compute capability 9.0";
   if (pass == Pass::kPositive) return "the positives' pass has no kernel of its own";
   if (pass == Pass::kSigmoid) return "the sigmoid loss has no kernel of its own";
-  if (job.rules.weighted) return "its keys count once";
   if (!serves(job.width)) return "it serves rows of 64, 128 and 256 numbers";
-  if (!job.rules.bounded) return "it needs unit rows and a temperature of 0.025 or more";
+  if (!job.rules.bounded) return "it needs unit rows that count once, and a temperature of 0.025 or more";
   if (type == Number::kHalf && job.grad != nullptr && pass == Pass::kDenominator &&
       job.columns.field[kFactor] != nullptr) {
     return "weights times the keys' factors may leave fp16";
