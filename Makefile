@@ -75,7 +75,7 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@find $(LANE) -mindepth 1 \( -path $(LANE)/.venv -o -path $(LANE)/build -o -name '*.egg-info' \) -prune \
 		-o -type f ! -name '*.so' -exec rm {} +
 	@git ls-files -z --cached --others --exclude-standard | tar -c --null -T - --ignore-failed-read 2>/dev/null | tar -x -C $(LANE)
-	@sed $(LANE_NUMPY) $(LANE_PINS) -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^\(triton\|setuptools\)==.*/\1/' $(LOCK) > $(LANE)/$(LOCK)
+	@sed $(LANE_NUMPY) $(LANE_PINS) -e 's/^torch==.*/torch==$(TORCH)/' -e 's/^triton==.*/triton/' -e 's/^setuptools==/setuptools>=77,<=/' $(LOCK) > $(LANE)/$(LOCK)
 	@touch -r $(LOCK) $(LANE)/$(LOCK)
 	@$(MAKE) --no-print-directory -C $(LANE) setup
 	@cd $(LANE) && $(LANE_REQUIRE) SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" $(TESTS) -W default
