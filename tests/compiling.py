@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from secl_ops.library import OLDEST_TORCH, release
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -24,6 +26,13 @@ def include_flags(*folders: Path) -> list[str]:
 
     ours = [f"-I{folder}" for folder in (*folders, REPOSITORY / "csrc")]
     return ours + [f"-isystem{path}" for path in include_paths()]
+
+
+def old_headers() -> str | None:
+    """Why the sources do not compile against this torch; None where they do."""
+    if release(torch.__version__) >= OLDEST_TORCH:
+        return None
+    return f"the C++ sources need torch {'.'.join(map(str, OLDEST_TORCH))} or later, not {torch.__version__}"
 
 
 def digest(text: bytes) -> str:

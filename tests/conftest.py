@@ -171,8 +171,8 @@ def emulated() -> Iterator[Any]:
     """The CUDA operations on the emulated GPU, for CPU tensors."""
     from tests import emulate
 
-    if emulate.compiler() is None:
-        skip_or_fail("native", "the emulated GPU needs g++, or CXX")
+    if reason := emulate.absence():
+        skip_or_fail("native", reason)
     emulate.load()
     yield torch.ops.secl_emulated
     torch.ops.secl_emulated.set_reversed(False)

@@ -52,7 +52,7 @@ def here() -> list[str]:
     """The values that exist on this machine: those that cannot are not even collected."""
     if torch.cuda.is_available():
         return [name for name, path in ON_THE_GPU.items() if absence(path) is None]
-    return list(EMULATED) if emulate.compiler() else []
+    return [] if emulate.absence() else list(EMULATED)
 
 
 def enter(name: str, request: pytest.FixtureRequest) -> None:

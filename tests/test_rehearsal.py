@@ -20,8 +20,8 @@ from tests.conftest import skip_or_fail
 
 @pytest.fixture(autouse=True)
 def _emulates() -> None:
-    if emulate.compiler() is None:
-        skip_or_fail("native", "the fake GPU needs g++, or CXX")
+    if reason := emulate.absence():
+        skip_or_fail("native", reason)
 
 
 def states(out: Path, stages: list[Stage]) -> dict[str, str]:

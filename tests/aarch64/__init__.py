@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import setup
-from tests.compiling import REPOSITORY, all_compiled, alone, include_flags, linked
+from tests.compiling import REPOSITORY, all_compiled, alone, include_flags, linked, old_headers
 
 FOLDER = Path(__file__).parent
 BUILD = REPOSITORY / "build" / "aarch64"
@@ -37,7 +37,9 @@ KINDS = {"Tensor": "T", "bool": "b", "str": "s"}
 
 
 def absence(*tools: str) -> str | None:
-    """Which of the tools, by default both, is missing, and how to get it; None where none is."""
+    """Which of the tools, by default both, is missing, and how to get it, or what of torch; None where nothing is."""
+    if reason := old_headers():
+        return reason
     missing = [tool for tool in tools or (COMPILER, EMULATOR) if shutil.which(tool) is None]
     return f"AArch64 needs {' and '.join(missing)}; {CURE}" if missing else None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.compiling import REPOSITORY, all_compiled, alone, compiled, include_flags, linked
+from tests.compiling import REPOSITORY, all_compiled, alone, compiled, include_flags, linked, old_headers
 
 FOLDER = Path(__file__).parent
 CUDA = REPOSITORY / "csrc" / "cuda"
@@ -32,6 +32,11 @@ def sources() -> list[Path]:
 def compiler() -> str | None:
     """The C++ compiler, or None."""
     return shutil.which(os.environ.get("CXX", "g++").split()[0])
+
+
+def absence() -> str | None:
+    """Why there is no emulated GPU here; None where there is one."""
+    return old_headers() or (None if compiler() else "the emulated GPU needs g++, or CXX")
 
 
 def _command() -> list[str]:
