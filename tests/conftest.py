@@ -181,6 +181,16 @@ def emulated() -> Iterator[Any]:
     torch.ops.secl_emulated.set_shared_memory_limit(227 << 10)
 
 
+@pytest.fixture
+def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Serves the native backend by the emulated CUDA kernels."""
+    from secl_ops.engines import native
+
+    monkeypatch.setattr(native, "_operations", lambda: emulated)
+    monkeypatch.setattr(native, "serves_cuda", lambda tensor: True)
+    return emulated
+
+
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, built: None) -> Iterator[str]:
     """Each instruction set that this machine runs, forced for one test."""

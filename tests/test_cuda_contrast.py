@@ -32,13 +32,7 @@ from tests.problems import (
     unit,
 )
 
-
-@pytest.fixture(autouse=True)
-def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Serves the native backend by the emulated CUDA kernels."""
-    monkeypatch.setattr(native, "_operations", lambda: emulated)
-    monkeypatch.setattr(native, "serves_cuda", lambda tensor: True)
-    return emulated
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 @pytest.mark.thinned(5)

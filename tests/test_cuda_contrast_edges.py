@@ -24,13 +24,7 @@ from tests.problems import (
     unit,
 )
 
-
-@pytest.fixture(autouse=True)
-def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Serves the native backend by the emulated CUDA kernels."""
-    monkeypatch.setattr(native, "_operations", lambda: emulated)
-    monkeypatch.setattr(native, "serves_cuda", lambda tensor: True)
-    return emulated
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 def test_tiles_without_a_positive_are_not_multiplied() -> None:

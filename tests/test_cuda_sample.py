@@ -13,9 +13,9 @@ from torch import Tensor
 
 from secl_ops.engines import draws, native, reference
 from secl_ops.spec import STRATEGIES
-from tests.test_cuda import gpu as gpu
 from tests.test_cuda import repeated
 
+pytestmark = pytest.mark.usefixtures("gpu")
 DTYPES = [torch.int64, torch.int32, torch.uint8, torch.int16]
 WHOLE, CHUNK, SPOTS, GROUP = 4096, 2048, 4096, 512  # of csrc/cuda/sampling/plan.h
 

@@ -18,16 +18,8 @@ from tests.cases import surrounded
 from tests.problems import HALVES, draw, every_rule, mixed, prototypes, same, sorted_classes, unit
 from tests.test_sigmoid_native import NAMES, Problem
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = pytest.mark.usefixtures("gpu", "poisoned")
 RULES = [mixed, sorted_classes, every_rule, prototypes]
-
-
-@pytest.fixture(autouse=True)
-def gpu(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Serves the native backend by the emulated CUDA kernels."""
-    monkeypatch.setattr(native, "_operations", lambda: emulated)
-    monkeypatch.setattr(native, "serves_cuda", lambda tensor: True)
-    return emulated
 
 
 def weight_of(count: int) -> Tensor:
