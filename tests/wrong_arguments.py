@@ -179,9 +179,9 @@ def _raw(namespace: str) -> list[Target]:
         {**alone, **absent},
         {**apart, **absent, **weights},
     ]  # fmt: skip
-    judged: dict[str, Any] = {"scale": 10.0, "bias": -10.0}
-    if outer:
-        judged |= {"learned_scale": torch.ones(1), "learned_bias": None}
+    judged: dict[str, Any] = {"scale": 10.0, "bias": -10.0, "learned_scale": None, "learned_bias": None}
+    if outer:  # on a CPU the native operations take numbers
+        judged["learned_scale"] = torch.ones(1)
     unweighted = ({name: each[name] for name in each if name != "key_weights"} for each in (apart, alone))
     flagged = zip(unweighted, (Flag.ANCHOR_GRADIENT, Flag.SELF), strict=True)
     judging = [{**each, **judged, "flags": int(flag)} for each, flag in flagged]
