@@ -107,14 +107,15 @@ def test_losses_alone_are_those_beside_a_gradient() -> None:
                 assert_within_budget(name, alone, beside.double(), beside.float(), amplification=4.0)
 
 
-@pytest.mark.parametrize("logit", [Logit(1.0, -10.0), Logit(10.0, -10.0)], ids=str)
-def test_many_nearly_equal_losses_keep_their_digits(logit: Logit, emulated: Any) -> None:
-    """Thousands of additions of one number round the same way: a sum of plain additions errs by 6e-5."""
+def test_many_equal_losses_keep_their_digits(emulated: Any) -> None:
+    """Thousands of additions of one number round the same way; which way depends on the number."""
     emulated.set_multiprocessors(1)
-    given = sides(8, 40_000, 16, torch.bfloat16, mixed, logit)
+    rows = torch.eye(16)[:1].expand(8, 16).bfloat16(), torch.eye(16)[1:2].expand(40_000, 16).bfloat16()
+    pairs = Pairs(torch.zeros(8).int(), torch.ones(40_000).int(), None, None, None, 0, 40_000)
+    given = Problem(*rows, pairs, Flag(0), weight_of(8), Logit(1.0, 0.0))  # of every pair log 2
     found, truth = run(given, native), run(given, reference, torch.float64)
     for name, actual, exact in zip(NAMES[:2], found, truth, strict=False):
-        assert_within_budget(name, actual, exact, exact.float(), amplification=4 * 10.0)
+        assert_within_budget(name, actual, exact, exact.float(), amplification=4.0)
 
 
 def test_the_kernels_of_hopper_leave_it_to_the_others(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:

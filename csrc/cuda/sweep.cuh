@@ -3,6 +3,7 @@
 // and every output row is written once, by the warp that owns it.
 #pragma once
 
+#include "judge.cuh"
 #include "products.cuh"
 #include "settle.cuh"
 
