@@ -8,14 +8,16 @@ READY := $(VENV)/.ready
 # A worker takes about a gibibyte; it steals tests where another one has many left. No benchmark is timed beside others.
 TESTS = SECL_REQUIRE=$${SECL_REQUIRE:-native,triton,reference} \
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -p no:benchmark
+COMMA := ,
 LANE := build/torch-$(TORCH)
 ORIGINALS := build/originals
-# What is compiled, and the Triton kernels, need a later torch; before 2.11 it names its own sympy, before 2.8 MONAI too.
+# What is compiled needs a later torch, the Triton kernels 2.7; before 2.11 it names its own sympy, before 2.8 MONAI too.
 LANE_OLD := $(filter 2.6.% 2.7.% 2.8.% 2.9.% 2.10.%,$(TORCH))
-LANE_REQUIRE := $(if $(LANE_OLD),SECL_REQUIRE=reference)
+LANE_REQUIRE := $(if $(LANE_OLD),SECL_REQUIRE=reference$(if $(filter 2.6.%,$(TORCH)),,$(COMMA)triton))
 LANE_PINS := $(if $(LANE_OLD),-e 's/^sympy==.*/sympy/') $(if $(filter 2.6.% 2.7.%,$(TORCH)),-e 's/^monai==.*/monai<1.6/')
-# The Triton of torch 2.11 interprets no loop under NumPy 2.4.
-LANE_NUMPY := $(if $(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
+# The Triton of torch 2.11 and before interprets no loop under NumPy 2.4.
+LANE_NUMPY := $(if $(LANE_OLD)$(filter 2.11.%,$(TORCH)),-e 's/^numpy==.*/numpy<2.4/')
+OTHER_TRITON := build/triton-$(TRITON)
 
 # An interpreter that is named brings its own packages: a machine with a GPU often has no network.
 GIVEN := $(filter command environment,$(firstword $(origin PYTHON)))
@@ -26,7 +28,7 @@ GPU_WORKERS = $$($(GPU_PYTHON) -c 'from benchmarks.gpu import PARALLEL; print(*P
 # What needs the packages of secl_models as well is no test of a GPU.
 OF_SECL_OPS := tests --ignore tests/models $(patsubst %,--ignore tests/test_%.py,docs floors wheel)
 
-.PHONY: help setup demo test test-all fuzz fuzz-commands test-originals test-torch test-gpu present sanitize lint docs bench clean
+.PHONY: help setup demo test test-all fuzz fuzz-commands test-originals test-torch test-triton test-gpu present sanitize lint docs bench clean
 
 help:            ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | column -ts '	'
@@ -41,7 +43,7 @@ $(READY): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "make: no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
-	@echo "setup: C++ and, where nvcc is found, CUDA extension"
+	@echo "setup: C++ extension; CUDA kernels where nvcc and a torch for GPUs are found"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@$(BIN)/python -c 'import secl_ops as s; print("setup:", s.cuda_absence() or "CUDA kernels for " + ", ".join(s.cuda_archs()))'
 	@touch $@
@@ -79,6 +81,14 @@ test-torch:      ## Every test on another release of torch, in a copy with its o
 	@touch -r $(LOCK) $(LANE)/$(LOCK)
 	@$(MAKE) --no-print-directory -C $(LANE) setup
 	@cd $(LANE) && $(LANE_REQUIRE) SECL_DATA="$${SECL_DATA:-$(CURDIR)/../shared/data}" $(TESTS) -W default
+
+test-triton: setup ## The Triton kernels, interpreted and compiled, under another release of Triton: TRITON=3.3.1
+	@test -n "$(TRITON)" || { echo "make: say which release, as in: make test-triton TRITON=3.3.1" >&2; exit 2; }
+	@test -e $(OTHER_TRITON)/.ready || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(OTHER_TRITON) triton==$(TRITON) 'numpy<2.4'
+	@touch $(OTHER_TRITON)/.ready
+	@PYTHONPATH=$(OTHER_TRITON) SECL_REQUIRE=triton $(TESTS) -W default tests/test_triton*.py tests/test_few_*.py tests/test_half_rows.py \
+		tests/test_key_weights.py tests/test_ops.py tests/test_sample*.py tests/test_sigmoid.py
 
 test-gpu: $(GPU_READY) ## The tests on a CUDA device, none skipped for want of one; PYTHON=... takes what that has, offline
 	@SECL_REQUIRE=cuda,triton $(GPU_PYTHON) -m pytest -q -W default -p no:benchmark $(GPU_WORKERS) -m "" $(OF_SECL_OPS)

@@ -241,12 +241,13 @@ def shape_of(build: Build, tile: tiles.Tile) -> Shape:
 
 def _disassemble(cubin: bytes, option: str) -> str:
     """What the cuobjdump in Triton's wheel prints about a compiled kernel."""
-    from triton import knobs
+    import triton
 
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        command = [str(cuobjdump), option, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

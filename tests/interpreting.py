@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes Triton's interpreter quick enough for a test suite: half of its time goes into patching what is patched.
+"""Makes Triton's interpreter quick enough for a test suite, and that of Triton 3.3 complete.
 
-At each call of a device function it looks through the whole language again, though the launch around it has done so;
-and it builds its table of dtypes at each load. What it computes stays its own.
+Half of its time goes into patching what is patched: at each call of a device function it looks through the whole
+language again, though the launch around it has done so; and it builds its table of dtypes at each load. What it
+computes stays its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 
 def quicken() -> None:
     """Patch the language once a launch, and look each dtype up once; nothing where Triton has no such functions."""
@@ -20,9 +23,24 @@ def quicken() -> None:
         return
     from triton.runtime import interpreter
 
+    if not hasattr(interpreter.InterpreterBuilder, "get_int1_ty"):
+        _negate_masks(interpreter)
     if hasattr(interpreter, "_LangPatchScope") and not isinstance(interpreter._patch_lang, _Once):
         interpreter._patch_lang = _Once(interpreter)
         interpreter._get_np_dtype = _numpy_dtype(interpreter)
+
+
+def _negate_masks(interpreter: ModuleType) -> None:
+    """What the interpreter of Triton 3.3 lacks for `~`: the dtype of a mask, and all of its ones."""
+    builder, boolean = interpreter.InterpreterBuilder, interpreter.tl.int1
+    original = builder.get_all_ones_value
+
+    def all_ones(self: Any, type: Any) -> Any:
+        if type.scalar == boolean:
+            return interpreter.TensorHandle(np.full(1, True), boolean)
+        return original(self, type)
+
+    builder.get_int1_ty, builder.get_all_ones_value = lambda self: boolean, all_ones
 
 
 def _numpy_dtype(interpreter: ModuleType) -> Any:

@@ -249,9 +249,24 @@ def test_a_triton_that_cannot_interpret_under_this_numpy_is_refused(
     triton._interpreter.cache_clear()
 
 
+def test_a_triton_that_cannot_negate_a_mask_interprets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    monkeypatch.setattr(triton, "_interpreted", lambda: True)
+    monkeypatch.setattr("importlib.metadata.version", {"triton": "3.3.1", "numpy": "2.3.5"}.__getitem__)
+    monkeypatch.delattr(InterpreterBuilder, "get_int1_ty")
+    triton._interpreter.cache_clear()
+    (reason,) = triton.objections("cpu", torch.float32, "info_nce")
+    assert reason == "Triton 3.3.1 interprets no mask that is negated; 3.4 and later do"
+    triton._interpreter.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("version", "message"),
-    [(None, "Triton is not installed; pip install triton"), ("3.5.1", "Triton 3.5.1 is older than 3.6")],
+    [
+        (None, "Triton is not installed; pip install triton"),
+        ("3.2.0", "Triton 3.2.0 is older than 3.3, which torch 2.7 brings"),
+    ],
 )
 def test_without_a_usable_triton_the_package_still_imports(version: str | None, message: str) -> None:
     program = f"""

@@ -36,7 +36,8 @@ MODULES = {
     "launch_sample": ("sample",),
     "launch_sigmoid": ("sigmoid_forward", "sigmoid_backward"),
 }
-OLDEST = (3, 6)
+OLDEST = (3, 3)  # whose kernels may pass tuples to each other
+OLDEST_TORCH = (2, 7)  # which brings it
 OLDEST_CARD = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -65,7 +66,8 @@ def _installation() -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         return ["Triton is not installed; pip install triton"]
     if release(version) < OLDEST:
-        return [f"Triton {version} is older than {'.'.join(map(str, OLDEST))}; pip install --upgrade triton"]
+        least, torch_then = (".".join(map(str, oldest)) for oldest in (OLDEST, OLDEST_TORCH))
+        return [f"Triton {version} is older than {least}, which torch {torch_then} brings; pip install --upgrade torch"]
     return []
 
 
@@ -90,8 +92,14 @@ def _interpreted() -> bool:
 
 @cache
 def _interpreter() -> list[str]:
-    """Triton 3.6 makes a loop's bounds of arrays of one element, which NumPy takes for numbers no more since 2.4."""
+    """Why this Triton interprets none of the kernels.
+
+    That of 3.3 cannot negate masks. Until 3.6 a loop's bounds are arrays of one element, no numbers to NumPy since 2.4.
+    """
     compiler, arrays = (importlib.metadata.version(name) for name in ("triton", "numpy"))
+    builder = importlib.import_module("triton.runtime.interpreter").InterpreterBuilder
+    if not hasattr(builder, "get_int1_ty"):
+        return [f"Triton {compiler} interprets no mask that is negated; 3.4 and later do"]
     if release(compiler) < (3, 7) and release(arrays) >= (2, 4):
         return [f"Triton {compiler} interprets no loop under NumPy {arrays}; pip install 'numpy<2.4'"]
     return []

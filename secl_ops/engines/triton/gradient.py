@@ -145,12 +145,10 @@ def gradient_kernel(
         first = near_tile(near, place) * BLOCK_M
         o_column = first + o_tile
         skip = row_offset(first, WIDTH)
-        m_inside, m_positive = comparable(o_row, o_column, run, zone, p_excluded, n_columns), None
+        m_pair = comparable(o_row, o_column, run, zone, p_excluded, n_columns)
         m_own = inside(o_column, own[0], own[1])
-        if POSITIVE:
-            m_positive = m_inside & m_own
-        if NEGATIVES or not POSITIVE:
-            m_inside = m_inside & ~m_own
+        m_positive = m_pair & m_own if POSITIVE else None
+        m_inside = m_pair & ~m_own if NEGATIVES or not POSITIVE else m_pair
         b_dot, b_column = dot_rows(b_row, p_row, p_other + skip, WIDTH, BLOCK_D)
         column = load_roles(p_state, o_column, state_stride, ROWS_ARE_KEYS, BOUNDED, True)
         b_weight = pair_weights(

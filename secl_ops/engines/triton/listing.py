@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from secl_ops.engines.triton.chances import BITS, GOLDEN, SIZES, cell_share, load_keys, load_seed, mix
+from secl_ops.engines.triton.primitives import count_bins, values_at
 
 MANTISSA = tl.constexpr(23)  # bits of a float32 behind its leading one; so many of a key decide its level, and that one
 EXPONENT = tl.constexpr(127 + 23)  # of 2^23, as float32 stores it
@@ -119,7 +120,7 @@ def count_kernel(
                 p_labels, p_eligible, p_scores, p_aim, o_pixel, o_box < end, (image, first), (first_class, n_classes),
                 ignore_index, hashed, by_score, HARD, LEVELS, CLASSES,
             )  # fmt: skip
-            b_bins += tl.histogram(b_class * LEVELS + b_level, CLASSES * LEVELS, mask=m_member)
+            b_bins += count_bins(b_class * LEVELS + b_level, m_member, CLASSES * LEVELS)
         b_table = tl.reshape(b_bins, [CLASSES, LEVELS])
         b_deeper = tl.sum(b_table, 1)[:, None] - tl.cumsum(b_table, 1) + b_table
         o_class = first_class + tl.arange(0, CLASSES)
@@ -215,7 +216,7 @@ def list_kernel(
                 p_labels, p_eligible, p_scores, p_aim, o_pixel, o_box < end, (image, first),
                 (group * CLASSES, n_classes), ignore_index, hashed, by_score, HARD, LEVELS, CLASSES,
             )  # fmt: skip
-            m_listed = m_member & (b_found >= tl.gather(b_level, b_class, 0))
+            m_listed = m_member & (b_found >= values_at(b_level, b_class))
             b_listed = m_listed.to(tl.int32)
             tl.store(p_to + tl.cumsum(b_listed, 0) - 1, o_pixel, mask=m_listed)
             p_to += tl.sum(b_listed, 0)

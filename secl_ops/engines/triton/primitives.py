@@ -14,6 +14,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
 from secl_ops import tiles
+from secl_ops.library import release
 
 FP32 = tl.constexpr("ieee" if tiles.EXACT_FP32 else "tf32x3")
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -21,6 +22,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
 FARTHEST = tl.constexpr(2**30)  # above every place of a row
 UNROLLED = tl.constexpr(tiles.MOST_UNROLLED)
+BEFORE_3_4 = tl.constexpr(release(triton.__version__) < (3, 4))  # whose histogram has no mask, its gather few layouts
 
 
 @triton.jit
@@ -36,6 +38,28 @@ INTERPRETED = tl.constexpr(isinstance(minimum_of, InterpretedFunction))
 def maximum_of(b_value, m_value):
     """The largest of the values under the mask, 0 without one."""
     return tl.max(tl.where(m_value, b_value, 0), 0)
+
+
+@triton.jit
+def count_bins(b_bin, m_counted, BINS: tl.constexpr):
+    """How many of the numbers under the mask are 0, 1, ... BINS - 1."""
+    if BEFORE_3_4:
+        b_first = tl.where(tl.arange(0, BINS) == 0, tl.sum(tl.where(m_counted, 0, 1), 0), 0)
+        b_count = tl.histogram(tl.where(m_counted, b_bin, 0), BINS) - b_first
+    else:
+        b_count = tl.histogram(b_bin, BINS, mask=m_counted)
+    return b_count
+
+
+@triton.jit
+def values_at(b_value, o_value):
+    """The value [n] at each of these places [m] of a block: [m]."""
+    if BEFORE_3_4:
+        m_place = o_value[:, None] == tl.arange(0, b_value.shape[0])[None, :]
+        b_found = tl.sum(tl.where(m_place, b_value[None, :], 0), 1)
+    else:
+        b_found = tl.gather(b_value, o_value, 0)
+    return b_found
 
 
 @triton.jit

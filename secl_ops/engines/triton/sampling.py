@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from secl_ops.engines.triton.chances import BITS, cell_share, load_keys, load_seed, mix
+from secl_ops.engines.triton.primitives import count_bins
 
 DIGIT, DIGITS = tl.constexpr(7), tl.constexpr(5)  # bits of a digit, and how many of them hold a key
 BINS = tl.constexpr(1 << 7)  # of one digit; a warp counts bins / 32 in each thread
@@ -77,7 +78,7 @@ def smallest(p_labels, p_eligible, p_scores, source, wanted, hashed, need, gone,
                 )
                 b_key = load_keys(p_scores, o_place, m_free, hashed, BY_SCORE)
                 m_at = m_free & ((b_key >> shift) == prefix)
-                b_bins += tl.histogram(((b_key >> low) & (BINS - 1)).to(tl.int32), BINS, mask=m_at)
+                b_bins += count_bins(((b_key >> low) & (BINS - 1)).to(tl.int32), m_at, BINS)
             b_below = tl.cumsum(b_bins, 0)
             need = tl.minimum(need, tl.sum(b_bins, 0))
             place = tl.sum((b_below < need).to(tl.int32), 0)
