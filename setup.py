@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only file that knows compilers: builds `secl_ops/_C.abi3.so` where SECL_BUILD and the machine allow it.
 
-SECL_BUILD=auto|cpu|cuda|none says which halves: `auto` takes what can be built. SECL_CUDA_ARCHS, such as "80;90a+PTX",
-says for which GPUs; by default those of this machine, or one that every later GPU can run where there is none.
+SECL_BUILD=auto|cpu|cuda|none says which halves: `auto` takes what can be built and this torch can run. SECL_CUDA_ARCHS,
+such as "80;90a+PTX", says for which GPUs; by default those of this machine, or one that every later GPU can run where
+there is none.
 """
 
 from __future__ import annotations
@@ -68,6 +69,15 @@ def obstacle() -> str | None:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
         return f"it needs {TORCH}, not {torch.__version__}, whose stable ABI is another; pip install --upgrade torch"
     return None
+
+
+def idle() -> str | None:
+    """Why CUDA kernels, which take minutes to compile, would never run here, or None."""
+    import torch
+
+    if torch.version.cuda is not None:
+        return None
+    return f"torch {torch.__version__} runs none; SECL_BUILD=cuda compiles them all the same"
 
 
 def sanitizer() -> list[str]:
@@ -234,7 +244,7 @@ def try_cuda(
     except RuntimeError as error:
         if required:
             raise SystemExit(f"SECL_BUILD=cuda: {error}") from error
-        notice(f"building without the CUDA half of the extension: nvcc failed\n{error}")
+        notice(f"building without CUDA kernels: nvcc failed\n{error}")
         return [], "nvcc failed when it was built"
     return archs, ""
 
@@ -310,12 +320,12 @@ def build() -> dict[str, Any]:
         return {}
     if choice == "cpu":
         return extension(None, "it was built with SECL_BUILD=cpu", required=False)
-    cuda = toolkit()
+    cuda = toolkit() if choice == "cuda" else idle() or toolkit()
     if isinstance(cuda, Toolkit):
         return extension(cuda, "", required=choice == "cuda")
     if choice == "cuda":
         raise SystemExit(f"SECL_BUILD=cuda: {cuda}")
-    notice(f"building without the CUDA half of the extension: {cuda}")
+    notice(f"building without CUDA kernels: {cuda}")
     return extension(None, cuda, required=False)
 
 

@@ -196,13 +196,11 @@ def setup(tmp_path: Path, choice: str, script: str) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_an_nvcc_that_does_not_work_is_refused_or_said(tmp_path: Path) -> None:
+def test_an_nvcc_that_does_not_work_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
     asked = setup(tmp_path, "cuda", "echo broken >&2; exit 3")
     assert asked.returncode != 0
     assert asked.stderr.strip().splitlines()[-1] == f"SECL_BUILD=cuda: {tmp_path / 'nvcc'} does not work: broken"
-    auto = setup(tmp_path, "auto", "echo broken >&2; exit 3")
-    assert auto.returncode == 0
-    assert "secl: building without the CUDA half of the extension: " in auto.stderr
+    assert setup(tmp_path, "auto", "echo broken >&2; exit 3").returncode == 0
     assert "broken" not in setup(tmp_path, "cpu", "echo broken >&2; exit 3").stderr
 
 
@@ -217,7 +215,7 @@ def test_a_half_that_does_not_compile_is_left_out_aloud_or_refused(
     assert (archs, reason) == ([], "nvcc failed when it was built")
     assert module == SimpleNamespace(extra_objects=[], sources=["ops.cpp"])
     said = capsys.readouterr().err
-    assert "building without the CUDA half of the extension: nvcc failed" in said
+    assert "building without CUDA kernels: nvcc failed" in said
     assert "unsupported GNU version" in said
     with pytest.raises(SystemExit, match=r"SECL_BUILD=cuda: .*nvcc -O3 .*\nunsupported GNU version"):
         build.try_cuda(module, tools, tmp_path, [], required=True)
@@ -311,13 +309,42 @@ def test_the_build_says_what_it_holds(built: None) -> None:
         assert "SECL_BUILD=cuda" in found.cure
 
 
-def test_without_a_torch_for_cuda_the_kernels_say_so(built: None) -> None:
-    if not library.cuda_archs():
-        skip_or_fail("nvcc", str(library.cuda_absence()))
-    binary = (REPOSITORY / "secl_ops" / "_C.abi3.so").read_bytes()
-    assert b"CUDA tensors need a torch that is built for CUDA" in binary
-    symbols = subprocess.run(["nm", "-D", "--undefined-only", str(REPOSITORY / "secl_ops" / "_C.abi3.so")],
-                             capture_output=True, text=True, check=True).stdout  # fmt: skip
+def test_kernels_that_this_torch_cannot_run_are_not_compiled_unasked(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def choice(name: str) -> Any:
+        monkeypatch.setenv("SECL_BUILD", name)
+        return build.build()
+
+    monkeypatch.setattr(build, "toolkit", lambda: build.Toolkit("nvcc", Path("lib")))
+    monkeypatch.setattr(build, "extension", lambda cuda, absence, required: (cuda is not None, absence, required))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    reason = f"torch {torch.__version__} runs none; SECL_BUILD=cuda compiles them all the same"
+    assert choice("auto") == (False, reason, False)
+    assert capsys.readouterr().err == f"secl: building without CUDA kernels: {reason}\n"
+    assert choice("cuda") == (True, "", True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert choice("auto") == (True, "", False)
+    monkeypatch.setattr(build, "toolkit", lambda: "nvcc does not work: broken")
+    assert choice("auto") == (False, "nvcc does not work: broken", False)
+    assert capsys.readouterr().err == "secl: building without CUDA kernels: nvcc does not work: broken\n"
+
+
+@pytest.mark.exhaustive
+def test_a_build_with_kernels_loads_under_a_torch_without_cuda_and_says_so(tools: Any, tmp_path: Path) -> None:
+    def run(*command: object) -> str:
+        environment = {**os.environ, "SECL_BUILD": "cuda", "SECL_CUDA_ARCHS": "80+PTX"}
+        done = subprocess.run(list(map(str, command)), cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = [f"--build-lib={tmp_path / 'lib'}", f"--build-temp={tmp_path / 'temp'}"]
+    run(sys.executable, "setup.py", "-q", "build_ext", *where)
+    binary = tmp_path / "lib" / "secl_ops" / "_C.abi3.so"
+    asks = f"import torch; torch.ops.load_library({str(binary)!r}); print(torch.ops.secl_native.cuda_archs())"
+    assert run(sys.executable, "-c", asks).strip() == "80+PTX"
+    assert b"CUDA tensors need a torch that is built for CUDA" in binary.read_bytes()
+    symbols = run("nm", "-D", "--undefined-only", binary)
     # What only a torch for CUDA has is looked up when it is needed: with these the file would not load elsewhere.
     assert "aoti_torch_get_current_cuda_stream" not in symbols
     assert not re.search(r"\bcuda[A-Z]", symbols)
