@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from secl_models.data.cases import Case
 from secl_models.data.orientation import cut_across
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
@@ -17,6 +18,7 @@ from secl_models.options.schema import RunConfig
 
 BF16 = "bf16-mixed"
 OF_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}  # the last on AArch64
+FEW_PATIENTS = 2  # of whom the scores say little about others
 NEAR_ZERO, LOSS = 0.05, 0.05  # Dice of a structure that was not learned; what is more than the noise of a validation
 
 
@@ -25,7 +27,7 @@ def notes_on(
     config: RunConfig,
     labeled: Sequence[Volume],
     unlabeled: Sequence[Volume],
-    validation: Sequence[object],
+    validation: Sequence[Case],
     classes: Mapping[int, str],
 ) -> tuple[str, ...]:
     """Sentences on what the data lack.
@@ -43,6 +45,9 @@ def notes_on(
         notes.append(f"There are no unlabelled cases: {asked.train.method} trains as supervised.")
     if not validation:
         notes.append("There are no validation cases: no best checkpoint is chosen.")
+    elif (patients := len({case.patient for case in validation})) <= FEW_PATIENTS:
+        whom = "one patient alone" if patients == 1 else f"{patients} patients alone"
+        notes.append(f"Validation is on {whom}: the checkpoint that is best there need not be on others.")
     if absent := _absent(labeled, classes):
         notes.append(
             f"No labelled case shows {', '.join(absent)}: it cannot be learned. "

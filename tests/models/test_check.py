@@ -231,6 +231,15 @@ def test_bf16_that_a_processor_lacks_is_said(
     assert any(note.startswith("This processor has no bf16") for note in notes) is said
 
 
+@pytest.mark.parametrize(("patients", "whom"), [(1, "one patient"), (2, "2 patients"), (3, None)])
+def test_a_validation_on_few_patients_is_said(patients: int, whom: str | None, data: DataSet) -> None:
+    volumes = [load_volume(data.cases[0], data)]
+    config = resolve(override(load_preset("demo"), ["data.orientation=[]"]), data, volumes)
+    notes = notes_on(config, config, volumes, [], data.cases[:patients], data.classes)
+    said = [note for note in notes if note.startswith("Validation is on ")]
+    assert [note.startswith(f"Validation is on {whom} alone: ") for note in said] == [True] * (whom is not None)
+
+
 def test_a_label_copied_to_another_patient_is_said(data: DataSet) -> None:
     stored: Any = nib.load(label_of(data.cases[0]))
     rewrite(label_of(data.cases[2]), lambda a: np.asarray(stored.dataobj))
