@@ -45,9 +45,6 @@ def notes_on(
         notes.append(f"There are no unlabelled cases: {asked.train.method} trains as supervised.")
     if not validation:
         notes.append("There are no validation cases: no best checkpoint is chosen.")
-    elif (patients := len({case.patient for case in validation})) <= FEW_PATIENTS:
-        whom = "one patient alone" if patients == 1 else f"{patients} patients alone"
-        notes.append(f"Validation is on {whom}: the checkpoint that is best there need not be on others.")
     if absent := _absent(labeled, classes):
         notes.append(
             f"No labelled case shows {', '.join(absent)}: it cannot be learned. "
@@ -69,6 +66,9 @@ def notes_on(
             f"{small} of {images} training images fill less than half of data.patch {list(config.data.patch)}; "
             "the rest is padding, which is never learned from. A smaller patch is faster."
         )
+    if 0 < (patients := len({case.patient for case in validation})) <= FEW_PATIENTS:
+        whom = "one patient alone" if patients == 1 else f"{patients} patients alone"
+        notes.append(f"Validation is on {whom}: the checkpoint that is best there need not be on others.")
     return tuple(notes)
 
 

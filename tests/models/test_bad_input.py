@@ -17,7 +17,7 @@ from secl_models.method import checkpoint
 from secl_models.method.learner import Learner
 from secl_models.options.errors import InputError
 from secl_models.train import run as train
-from tests.models.test_train import CONFIG, assert_same_run, rows, run, set_train, write_toy
+from tests.models.test_train import CONFIG, ONE_PATIENT, assert_same_run, rows, run, set_train, write_toy
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def test_a_structure_that_no_labelled_case_shows_is_named(
         "Dice below 5 % of ring on the validation cases: not learned. Train longer, label more cases that show it, "
         "or see in the report whether a label is at fault."
     )
-    assert run(CONFIG, (data, make_split(data, 2, 0)), tmp_path / "run").notes == (note, unlearned)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["notes"] == [note, unlearned]
+    assert run(CONFIG, (data, make_split(data, 2, 0)), tmp_path / "run").notes == (note, ONE_PATIENT, unlearned)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["notes"] == [note, ONE_PATIENT, unlearned]
     assert [message for message in caplog.messages if message in (note, unlearned)] == [note, unlearned]
     history = rows(tmp_path / "run")
     assert history[-1]["dice block"]
@@ -88,7 +88,7 @@ def test_images_smaller_than_the_patch_are_padded_and_far_smaller_ones_are_count
 ) -> None:
     config = replace(CONFIG, data=replace(CONFIG.data, patch=(20, 24)))
     summary = run(config, toy, tmp_path / "slightly")
-    assert summary.notes == ()
+    assert summary.notes == (ONE_PATIENT,)
     assert summary.last_dice is not None
     config = replace(CONFIG, data=replace(CONFIG.data, patch=(32, 24)))
     assert run(config, toy, tmp_path / "far", max_steps=1).notes[0] == (

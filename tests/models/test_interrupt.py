@@ -33,7 +33,7 @@ from secl_models.train import run as train
 from secl_models.train import run_folder as records
 from secl_models.train.stopping import Terminated
 from tests.models.ranks import finish, start
-from tests.models.test_train import CONFIG, assert_same_run, run, set_train, write_toy
+from tests.models.test_train import CONFIG, ONE_PATIENT, assert_same_run, run, set_train, write_toy
 
 FAST = set_train(CONFIG, validate_every=4, checkpoint_every=1)
 
@@ -144,10 +144,10 @@ def test_max_steps_stops_with_the_schedules_of_steps_and_resumes_bit_for_bit(
 ) -> None:
     summary = run(FAST, toy, tmp_path, max_steps=3)
     assert summary.steps == 3
-    assert summary.notes == ("Stopped at 3 of 8 steps; the same command with --resume goes on.",)
+    assert summary.notes == (ONE_PATIENT, "Stopped at 3 of 8 steps; the same command with --resume goes on.")
     again = run(FAST, toy, tmp_path, max_steps=2, resume=True)
     assert again.steps == 3
-    assert run(FAST, toy, tmp_path, max_steps=100, resume=True).notes == ()
+    assert run(FAST, toy, tmp_path, max_steps=100, resume=True).notes == (ONE_PATIENT,)
     assert_same_run(tmp_path, whole)
 
 
