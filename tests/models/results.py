@@ -213,21 +213,21 @@ def training_markdown() -> str:
 
 def long_tries_markdown() -> str:
     """The tries of the long study, each beside `copy-paste` from the same start, on validation patients."""
-    tries: dict[tuple[str, str], list[Row]] = {}
+    tries: dict[tuple[str, str, str], list[Row]] = {}
     for row in read_rows(RESULTS / "study_long_tries.csv"):
         changed = [part for part in row.options.split()[1:] if not part.startswith("train.warm_start")]
         if row.checkpoint == "last":
-            tries.setdefault((row.method, " ".join(changed) or "as they are"), []).append(row)
-    head = ("method", "settings", "seeds", "Dice, %", "gain", "HD95, voxels", "ASSD, voxels", "minutes of a thread")
-    mixing = tries["copy-paste", "as they are"]
+            tries.setdefault((row.data, row.method, " ".join(changed) or "as they are"), []).append(row)
+    figures = ("Dice, %", "gain", "HD95, voxels", "ASSD, voxels", "minutes of a thread")
     lines = []
     for names, rows in tries.items():
+        mixing = tries[names[0], "copy-paste", "as they are"]
         gain = None if rows is mixing else paired(rows, mixing)
         columns = zip(*((row.dice, row.hd95, row.assd, row.processor_seconds / 60) for row in rows), strict=True)
         dice, *others = ("" if spread is None else spread.text() for spread in map(Spread.of, columns))
         seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
         lines.append((*names, seeds, dice, "" if gain is None else gain.text(sign=True), *others))
-    return markdown(head, lines, left=3)
+    return markdown(("data", "method", "settings", "seeds", *figures), lines, left=4)
 
 
 def suggest_markdown() -> str:
