@@ -48,6 +48,8 @@ def count_bins(b_bin, m_counted, BINS: tl.constexpr):
         b_count = tl.histogram(tl.where(m_counted, b_bin, 0), BINS) - b_first
     else:
         b_count = tl.histogram(b_bin, BINS, mask=m_counted)
+    if INTERPRETED:  # before Triton 3.6 it counts in 64 bits and calls them 32
+        b_count = b_count.to(tl.int64).to(tl.int32)
     return b_count
 
 
