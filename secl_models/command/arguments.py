@@ -97,11 +97,14 @@ def spacing_from(assignments: Sequence[str] | None) -> str:
     Raises:
         InputError: Another option, or a value that it cannot have.
     """
-    from secl_models.options.schema import RunConfig, override
-    from secl_models.options.spacing import KEY
+    from secl_models.options.spacing import AUTO, KEY
 
-    for assignment in assignments or ():
+    if not assignments:
+        return AUTO
+    from secl_models.options.schema import RunConfig, override
+
+    for assignment in assignments:
         if assignment.partition("=")[0].strip() != KEY:
             rule, cure = f"{KEY} alone", "give all other options to `secl train`"
             raise InputError("--set", rule=rule, got=assignment, cure=cure)
-    return override(RunConfig(), assignments or ()).data.spacing_from
+    return override(RunConfig(), assignments).data.spacing_from

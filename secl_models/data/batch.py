@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samples of one step, which label of theirs is left out, and which of them lie equally high."""
+"""The samples of one step, and which of them lie equally high."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED = -1  # label of padding and of everything unlabelled
-OPEN = -2  # and below: background, or one of the structures that the case does not label
-
 
 @dataclass(frozen=True)
 class Batch:
     """Training samples of one step, on the device of the data."""
 
     image: Tensor  # [B, C, *patch] float32, 0 = padding
-    label: Tensor  # [B, *patch] int64 class index, -1 = padding or unlabelled, -2 and below: see OPEN
+    label: Tensor  # [B, *patch] int64 class index, -1 = padding or unlabelled, -2 and below: see labels.OPEN
     position: Tensor  # [B] float32 in [0, 1): where slice (2-D) or patch centre (3-D) lies along the slice axis
 
 

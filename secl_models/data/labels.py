@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secl_models.data.batch import IGNORED, OPEN
 from secl_models.options.errors import InputError
 
+IGNORED = -1  # class index of padding and of everything unlabelled
+OPEN = -2  # and below: background, or one of the structures that the case does not label
 MOST_CLASSES = np.iinfo(np.int16).max - 1  # an axis of a NIfTI file holds the probabilities of all and the background
 LARGEST_VALUE = np.iinfo(np.int32).max  # what a segmentation can be written with
 WHOLE = 1e-3  # a label stored through slope and intercept is off its integer by their rounding

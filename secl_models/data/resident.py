@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secl_models.data.batch import IGNORED, OPEN, Batch, partition
+from secl_models.data.batch import Batch, partition
+from secl_models.data.labels import IGNORED, OPEN
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.sampling import (
     WHOLE,

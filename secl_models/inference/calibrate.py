@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secl_models.data.batch import IGNORED
 from secl_models.data.cases import Case, DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial
+from secl_models.data.labels import IGNORED
 from secl_models.data.tables import write_table
 from secl_models.data.volumes import load_volume
 from secl_models.inference.calibrations import (

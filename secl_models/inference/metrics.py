@@ -17,7 +17,7 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_distance import compute_average_surface_distance
 
-from secl_models.data.batch import IGNORED
+from secl_models.data.labels import IGNORED
 
 MEAN = "mean"  # name of the summary row over all structures
 # Stands in the JSON of every evaluation: the same words name other quantities elsewhere.

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secl_models.data.batch import IGNORED
-from secl_models.data.partial_labels import settled
+from secl_models.data.labels import IGNORED
+from secl_models.data.open_labels import settled
 from secl_models.data.preprocess import Preprocess
 from secl_models.data.volumes import Volume
 from secl_models.inference.panels import slice_panels

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from secl_models.data.batch import IGNORED, Batch
+from secl_models.data.batch import Batch
+from secl_models.data.labels import IGNORED
 from secl_models.data.sampling import WHOLE, Share
 from secl_models.options.schema import AugmentConfig
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import secl_ops
-from secl_models.data.batch import IGNORED
+from secl_models.data.labels import IGNORED
 from secl_models.method.joined import JoinedBatch
 from secl_models.method.label_maps import near_another, pseudo_labels, resize_labels
 from secl_models.method.processes import Processes

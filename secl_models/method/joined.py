@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import secl_ops
-from secl_models.data.batch import IGNORED
+from secl_models.data.labels import IGNORED
 from secl_models.method.processes import Processes
 from secl_ops import PixelSample
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import secl_ops
-from secl_models.data.batch import IGNORED
+from secl_models.data.labels import IGNORED
 
 
 def pseudo_labels(logits: Tensor, confidence: float) -> Tensor:

@@ -14,7 +14,7 @@ from skimage import measure
 from torch import Tensor
 from torch.nn import functional
 
-from secl_models.data.batch import IGNORED
+from secl_models.data.labels import IGNORED
 
 label_parts: Any = measure.label  # skimage types it in part
 ONE_PART = 0.99  # share of its voxels from which the largest part is all of a structure but stray voxels

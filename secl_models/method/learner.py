@@ -15,8 +15,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from secl_models.data.batch import IGNORED, Batch
-from secl_models.data.partial_labels import class_sets
+from secl_models.data.batch import Batch
+from secl_models.data.labels import IGNORED
+from secl_models.data.open_labels import class_sets
 from secl_models.data.resident import ResidentData
 from secl_models.data.volumes import Volume
 from secl_models.method.augment import Views, augment

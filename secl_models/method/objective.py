@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import secl_ops
-from secl_models.data.batch import IGNORED, partition
+from secl_models.data.batch import partition
+from secl_models.data.labels import IGNORED
 from secl_models.method.centroids import CentroidTerm
 from secl_models.method.disagreement import DisagreementTerm
 from secl_models.method.joined import JoinedBatch

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secl_models.data.batch import IGNORED
+from secl_models.data.labels import IGNORED
 from secl_models.method.mixing import Mixture
 from secl_models.method.output import Output
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secl_models.data.batch import IGNORED, OPEN
+from secl_models.data.labels import IGNORED, OPEN
 from secl_models.method.processes import Processes
 
 ALONE = Processes()

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import secl_models.train.run
 from secl_models.command import cli
 from secl_models.command.doctor import Finding, examine, findings_table
+from secl_models.data.phantom import write_phantom
 from secl_models.study.rows import Row, write_rows
 from tests.models.runs import TINY, TinyRun, tiny_run
 
@@ -67,6 +68,18 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     before = os.times().children_user
     subprocess.run([sys.executable, "-m", "secl_models", "--help"], check=True, capture_output=True)
     assert os.times().children_user - before < HELP_SECONDS
+
+
+def test_a_check_imports_no_torch(tmp_path: Path) -> None:
+    write_phantom(tmp_path / "data", cases=3, labeled=3, size=(48, 48, 6))
+    code = f"""
+import sys
+from secl_models.command.cli import app
+app(["check", "--data", {str(tmp_path / "data")!r}, "--quiet"], standalone_mode=False)
+print([name for name in ("torch", "monai") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_from_data_to_report(run: TinyRun, tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ import torch
 from typer.testing import CliRunner
 
 from secl_models.command.cli import app
-from secl_models.data.batch import IGNORED
 from secl_models.data.check import check_data_set
-from secl_models.data.labels import class_index
+from secl_models.data.labels import IGNORED, class_index
 from secl_models.data.layouts import read_data_set
 from secl_models.data.phantom import write_phantom
 from secl_models.data.preprocess import Preprocess, resolve

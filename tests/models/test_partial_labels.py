@@ -17,9 +17,10 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from secl_models.command.cli import app
-from secl_models.data.batch import IGNORED, OPEN
+from secl_models.data.labels import IGNORED, OPEN
 from secl_models.data.layouts import read_data_set
-from secl_models.data.partial_labels import class_sets, left_out, settled, unlabeled_of
+from secl_models.data.open_labels import class_sets, settled
+from secl_models.data.partial_labels import left_out, unlabeled_of
 from secl_models.data.phantom import write_phantom
 from secl_models.data.preprocess import Preprocess, resolve
 from secl_models.data.resident import ResidentData
