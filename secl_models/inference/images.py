@@ -41,6 +41,7 @@ SUFFIXES = (*READ, H5_SUFFIX)
 DICOM_SEG = ".dcm"
 WRITTEN = (*NIFTI_SUFFIXES, SEG_NRRD, DICOM_SEG)
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")  # nnU-Net: a file per channel, case_0000, case_0001
+_LABEL = re.compile(r"(?P<image>.+)[_.-](?:gt|labels?|mask|seg|segmentation)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def find_images(source: Path, channels: int) -> list[Case]:
     Args:
         source: An image or a folder of images.
         channels: Image channels of the network; with more than one, files `case_0000`, `case_0001`, ... of a
-            folder are the channels of `case`; with one, `case_07_0000` alone is the image of `case_07`.
+            folder are the channels of `case`; with one, `case_07_0000` alone is the image of `case_07`. What a
+            folder holds as `case_gt`, `case_seg` or alike beside `case` is its label, and left out.
 
     Returns:
         One case per image, sorted by name.
@@ -131,7 +133,7 @@ def find_images(source: Path, channels: int) -> list[Case]:
         InputError: Nothing there, or no image in the folder.
     """
     if source.is_dir():
-        files = image_files(source, SUFFIXES)
+        files = _without_labels(image_files(source, SUFFIXES))
         if not files:
             refuse_foreign(source, files)
     elif source.is_file():
@@ -223,6 +225,16 @@ def _tell_unread(left: Sequence[Path], cure: str, kind: str = "files of other fo
     names = ", ".join(path.name for path in left[:3]) + (", ..." if len(left) > 3 else "")
     sentence = f"Not read, {len(left)} {kind}: {names}. To segment them, {cure}."
     tell("note", sentence, level=logging.WARNING, files=[str(path) for path in left])
+
+
+def _without_labels(files: Sequence[Path]) -> list[Path]:
+    """Those that are not named as the label of an image beside them; these are told."""
+    stems = {file_stem(file) for file in files}
+    named = {file: found["image"] for file in files if (found := _LABEL.fullmatch(file_stem(file)))}
+    labels = [file for file, image in named.items() if not stems.isdisjoint((image, f"{image}_0000"))]
+    if labels:
+        _tell_unread(labels, "name each by itself", "files named as the label of an image beside them")
+    return [file for file in files if file not in labels]
 
 
 def _look_like_channels(cases: Sequence[Case]) -> str | None:

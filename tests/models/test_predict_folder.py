@@ -55,6 +55,22 @@ def test_one_bad_image_does_not_stop_the_others_and_a_second_call_goes_on(run: T
     assert before.items() < _states(out).items()
 
 
+def test_labels_beside_the_images_are_left_out_aloud(
+    run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = _images(run, tmp_path)
+    for name in ("scan_0_gt", "scan_1-Seg", "other_mask"):  # the last is of no image that is there
+        shutil.copy(images / "scan_0.nii.gz", images / f"{name}.nii.gz")
+    found = predict(run.folder, images, tmp_path / "out")
+    assert [file.name for file in found.written] == [
+        "other_mask.nii.gz", "scan_0.nii.gz", "scan_1.nii.gz", "scan_2.nii.gz",
+    ]  # fmt: skip
+    assert (
+        "Not read, 2 files named as the label of an image beside them: scan_0_gt.nii.gz, scan_1-Seg.nii.gz. "
+        "To segment them, name each by itself."
+    ) in caplog.messages
+
+
 def test_what_was_drawn_by_hand_where_an_image_failed_is_not_overwritten(run: TinyRun, tmp_path: Path) -> None:
     images, out = _images(run, tmp_path), tmp_path / "out"
     good = (images / "scan_1.nii.gz").read_bytes()
