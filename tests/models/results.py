@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 from benchmarks.originals import EAGER, ORIGINALS, THEIRS
 from benchmarks.originals import OURS as MINE
@@ -22,21 +21,12 @@ from secl_models.study.labelling_rows import read_labelling
 from secl_models.study.labelling_table import labelling_markdown
 from secl_models.study.rows import STEPS, TIME, Row, read_rows
 from secl_models.study.table import as_markdown, paired
-from tests.conftest import REPOSITORY
+from tests.models.committed import RESULTS, markdown, table
+from tests.models.long_study import differences_markdown as long_differences_markdown
+from tests.models.long_study import finals_markdown, tries_markdown
 
-RESULTS = REPOSITORY / "benchmarks" / "results"
 SETTINGS = {"ACDC, 1 patient": ("acdc", 1), "ACDC, 3 patients": ("acdc", 3), "hippocampus, 4 cases": ("hippocampus", 4)}
 OURS = "secl_ops native"
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
-
-
-def table(name: str) -> list[dict[str, str]]:
-    with (RESULTS / name).open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def difference(
@@ -211,25 +201,6 @@ def training_markdown() -> str:
     return markdown(head, lines, left=2)
 
 
-def long_tries_markdown() -> str:
-    """The tries of the long study, each beside `copy-paste` from the same start, on validation patients."""
-    tries: dict[tuple[str, str, str], list[Row]] = {}
-    for row in read_rows(RESULTS / "study_long_tries.csv"):
-        changed = [part for part in row.options.split()[1:] if not part.startswith("train.warm_start")]
-        if row.checkpoint == "last":
-            tries.setdefault((row.data, row.method, " ".join(changed) or "as they are"), []).append(row)
-    figures = ("Dice, %", "gain", "HD95, voxels", "ASSD, voxels", "minutes of a thread")
-    lines = []
-    for names, rows in tries.items():
-        mixing = tries[names[0], "copy-paste", "as they are"]
-        gain = None if rows is mixing else paired(rows, mixing)
-        columns = zip(*((row.dice, row.hd95, row.assd, row.processor_seconds / 60) for row in rows), strict=True)
-        dice, *others = ("" if spread is None else spread.text() for spread in map(Spread.of, columns))
-        seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
-        lines.append((*names, seeds, dice, "" if gain is None else gain.text(sign=True), *others))
-    return markdown(("data", "method", "settings", "seeds", *figures), lines, left=4)
-
-
 def suggest_markdown() -> str:
     """Suggested patients against random ones."""
     return labelling_markdown(read_labelling(RESULTS / "suggest.csv"))
@@ -246,7 +217,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory_markdown,
     "training": training_markdown,
     "suggest": suggest_markdown,
-    "long tries": long_tries_markdown,
+    "long tries": tries_markdown,
+    "long finals": finals_markdown,
+    "long differences": long_differences_markdown,
 }
 
 if __name__ == "__main__":

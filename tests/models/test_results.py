@@ -16,8 +16,9 @@ from secl_models.study.labelling_rows import read_labelling
 from secl_models.study.labelling_table import compare
 from secl_models.study.rows import STEPS, TIME
 from tests.conftest import REPOSITORY
+from tests.models.committed import RESULTS, table
+from tests.models.long_study import wanted
 from tests.models.results import (
-    RESULTS,
     SETTINGS,
     TABLES,
     _time,
@@ -25,7 +26,6 @@ from tests.models.results import (
     interval,
     signed,
     standings,
-    table,
 )
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -44,6 +44,10 @@ def _words(text: str) -> str:
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
 def test_the_report_shows_the_committed_rows(make: Callable[[], str]) -> None:
     assert make() in REPORT
+
+
+def test_the_pairs_that_one_point_takes() -> None:
+    assert [wanted(deviation) for deviation in (0.2, 1.0, 1.5, 3.0)] == [8, 10, 20, 24]
 
 
 def test_a_time_that_was_taken_beside_others_says_so() -> None:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the long study: its tries on validation patients, its finalists on test patients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from secl_models.options.methods import BASELINE
+from secl_models.report.spread import Spread, bootstrap
+from secl_models.study.rows import TIME, Row, read_rows
+from secl_models.study.table import paired
+from tests.models.committed import RESULTS, markdown
+
+AS_THEY_ARE = "as they are"
+HARD = "contrast.strategy=hard contrast.weight=0.1"
+MOST, LEAST = 24, 8  # pairs
+PAIRS_OF_VARIANCE = 7.85  # two-sided 5 %, 80 % power: (1.960 + 0.842)^2
+
+
+class Kind(NamedTuple):
+    """What rows of several seeds have in common."""
+
+    data: str
+    labeled: int
+    method: str
+    settings: str
+
+
+DIFFERENCES = (
+    ("contrast on top of mixing", ("secl+", HARD), ("copy-paste", AS_THEY_ARE)),
+    ("contrast without mixing", ("secl", AS_THEY_ARE), ("mean-teacher", AS_THEY_ARE)),
+    ("fewer whole images mixed", ("copy-paste", "mix.whole=0.25"), ("copy-paste", AS_THEY_ARE)),
+    ("mixing, equal steps", ("copy-paste", AS_THEY_ARE), (BASELINE, AS_THEY_ARE)),
+    ("mixing, equal time", ("copy-paste", AS_THEY_ARE), (f"{BASELINE}, equal time", AS_THEY_ARE)),
+)
+
+
+def kinds(name: str, checkpoint: str = "last") -> dict[Kind, list[Row]]:
+    """The rows of a file, those of one kind together."""
+    found: dict[Kind, list[Row]] = {}
+    for row in read_rows(RESULTS / name):
+        changed = [part for part in row.options.split()[1:] if not part.startswith("train.warm_start")]
+        method = f"{row.method}, equal time" if row.budget == TIME else row.method
+        if row.checkpoint == checkpoint:
+            kind = Kind(row.data, row.labeled, method, " ".join(changed) or AS_THEY_ARE)
+            found.setdefault(kind, []).append(row)
+    return found
+
+
+def tries_markdown() -> str:
+    """Each try beside `copy-paste` from the same start, on validation patients."""
+    tries = kinds("study_long_tries.csv")
+    lines = []
+    for kind, rows in tries.items():
+        mixing = tries[kind._replace(method="copy-paste", settings=AS_THEY_ARE)]
+        gain = None if rows is mixing else paired(rows, mixing)
+        dice, *others = _figures(rows)
+        lines.append(
+            (kind.data, kind.method, kind.settings, seeds_of(rows), dice, "" if gain is None else gain.text(sign=True),
+             *others)
+        )  # fmt: skip
+    figures = ("Dice, %", "gain", "HD95, voxels", "ASSD, voxels", "minutes of a thread")
+    return markdown(("data", "method", "settings", "seeds", *figures), lines, left=4)
+
+
+def finals_markdown() -> str:
+    """Each finalist, on test patients, as trained and with the largest part of the structures that are one."""
+    whole = kinds("study_long.csv", "last-largest")
+    lines = []
+    for kind, rows in kinds("study_long.csv").items():
+        dice, hd95, assd, minutes = _figures(rows)
+        dice_of_one, hd95_of_one, *_ = _figures(whole[kind])
+        figures = (dice, hd95, assd, dice_of_one, hd95_of_one, minutes)
+        lines.append((kind.data, str(kind.labeled), kind.method, kind.settings, seeds_of(rows), *figures))
+    head = ("data", "labelled", "method", "settings", "seeds")
+    figures = ("Dice, %", "HD95, voxels", "ASSD, voxels", "Dice, one part", "HD95, one part", "minutes of a thread")
+    return markdown((*head, *figures), lines, left=5)
+
+
+def differences_markdown() -> str:
+    """What each ingredient gives on test patients, paired by seed, and how many pairs one point takes."""
+    found = kinds("study_long.csv")
+    lines = []
+    for data, labeled in dict.fromkeys((kind.data, kind.labeled) for kind in found):
+        for name, one, other in DIFFERENCES:
+            pair = [found.get(Kind(data, labeled, *which), []) for which in (one, other)]
+            if values := gains(*pair):
+                lines.append((data, str(labeled), name, str(len(values)), *_interval(values)))
+    head = (
+        "data",
+        "labelled",
+        "Dice points",
+        "pairs",
+        "mean ± SD",
+        "95 %, paired t",
+        "95 %, bootstrap",
+        "pairs wanted",
+    )
+    return markdown(head, lines, left=3)
+
+
+def gains(rows: Sequence[Row], others: Sequence[Row]) -> list[float]:
+    """Dice points of the former above the latter, of each seed that both have."""
+    partner = {row.seed: row.dice for row in others}
+    return [row.dice - partner[row.seed] for row in rows if row.seed in partner]
+
+
+def wanted(deviation: float) -> int:
+    """Pairs that see one point at this standard deviation, by the plan: n = 7.85 s^2 + 2, at least 8, at most 24."""
+    return min(MOST, max(LEAST, math.ceil(PAIRS_OF_VARIANCE * deviation**2 + 2)))
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    """Such as `0, 1` or `10 - 15`."""
+    seeds = sorted({row.seed for row in rows})
+    runs = len(seeds) > 2 and all(later - earlier == 1 for earlier, later in pairwise(seeds))
+    return f"{seeds[0]} - {seeds[-1]}" if runs else ", ".join(map(str, seeds))
+
+
+def _figures(rows: Sequence[Row]) -> list[str]:
+    """Dice, HD95, ASSD and minutes of a thread, mean ± SD."""
+    columns = zip(*((row.dice, row.hd95, row.assd, row.processor_seconds / 60) for row in rows), strict=True)
+    return ["" if spread is None else spread.text() for spread in map(Spread.of, columns)]
+
+
+def _interval(values: Sequence[float]) -> tuple[str, ...]:
+    spread = Spread.of(values)
+    assert spread is not None
+    ends = [
+        "" if interval is None else f"{interval[0]:+.1f} to {interval[1]:+.1f}"
+        for interval in (spread.interval(), bootstrap(values))
+    ]
+    return spread.text(sign=True), *ends, "" if spread.deviation is None else str(wanted(spread.deviation))
