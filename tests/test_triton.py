@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import secl_ops
 from secl_ops import tiles
 from secl_ops.engines import reference, triton
 from secl_ops.engines.reference import Origin
@@ -247,6 +248,24 @@ def test_a_triton_that_cannot_interpret_under_this_numpy_is_refused(
     triton._interpreter.cache_clear()
     assert triton.objections("cpu", torch.float32, "info_nce") == reasons
     triton._interpreter.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter stands in for an older one")
+@pytest.mark.parametrize("strategy", ["uniform", "stratified"])
+def test_the_draws_are_those_of_an_older_triton(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 3.4 a histogram has no mask, and a gather few layouts."""
+    from triton.language import constexpr
+
+    from secl_ops.engines.triton import primitives
+
+    labels = torch.randint(0, 4, (2, 16, 16), generator=torch.Generator().manual_seed(0))
+
+    def draw() -> Tensor:
+        return secl_ops.sample_pixels(labels, 8, num_classes=4, strategy=strategy, seed=3, backend="triton").index
+
+    expected = draw()
+    monkeypatch.setattr(primitives, "BEFORE_3_4", constexpr(True))
+    assert torch.equal(draw(), expected)
 
 
 def test_a_triton_that_cannot_negate_a_mask_interprets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,8 +98,13 @@ def paired(rows: Sequence[Row], baseline: Sequence[Row]) -> Spread | None:
     Returns:
         The spread over the seeds that both have, or None.
     """
+    return Spread.of(gains(rows, baseline))
+
+
+def gains(rows: Sequence[Row], baseline: Sequence[Row]) -> list[float]:
+    """Dice points above the baseline, of each seed that both have."""
     partner = {row.seed: row.dice for row in baseline}
-    return Spread.of([row.dice - partner[row.seed] for row in rows if row.seed in partner])
+    return [row.dice - partner[row.seed] for row in rows if row.seed in partner]
 
 
 def _structures(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from secl_models.options.methods import BASELINE
 from secl_models.report.spread import Spread, bootstrap
 from secl_models.study.rows import TIME, Row, read_rows
-from secl_models.study.table import paired
+from secl_models.study.table import gains, paired
 from tests.models.committed import RESULTS, markdown
 
 AS_THEY_ARE = "as they are"
@@ -100,12 +100,6 @@ def differences_markdown() -> str:
         "pairs wanted",
     )
     return markdown(head, lines, left=3)
-
-
-def gains(rows: Sequence[Row], others: Sequence[Row]) -> list[float]:
-    """Dice points of the former above the latter, of each seed that both have."""
-    partner = {row.seed: row.dice for row in others}
-    return [row.dice - partner[row.seed] for row in rows if row.seed in partner]
 
 
 def wanted(deviation: float) -> int:
