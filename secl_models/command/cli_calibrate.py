@@ -42,7 +42,7 @@ def calibrate(
     typer.echo(f"Temperature {found.temperature:.2f}")
     for name, part in (("validation", found.val), ("test", found.test)):
         if not part.cases:
-            typer.echo(f"No {name} case shows all structures: no calibration error")
+            typer.echo(f"No {name} case: no calibration error")
             continue
         errors = f"{100 * part.before.error:.1f} to {100 * part.after.error:.1f} %"
         typer.echo(f"Calibration error near the structures, {part.cases} {name} cases: {errors}")

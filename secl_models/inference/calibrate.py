@@ -16,7 +16,7 @@ from torch import Tensor
 from secl_models.data.cases import Case, DataSet, as_trained
 from secl_models.data.files import write_text
 from secl_models.data.folders import held, note_written, refuse_unlisted, refuse_writing_over, remove_partial
-from secl_models.data.labels import IGNORED
+from secl_models.data.labels import IGNORED, OPEN
 from secl_models.data.tables import write_table
 from secl_models.data.volumes import load_volume
 from secl_models.inference.calibrations import (
@@ -26,11 +26,10 @@ from secl_models.inference.calibrations import (
     agreement,
     calibration_file,
     calibration_table,
-    joined,
 )
 from secl_models.inference.evaluate import evaluated_cases, require_classes, require_unseen
 from secl_models.inference.metrics import score_case
-from secl_models.inference.reliability import expected_dice, fit_temperature, scaled
+from secl_models.inference.reliability import Seen, expected_dice, fit_temperature, scaled
 from secl_models.inference.windows import predict_volume
 from secl_models.method.checkpoint import LAST, LoadedModel, digest, load_model
 from secl_models.options.errors import InputError, fitting, writing
@@ -45,7 +44,8 @@ def calibrate(
 ) -> tuple[Calibration, Path]:
     """Fit a temperature on the validation patients, try it on the test patients, and keep both beside the checkpoint.
 
-    A case whose label leaves structures out counts for the expected Dice of the others alone.
+    A case whose label leaves structures out counts with their probabilities added to those of its background, and for
+    the expected Dice of the others alone.
 
     Args:
         checkpoint: A checkpoint file or a run folder (then its last checkpoint).
@@ -64,7 +64,6 @@ def calibrate(
     require_classes(model, data, file)
     data = as_trained(data, model.config.data.spacing_from)
     val, test = (list(evaluated_cases(file.parent, data, split)) for split in ("val", "test"))
-    val = _whole(file, val)
     require_unseen(file, val, data, "val")
     require_unseen(file, test, data, "test")
     target, table = calibration_file(file), calibration_table(file)
@@ -83,19 +82,6 @@ def calibrate(
     return found, target
 
 
-def _whole(file: Path, val: Sequence[Case]) -> list[Case]:
-    """Those whose labels show all structures: one that leaves some out tells nothing of its background."""
-    whole = [case for case in val if not case.unlabeled]
-    if not whole:
-        raise InputError(
-            f"val list of {file.parent}",
-            rule="at least one case whose label shows all structures",
-            got=f"{len(val)} that leave some out",
-            cure="label all structures of a validation case and train again",
-        )
-    return whole
-
-
 @dataclass
 class _Work:
     """Looks at one case after the other."""
@@ -110,15 +96,14 @@ class _Work:
         self, checkpoint: str, val: Sequence[Case], test: Sequence[Case]
     ) -> tuple[Calibration, list[Expected]]:
         """Fit on the one list, and try on the other."""
-        seen = [near_structures(*self._look(case)) for case in val]
-        temperature = fit_temperature(*joined(seen))
+        seen = [near_structures(*self._look(case), case.unlabeled) for case in val]
+        temperature = fit_temperature(seen)
         fitted = Part.of(seen, temperature)
         seen = []
         dice: list[Expected] = []
         for case in test:
             probabilities, label = self._look(case)
-            if not case.unlabeled:
-                seen.append(near_structures(probabilities, label))
+            seen.append(near_structures(probabilities, label, case.unlabeled))
             dice += self._expected(case, scaled(probabilities, temperature), label)
         tried = Part.of(seen, temperature)
         return Calibration(checkpoint, temperature, fitted, tried, *agreement(dice)), dice
@@ -150,30 +135,30 @@ class _Work:
         return found
 
 
-def near_structures(probabilities: Tensor, label: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def near_structures(probabilities: Tensor, label: npt.NDArray[np.int64], unlabeled: Sequence[int] = ()) -> Seen:
     """The voxels of one image that are held against the truth: those in a box around its structures, at most `MOST`.
 
     Args:
         probabilities: [K + 1, *spatial].
-        label: Class index [*spatial], negative where the truth is not known.
-
-    Returns:
-        Probabilities [K + 1, n] and truth [n].
+        label: Class index [*spatial], negative as in a `Volume`.
+        unlabeled: Structures that the label leaves out.
 
     Example:
         >>> p = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]])
-        >>> near_structures(p, np.array([0, 1, -1, 0]))[1].tolist()
+        >>> near_structures(p, np.array([0, 1, -1, 0])).truth.tolist()
         [0, 1, 0]
     """
-    truth = torch.as_tensor(label)
-    near = _box(((truth > 0) | (probabilities.argmax(0) > 0)).numpy())
+    truth = torch.as_tensor(np.where(label <= OPEN, 0, label))
+    called = probabilities.argmax(0)
+    found = (truth > 0) | ~torch.isin(called, torch.tensor([0, *unlabeled]))
+    near = _box(found.numpy())
     chosen = torch.zeros_like(truth, dtype=torch.bool)
     chosen[near] = truth[near] >= 0
     place = torch.nonzero(chosen.flatten()).squeeze(1)
     if len(place) > MOST:  # drawn: every n-th voxel may be of one slice again and again
         drawn = torch.randperm(len(place), generator=torch.Generator().manual_seed(0))[:MOST]
         place = place[drawn.sort().values]
-    return probabilities.flatten(1)[:, place], truth.flatten()[place]
+    return Seen(probabilities.flatten(1)[:, place], truth.flatten()[place], unlabeled)
 
 
 def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from secl_models.data.files import read_text
-from secl_models.inference.reliability import Reliability, reliability, scaled
+from secl_models.inference.reliability import Reliability, Seen, reliability
 from secl_models.method.checkpoint import LAST, digest
 from secl_models.options.errors import InputError
 from secl_models.options.plain import from_plain
@@ -38,10 +36,9 @@ class Part:
     after: Reliability
 
     @classmethod
-    def of(cls, seen: Sequence[tuple[Tensor, Tensor]], temperature: float) -> Part:
-        """From the probabilities [K + 1, n] and the truth [n] of each case."""
-        probabilities, truth = joined(seen)
-        return cls(len(seen), reliability(probabilities, truth), reliability(scaled(probabilities, temperature), truth))
+    def of(cls, seen: Sequence[Seen], temperature: float) -> Part:
+        """From what is seen of each case."""
+        return cls(len(seen), reliability(seen), reliability(seen, temperature))
 
 
 @dataclass(frozen=True)
@@ -81,13 +78,6 @@ def agreement(dice: Sequence[Expected]) -> tuple[float | None, float | None]:
     if len(pairs) < 3 or not pairs.std(0).all():
         return None, error
     return round(float(np.corrcoef(pairs.T)[0, 1]), 12), error
-
-
-def joined(seen: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Probabilities [K + 1, n] and truth [n] of several cases as those of one."""
-    if not seen:
-        return torch.zeros(1, 0), torch.zeros(0, dtype=torch.int64)
-    return torch.cat([p for p, _ in seen], 1), torch.cat([truth for _, truth in seen])
 
 
 def calibration_file(checkpoint: Path) -> Path:

@@ -6,6 +6,7 @@ Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,41 @@ from torch import Tensor
 BINS = 15
 HOTTEST = 20.0
 FLOOR = 1e-12  # of a probability, whose logarithm is taken
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Voxels of one case whose probabilities are held against the truth.
+
+    Attributes:
+        probabilities: [K + 1, n].
+        truth: [n] class index; 0 also where it may be a structure that the label leaves out.
+        unlabeled: Class indices of those structures.
+    """
+
+    probabilities: Tensor
+    truth: Tensor
+    unlabeled: Sequence[int] = ()
+
+    def told_apart(self, temperature: float) -> Tensor:
+        """Log-probabilities at a temperature of what the label tells apart: background is all that it leaves out.
+
+        Args:
+            temperature: T of `scaled`.
+
+        Returns:
+            [K + 1, n] float64, -inf for the structures that are left out.
+
+        Example:
+            >>> p = torch.tensor([[0.5], [0.2], [0.3]])
+            >>> Seen(p, torch.tensor([0]), unlabeled=[2]).told_apart(1.0).exp().squeeze(1).numpy().round(3).tolist()
+            [0.8, 0.2, 0.0]
+        """
+        log_p = (self.probabilities.clamp_min(FLOOR).log().double() / temperature).log_softmax(0)
+        background = log_p[[0, *self.unlabeled]].logsumexp(0)
+        log_p[[0, *self.unlabeled]] = -torch.inf
+        log_p[0] = background
+        return log_p
 
 
 @dataclass(frozen=True)
@@ -87,12 +123,11 @@ def expected_dice(inside: float, called: float, total: float) -> float | None:
     return 2.0 * inside / (called + total) if called or total >= 0.5 else None
 
 
-def fit_temperature(probabilities: Tensor, truth: Tensor) -> float:
+def fit_temperature(seen: Sequence[Seen]) -> float:
     """The temperature at which the truth is most probable: least mean of -log p of the true class.
 
     Args:
-        probabilities: [K + 1, n].
-        truth: [n] class index.
+        seen: Of each case.
 
     Returns:
         Between 1 / 20 and 20; 1 without a voxel.
@@ -102,33 +137,33 @@ def fit_temperature(probabilities: Tensor, truth: Tensor) -> float:
         <torch._C.Generator object at 0x...>
         >>> logits = torch.randn(3, 4000)
         >>> truth = torch.distributions.Categorical(logits=logits.T).sample()
-        >>> 3.7 < fit_temperature((4.0 * logits).softmax(0), truth) < 4.3
+        >>> 3.7 < fit_temperature([Seen((4.0 * logits).softmax(0), truth)]) < 4.3
         True
     """
-    if not truth.numel():
+    if not sum(case.truth.numel() for case in seen):
         return 1.0
-    logits = probabilities.clamp_min(FLOOR).log().double()
 
     def cost(log_temperature: float) -> float:
-        log_p = (logits / float(np.exp(log_temperature))).log_softmax(0)
-        return -float(log_p.gather(0, truth.unsqueeze(0)).mean())
+        told = ((case.told_apart(float(np.exp(log_temperature))), case.truth) for case in seen)
+        return -sum(float(log_p.gather(0, truth.unsqueeze(0)).sum()) for log_p, truth in told)
 
     reach = float(np.log(HOTTEST))
     found: Any = minimize_scalar(cost, bounds=(-reach, reach), method="bounded")
     return float(np.exp(found.x))
 
 
-def reliability(probabilities: Tensor, truth: Tensor) -> Reliability:
+def reliability(seen: Sequence[Seen], temperature: float = 1.0) -> Reliability:
     """Sort voxels by the probability of their class.
 
     Args:
-        probabilities: [K + 1, n].
-        truth: [n] class index.
+        seen: Of each case.
+        temperature: T of `scaled`.
     """
-    confidence, called = (value.numpy() for value in probabilities.max(0))
-    right = called == truth.numpy()
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    count = np.bincount(place, minlength=BINS)
-    sums = (np.bincount(place, weights=values, minlength=BINS) for values in (confidence, right))
-    means = (tuple((each / np.maximum(count, 1)).tolist()) for each in sums)
-    return Reliability(tuple(count.tolist()), *means)
+    count, sure, right = np.zeros((3, BINS))
+    for case in seen:
+        confidence, called = (value.numpy() for value in case.told_apart(temperature).exp().max(0))
+        place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        for sums, weights in ((count, None), (sure, confidence), (right, called == case.truth.numpy())):
+            sums += np.bincount(place, weights=weights, minlength=BINS)
+    means = ((sums / np.maximum(count, 1)).tolist() for sums in (sure, right))
+    return Reliability(tuple(count.astype(int).tolist()), *map(tuple, means))

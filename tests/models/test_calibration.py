@@ -29,7 +29,16 @@ from secl_models.inference.calibrations import (
 )
 from secl_models.inference.evaluate import evaluated_cases
 from secl_models.inference.metrics import structure_names
-from secl_models.inference.reliability import BINS, entropy, expected_dice, fit_temperature, reliability, scaled
+from secl_models.inference.reliability import (
+    BINS,
+    FLOOR,
+    Seen,
+    entropy,
+    expected_dice,
+    fit_temperature,
+    reliability,
+    scaled,
+)
 from secl_models.inference.windows import predict_volume
 from secl_models.method.checkpoint import load_model
 from secl_models.options.errors import InputError
@@ -63,15 +72,35 @@ def test_the_temperature_is_found_that_made_the_truth() -> None:
     truth = torch.multinomial(logits.softmax(0).T, 1, generator=random).squeeze(1)
     for temperature in (0.5, 1.0, 3.0):
         shown = (temperature * logits).softmax(0)
-        assert fit_temperature(shown, truth) == pytest.approx(temperature, rel=0.03)
-        assert reliability(scaled(shown, temperature), truth).error < 0.01
-    assert reliability((3 * logits).softmax(0), truth).error > 0.05
-    assert fit_temperature(torch.zeros(4, 0), torch.zeros(0, dtype=torch.int64)) == 1.0
+        assert fit_temperature([Seen(shown, truth)]) == pytest.approx(temperature, rel=0.03)
+        assert reliability([Seen(shown, truth)], temperature).error < 0.01
+    assert reliability([Seen((3 * logits).softmax(0), truth)]).error > 0.05
+    assert fit_temperature([Seen(torch.zeros(4, 0), torch.zeros(0, dtype=torch.int64))]) == 1.0
+
+
+def test_a_label_that_leaves_structures_out_finds_the_same_temperature() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 40_000, generator=random)
+    truth = torch.multinomial(logits.softmax(0).T, 1, generator=random).squeeze(1)
+    shown, half = (3 * logits.double()).softmax(0), 20_000
+    left_out = [[2, 3], [1]]
+    seen = [
+        Seen(shown[:, place], torch.where(torch.isin(truth[place], torch.tensor(missing)), 0, truth[place]), missing)
+        for place, missing in zip((slice(half), slice(half, None)), left_out, strict=True)
+    ]
+    assert fit_temperature(seen) == pytest.approx(3.0, rel=0.03)
+    assert reliability(seen, 3.0).error < 0.01
+    as_background = [replace(case, unlabeled=()) for case in seen]
+    assert fit_temperature(as_background) > 4
+    told = seen[0].told_apart(1.0).exp()
+    expected = torch.stack([shown[[0, 2, 3]].sum(0), shown[1]])[:, :half]
+    assert told[:2].numpy() == pytest.approx(expected.numpy(), abs=len(shown) * FLOOR)
+    assert not told[2:].any()
 
 
 def test_bins_hold_every_voxel_once() -> None:
     probabilities = torch.tensor([[0.95, 0.6, 1.0, 0.5], [0.05, 0.4, 0.0, 0.5]])
-    found = reliability(probabilities, torch.tensor([0, 1, 0, 1]))
+    found = reliability([Seen(probabilities, torch.tensor([0, 1, 0, 1]))])
     assert sum(found.voxels) == 4
     assert len(found.voxels) == BINS
     assert found.voxels[-1] == 2
@@ -126,7 +155,7 @@ def test_a_run_is_calibrated_on_its_validation_patients_and_tried_on_the_test_pa
         for volume in [load_volume(case, run.data)]
     }
     near = [near_structures(*looked[case.name]) for case in evaluated_cases(run.folder, run.data, "val")]
-    temperature = fit_temperature(torch.cat([p for p, _ in near], 1), torch.cat([truth for _, truth in near]))
+    temperature = fit_temperature(near)
     assert found.temperature == temperature != 1.0
     for row in rows:
         p = scaled(looked[row.case][0], temperature)
@@ -143,12 +172,12 @@ def test_voxels_that_are_too_many_are_drawn_from_every_slice(slices: int) -> Non
     label = np.zeros((256, 320, slices), np.int64)
     label[[0, -1], [0, -1]] = 1
     places = torch.arange(label.size, dtype=torch.float32).view(label.shape)
-    drawn, truth = near_structures(torch.stack([places, -places]), label)
-    assert truth.numel() == drawn.shape[1] == 1 << 18
-    by_slice = np.bincount(drawn[0].long().numpy() % slices, minlength=slices)
+    drawn = near_structures(torch.stack([places, -places]), label)
+    assert drawn.truth.numel() == drawn.probabilities.shape[1] == 1 << 18
+    by_slice = np.bincount(drawn.probabilities[0].long().numpy() % slices, minlength=slices)
     assert by_slice.min() > 0.8 * (1 << 18) / slices
-    again, _ = near_structures(torch.stack([places, -places]), label)
-    assert torch.equal(again, drawn)
+    again = near_structures(torch.stack([places, -places]), label)
+    assert torch.equal(again.probabilities, drawn.probabilities)
 
 
 def test_the_dice_that_is_expected_is_of_the_voxels_that_the_label_tells(
@@ -230,8 +259,10 @@ def test_a_label_that_leaves_structures_out_does_not_count_as_background(
     monkeypatch.setattr(calibrating, "load_volume", without_the_second)
     found, _ = calibrate(run.folder, _partly(run, "test"), device=CPU)
     assert found.temperature == whole.temperature
-    assert found.test.cases == 0
+    assert found.test.cases == whole.test.cases
     rows = read_table(calibration_table(run.folder), Expected, "rows", "again")
     assert {row.structure for row in rows} <= {"right ventricle", "left ventricle"}
-    with pytest.raises(InputError, match="at least one case whose label shows all structures"):
-        calibrate(run.folder, _partly(run, "val", "test"), device=CPU)
+    alone, _ = calibrate(run.folder, _partly(run, "val", "test"), device=CPU)
+    assert alone.val.cases == whole.val.cases
+    assert sum(alone.val.before.voxels) == sum(whole.val.before.voxels)  # what may be the second counts as well
+    assert alone.temperature != whole.temperature
