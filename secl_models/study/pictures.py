@@ -27,7 +27,7 @@ _PLACES = (0, 1, 4, 5, 2, 3, 6, 4, 5, 6)
 METHOD_COLOURS = dict(zip(METHODS, (GREY, *(COLOURS[place] for place in _PLACES)), strict=True))
 PURE_LABELS = short_name(BASELINE)
 COLUMNS = 3  # panels side by side that a README shows at a readable size
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -72,7 +72,7 @@ def gain_figure(rows: Sequence[Row]) -> Figure | None:
     if not groups:
         return None
     methods = [len(_methods(found)) for found in groups.values()]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, sum(0.42 * count + 1.0 for count in methods)), layout="constrained")
         panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row", height_ratios=[c + 2 for c in methods])
         for line, (title, found) in zip(panels, groups.items(), strict=True):
@@ -126,7 +126,7 @@ def accuracy_figure(points: Sequence[Point], *, one_thread: bool = False) -> Fig
     """
     minutes = "minutes of training, one thread" if one_thread else "minutes of training"
     groups = _groups(points)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.9 * -(-len(groups) // 2)), layout="constrained")
         panels = list(figure.subplots(-(-len(groups) // 2), min(2, len(groups)), squeeze=False).flat)
         for axes, (title, found) in zip(panels, groups.items(), strict=False):
@@ -180,7 +180,7 @@ def pseudo_label_figure(points: Sequence[Point]) -> Figure | None:
     if not groups:
         return None
     lines = [-(-len(panels) // COLUMNS) for panels in groups.values()]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         heights = [2.2 * count + 0.6 for count in lines]
         figure = Figure(figsize=(7.2, sum(heights)), layout="constrained")
         parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]

@@ -29,6 +29,15 @@ class Kind(NamedTuple):
     settings: str
 
 
+class Gains(NamedTuple):
+    """Dice points that an ingredient gives with each seed."""
+
+    data: str
+    labeled: int
+    name: str
+    values: Sequence[float]
+
+
 DIFFERENCES = (
     ("contrast on top of mixing", ("secl+", HARD), ("copy-paste", AS_THEY_ARE)),
     ("contrast without mixing", ("secl", AS_THEY_ARE), ("mean-teacher", AS_THEY_ARE)),
@@ -80,26 +89,26 @@ def finals_markdown() -> str:
     return markdown((*head, *figures), lines, left=5)
 
 
-def differences_markdown() -> str:
-    """What each ingredient gives on test patients, paired by seed, and how many pairs one point takes."""
+def differences() -> list[Gains]:
+    """What each ingredient gives on test patients, paired by seed."""
     found = kinds("study_long.csv")
-    lines = []
-    for data, labeled in dict.fromkeys((kind.data, kind.labeled) for kind in found):
-        for name, one, other in DIFFERENCES:
-            pair = [found.get(Kind(data, labeled, *which), []) for which in (one, other)]
-            if values := gains(*pair):
-                lines.append((data, str(labeled), name, str(len(values)), *_interval(values)))
-    head = (
-        "data",
-        "labelled",
-        "Dice points",
-        "pairs",
-        "mean ± SD",
-        "95 %, paired t",
-        "95 %, bootstrap",
-        "pairs wanted",
-    )
-    return markdown(head, lines, left=3)
+    return [
+        Gains(data, labeled, name, values)
+        for data, labeled in dict.fromkeys((kind.data, kind.labeled) for kind in found)
+        for name, one, other in DIFFERENCES
+        if (values := gains(*(found.get(Kind(data, labeled, *which), []) for which in (one, other))))
+    ]
+
+
+def differences_markdown() -> str:
+    """The same as a table, and how many pairs one point takes."""
+    lines = [
+        (each.data, str(each.labeled), each.name, str(len(each.values)), *_interval(each.values))
+        for each in differences()
+    ]
+    head = ("data", "labelled", "Dice points")
+    figures = ("pairs", "mean ± SD", "95 %, paired t", "95 %, bootstrap", "pairs wanted")
+    return markdown((*head, *figures), lines, left=3)
 
 
 def wanted(deviation: float) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 
 from secl_models.inference.suggest import DOUBT, TYPICAL
@@ -17,7 +18,8 @@ from secl_models.study.labelling_table import compare
 from secl_models.study.rows import STEPS, TIME
 from tests.conftest import REPOSITORY
 from tests.models.committed import RESULTS, table
-from tests.models.long_study import wanted
+from tests.models.long_study import differences, wanted
+from tests.models.long_study_picture import ingredients_figure
 from tests.models.results import (
     SETTINGS,
     TABLES,
@@ -48,6 +50,18 @@ def test_the_report_shows_the_committed_rows(make: Callable[[], str]) -> None:
 
 def test_the_pairs_that_one_point_takes() -> None:
     assert [wanted(deviation) for deviation in (0.2, 1.0, 1.5, 3.0)] == [8, 10, 20, 24]
+
+
+def test_the_picture_of_the_long_study_has_a_dot_for_every_seed() -> None:
+    found = differences()
+    figure = ingredients_figure(found)
+    dots = [float(x) for axes in figure.axes for drawn in axes.collections for x, _ in np.asarray(drawn.get_offsets())]
+    assert sorted(dots) == pytest.approx(sorted(value for each in found for value in each.values))
+    shown = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+    assert shown == list(dict.fromkeys(f"{each.data}, {each.labeled} labelled" for each in found))
+    for axes in figure.axes:  # no seed lies outside
+        low, high = axes.get_xlim()
+        assert all(low < x < high for drawn in axes.collections for x, _ in np.asarray(drawn.get_offsets()))
 
 
 def test_a_time_that_was_taken_beside_others_says_so() -> None:

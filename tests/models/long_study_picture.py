@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each ingredient of the long study gives, as a picture; `python -m tests.models.long_study_picture` draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from secl_models.data.files import whole_file
+from secl_models.inference.palette import COLOURS, GREY
+from secl_models.report.spread import Spread
+from secl_models.study.pictures import STYLE
+from tests.models.committed import RESULTS
+from tests.models.long_study import DIFFERENCES, Gains, differences
+
+PICTURE = RESULTS / "study" / "ingredients.png"
+PANELS = (("contrast", ("contrast on top of mixing", "contrast without mixing", "fewer whole images mixed")),
+          ("mixing", ("mixing, equal steps", "mixing, equal time")))  # fmt: skip
+LIMITS = {"contrast": (-4.0, 4.0), "mixing": (-4.0, 20.0)}  # Dice points; intervals of two pairs reach further
+
+
+def ingredients_figure(found: Sequence[Gains]) -> Figure:
+    """Dice points of each difference: a dot for a seed, a line for the mean, a band for its 95 % interval.
+
+    Args:
+        found: The differences of every data set and number of labels.
+    """
+    settings = list(dict.fromkeys((each.data, each.labeled) for each in found))
+    heights = [len(DIFFERENCES)] * len(settings)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.0 + 1.4 * len(settings)), layout="constrained")
+        panels = figure.subplots(len(settings), len(PANELS), squeeze=False, height_ratios=heights, width_ratios=(3, 2))
+        for line, (data, labeled) in zip(panels, settings, strict=True):
+            for axes, (name, ingredients) in zip(line, PANELS, strict=True):
+                own = {each.name: each.values for each in found if (each.data, each.labeled) == (data, labeled)}
+                _forest(axes, [(each, own.get(each, [])) for each in ingredients], LIMITS[name])
+            line[0].set_title(f"{data}, {labeled} labelled")
+        for axes in panels[-1]:
+            axes.set_xlabel("Dice points, test patients")
+    return figure
+
+
+def _forest(axes: Axes, lines: Sequence[tuple[str, Sequence[float]]], limits: tuple[float, float]) -> None:
+    for place, (_, values) in enumerate(lines):
+        spread = Spread.of(values)
+        if spread is None:
+            axes.text(0, place, " not run yet", va="center", color=GREY)
+            continue
+        interval = spread.interval()
+        shade = COLOURS[0] if interval and (interval[0] > 0 or interval[1] < 0) else GREY
+        if interval is not None:
+            axes.plot(interval, [place, place], color=shade, linewidth=6, alpha=0.3, solid_capstyle="butt")
+        axes.plot([spread.mean] * 2, [place - 0.25, place + 0.25], color="black", linewidth=1.5, zorder=3)
+        axes.scatter(values, [place] * len(values), s=14, color=shade, zorder=4, linewidth=0)
+        axes.annotate(
+            f"n = {spread.count}", (1.0, place - 0.1), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+            color=GREY, fontsize=8,
+        )  # fmt: skip
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(lines)), [name for name, _ in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlim(limits)
+    axes.tick_params(axis="y", length=0)
+
+
+def draw() -> None:
+    """Write the picture."""
+    with whole_file(PICTURE) as stream:
+        ingredients_figure(differences()).savefig(stream, format="png", dpi=150, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    draw()
