@@ -11,6 +11,7 @@ from torch._compile import _disable_dynamo
 
 from secl_ops import ops
 from secl_ops.engines.reference import Origin, scaled
+from secl_ops.first_order import first_order, remember
 from secl_ops.inputs import Options
 from secl_ops.library import release
 from secl_ops.spec import ContrastSpec, Pairs
@@ -44,7 +45,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
             "apart by anchor_groups and key_groups"
         )
     if not torch.compiler.is_compiling():
-        return function.apply(*arguments)
+        return remember(function.apply(*arguments), arguments)
     seen: list[Any] = []
     for value in arguments:
         twice = isinstance(value, Tensor) and any(value is other for other in seen)
@@ -120,6 +121,7 @@ class Contrast(torch.autograd.Function):
         return value  # type: ignore[no-any-return]
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         unit, inverse, key_unit, key_inverse, temperature, shrink, grad_rows, lse, *rest = ctx.saved_tensors
         (factor, push, draw), weighing, places, met, pairs = rest[:3], rest[3:7], rest[7:9], rest[9], rest[10:]
@@ -151,7 +153,7 @@ class Contrast(torch.autograd.Function):
             grad_keys = None
         if of_weights:
             grad_weights = weight_gradient(upstream, weighing, options.reduction)
-        return *map(once, (grad_anchors, grad_keys, grad_temperature, grad_weights)), *(None,) * 4
+        return grad_anchors, grad_keys, grad_temperature, grad_weights, *(None,) * 4
 
 
 def contrast_sources(
@@ -258,29 +260,6 @@ def to_source(
     return origin.laid(found)
 
 
-class _Refusal(torch.autograd.Function):
-    """A gradient that may be used, not differentiated; once_differentiable says nothing under a constant upstream."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, lever: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        raise RuntimeError(
-            "secl_ops has first derivatives only; for a second derivative (a gradient penalty, a Hessian) write that "
-            "loss in plain torch"
-        )
-
-
-def once(grad: Tensor | None) -> Tensor | None:
-    """A gradient that refuses to be differentiated again."""
-    if grad is None or not torch.is_grad_enabled():
-        return grad
-    found: Tensor = _Refusal.apply(grad.detach(), grad.new_zeros(()).requires_grad_())  # type: ignore[no-untyped-call]
-    return found
-
-
 class Gather(torch.autograd.Function):
     """Rows of a feature map; the gradient is a map in the input's own layout, and the map itself is not kept."""
 
@@ -294,6 +273,7 @@ class Gather(torch.autograd.Function):
         return rows  # type: ignore[no-any-return]
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         found = ops.gather_backward(grad.contiguous(), None, None, *ctx.saved_tensors, *ctx.options)
-        return once(found), None, None, None, None, None
+        return found, None, None, None, None, None

@@ -137,12 +137,12 @@ class ContrastInput(NamedTuple):
                 spec.check_group_range(part, value)
         if self.exclude is not None and self.keys is not None:
             spec.check_exclude_range(self.exclude, sum(keys.shape[0] for keys in _pieces(self.keys)))
-        if self.weights is not None and bool((self.weights < 0).any()):
-            raise ValueError(f"weights must be at least 0; got {float(self.weights.min())}")
-        for part, value in zip(_names("key_weights", self.key_weights), _pieces(self.key_weights), strict=True):
-            wrong = ~((value >= 0) & value.isfinite())
-            if bool(wrong.any()):
-                raise ValueError(f"{part} must be finite and at least 0; got {float(value[wrong][0])}")
+        for name in ("weights", "key_weights"):
+            weights = getattr(self, name)
+            for part, value in zip(_names(name, weights), _pieces(weights), strict=True):
+                wrong = ~((value >= 0) & value.isfinite())
+                if bool(wrong.any()):
+                    raise ValueError(f"{part} must be finite and at least 0; got {float(value[wrong][0])}")
 
     def arrange(self) -> list[Shard]:
         """The keys as shards; the anchors alone, in both roles, are one without keys."""

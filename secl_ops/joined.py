@@ -23,7 +23,6 @@ from secl_ops.autograd import (
     folded,
     graphless,
     key_source,
-    once,
     shrink_factor,
     temperature_gradient,
     to_source,
@@ -32,6 +31,7 @@ from secl_ops.autograd import (
 )
 from secl_ops.distributed import Ranks, between_graphs
 from secl_ops.engines.reference import Origin
+from secl_ops.first_order import first_order
 from secl_ops.inputs import ContrastInput, Shard
 from secl_ops.merging import Call, Near, Scanned, chained, merged_nears, merged_scans, near, of_counted, scan
 from secl_ops.spec import ContrastSpec, Pairs
@@ -167,7 +167,7 @@ class Side(NamedTuple):
 
     def back(self, grad: Tensor, origin: Origin, options: ContrastSpec) -> Tensor | None:
         """The gradient of what the rows came from."""
-        return once(to_source(grad, None, *self, origin, options))
+        return to_source(grad, None, *self, origin, options)
 
 
 class Reduced(NamedTuple):
@@ -248,6 +248,7 @@ class JoinedContrast(torch.autograd.Function):
         return value
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         saved, options = iter(ctx.saved_tensors), ctx.options
         own, side, other = (Side(*islice(saved, 3)) for _ in range(3))
@@ -266,7 +267,7 @@ class JoinedContrast(torch.autograd.Function):
         if of_anchors or of_temperature:
             grad_rows = chained(gradient, mean, grad_loss, push)
             if of_temperature:
-                grads[3] = once(temperature_gradient(grad_rows, rows, temperature))
+                grads[3] = temperature_gradient(grad_rows, rows, temperature)
             if of_anchors:
                 grad_rows = grad_rows if shrink is None else grad_rows * shrink
                 if ctx.origins[1] is None:
@@ -279,7 +280,7 @@ class JoinedContrast(torch.autograd.Function):
             grads[2] = other.back(call.key_gradient(push, draw, lse), ctx.origins[2], options)
         if of_weights:
             weights, excess, count, divisor = saved
-            grads[4] = once(weight_gradient(upstream / divisor, (weights, excess, count, excess), "sum"))
+            grads[4] = weight_gradient(upstream / divisor, (weights, excess, count, excess), "sum")
         return *grads, *(None,) * 5
 
 

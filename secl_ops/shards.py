@@ -24,7 +24,6 @@ from secl_ops.autograd import (
     folded,
     graphless,
     key_source,
-    once,
     shrink_factor,
     temperature_gradient,
     to_source,
@@ -32,6 +31,7 @@ from secl_ops.autograd import (
     weight_gradient,
 )
 from secl_ops.engines.reference import Origin
+from secl_ops.first_order import first_order
 from secl_ops.inputs import Shard
 from secl_ops.merging import Call, chained, near, of_counted, scan
 from secl_ops.spec import ContrastSpec, Pairs
@@ -102,6 +102,7 @@ class ShardedContrast(torch.autograd.Function):
         return value, lse.clone() if known_lse is not None else lse, count
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad_value: Tensor | None, grad_lse: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         unit, inverse, shrink, temperature, lse, factor, push, draw, *rest = ctx.saved_tensors
         weighing, (mean, attracted), rest = rest[:4], rest[4:6], rest[6:]
@@ -121,19 +122,19 @@ class ShardedContrast(torch.autograd.Function):
             *five, key_weights = tensors[6 * k : 6 * k + 6]
             pairs = Pairs(*five, *ctx.ranges[k])._replace(key_weights=key_weights)
             grad = Call(rows, units[k].to(rows.dtype), pairs, None, options, ctx.ordered).key_gradient(push, draw, lse)
-            grad_keys[k] = once(to_source(grad, None, units[k], inverses[k], None, ctx.origins[1 + k], options))
+            grad_keys[k] = to_source(grad, None, units[k], inverses[k], None, ctx.origins[1 + k], options)
         grad_anchors = grad_temperature = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             grad_rows = chained(attracted, mean, grad_loss, push)
             if ctx.needs_input_grad[1]:
-                grad_temperature = once(temperature_gradient(grad_rows, rows, temperature))
+                grad_temperature = temperature_gradient(grad_rows, rows, temperature)
             if ctx.needs_input_grad[0]:
                 grad_rows = grad_rows if shrink is None else grad_rows * shrink
-                grad_anchors = once(to_source(grad_rows, None, unit, inverse, None, ctx.origins[0], options))
+                grad_anchors = to_source(grad_rows, None, unit, inverse, None, ctx.origins[0], options)
         grad_weights = None
         if ctx.needs_input_grad[3]:
-            grad_weights = once(weight_gradient(upstream, weighing, options.reduction))
-        return grad_anchors, grad_temperature, once(grad_known), grad_weights, None, None, None, *grad_keys
+            grad_weights = weight_gradient(upstream, weighing, options.reduction)
+        return grad_anchors, grad_temperature, grad_known, grad_weights, None, None, None, *grad_keys
 
 
 def contrast_shards(

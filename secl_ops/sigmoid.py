@@ -17,13 +17,13 @@ from secl_ops.autograd import (
     apply,
     graphless,
     key_source,
-    once,
     to_source,
     unit_source,
     weight_gradient,
 )
 from secl_ops.engines.reference import Origin, SigmoidState
 from secl_ops.engines.select import select
+from secl_ops.first_order import first_order
 from secl_ops.inputs import ContrastInput, Shard
 from secl_ops.merging import of_counted, weighted
 from secl_ops.sigmoid_spec import Logit, SigmoidSpec
@@ -174,6 +174,7 @@ class SigmoidContrast(torch.autograd.Function):
         return value  # type: ignore[no-any-return]
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         saved, shards = iter(ctx.saved_tensors), len(ctx.ranges)
         unit, inverse, scale, bias, grad_rows, factor, push = islice(saved, 7)
@@ -210,8 +211,7 @@ class SigmoidContrast(torch.autograd.Function):
                 side, key_inverse = kept[2 * k : 2 * k + 2]
                 grad = of_keys(side, pairs[k], False)
                 grads[4 + k] = to_source(grad, None, side, key_inverse, place, ctx.origins[1 + k], options)
-        done = [*map(once, grads)]
-        return *done[:4], None, None, None, *done[4:]
+        return *grads[:4], None, None, None, *grads[4:]
 
 
 def _key_places(places: Places, shards: int) -> Iterator[Tensor | None]:

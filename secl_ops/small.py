@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from secl_ops import small_native, small_triton
-from secl_ops.autograd import once
 from secl_ops.engines import reference
 from secl_ops.engines.reference import Origin
+from secl_ops.first_order import first_order, remember
 from secl_ops.inputs import ContrastInput
 from secl_ops.small_call import Back, Call, Check, Kept, Pixels, Wanted
 from secl_ops.spec import ContrastSpec, SampleSpec
@@ -79,12 +79,13 @@ class SmallContrast(torch.autograd.Function):
         return found.value
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients: list[Tensor | None] = [None, None, None]
         for side in (0, 1):
             if ctx.needs_input_grad[side]:
                 kept = Kept(*ctx.saved_tensors[4 * side : 4 * side + 4])
-                gradients[side] = once(_to_source(ctx.back[side], kept, ctx.origins[side], upstream))
+                gradients[side] = _to_source(ctx.back[side], kept, ctx.origins[side], upstream)
         return tuple(gradients)
 
 
@@ -125,4 +126,4 @@ def _differentiable(anchors: Tensor, keys: Any, call: Call) -> Tensor | None:
         loss: Tensor = SmallContrast.apply(anchors, keys, call)  # type: ignore[no-untyped-call]
     except UnservedError:
         return None
-    return loss
+    return remember(loss, (anchors, keys))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
@@ -102,13 +103,13 @@ class ContrastSpec:
                     "temperature must be a float or a floating tensor of one element; got a tensor of shape "
                     f"{tuple(self.temperature.shape)} and dtype {self.temperature.dtype}"
                 )
-            if self.validate and not bool(self.temperature.detach() > 0):
-                raise ValueError(f"temperature must be above 0; got {float(self.temperature.detach())}")
+            if self.validate and not 0 < (value := float(self.temperature.detach())) < math.inf:
+                raise ValueError(f"temperature must be finite and above 0; got {value}")
         elif isinstance(self.temperature, bool) or not isinstance(self.temperature, (int, float)):
             raise TypeError(
                 "temperature must be a float or a one-element tensor; got " + type(self.temperature).__name__
             )
-        elif not 0 < self.temperature < math.inf:
+        elif not 0 < self.temperature <= sys.float_info.max:
             raise ValueError(f"temperature must be finite and above 0; got {self.temperature}")
 
     @property

@@ -115,9 +115,9 @@ class Tap:
         value, fault = self._hook.take()
         if value is None:
             raise RuntimeError(f"nothing is kept of {self.name!r}: {self._absence()}")
+        self._taken = True
         if fault:
             raise RuntimeError(f"the map of {self.name!r} {fault}")
-        self._taken = True
         return value
 
     def remove(self) -> None:

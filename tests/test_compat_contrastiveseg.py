@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, normalize, softplus
 
 import secl_ops
 from benchmarks.baseline import split_evenly
-from secl_ops.compat.contrastiveseg import PixelContrastLoss, RegionPixelQueue, _draw_anchors
+from secl_ops.compat.contrastiveseg import PixelContrastLoss, RegionPixelQueue, _draw_anchors, _of_map
 from tests.compat import hold, refused
 from tests.draws import examples
 
@@ -165,6 +165,33 @@ def test_the_memory_holds_rows_of_their_own_class() -> None:
         assert ((regions - torch.stack(means)).abs() < 4 * EPS).all()
     for one in (queue.singles, queue.regions):
         assert set(one.key_labels.unique().tolist()) == {-1, 0, 2, 3}
+
+
+def test_a_nan_reaches_the_region_that_holds_it_alone() -> None:
+    feats, labels, _ = maps(4, 6, (5, 5), 5, 2)
+    whole = filled(feats, labels).regions
+    ignored, counted = (int((labels[0] == value).flatten().nonzero()[0]) for value in (1, 2))
+    feats[0].flatten(1)[:, ignored] = torch.nan
+    assert torch.equal(filled(feats, labels).regions.keys, whole.keys)
+    feats[0].flatten(1)[:, counted] = torch.nan
+    spoiled = filled(feats, labels).regions
+    rows_with_nan = spoiled.keys.isnan().any(dim=1)
+    assert spoiled.key_labels[rows_with_nan].tolist() == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_regions_are_averaged_in_fp32_under_autocast(dtype: torch.dtype) -> None:
+    feats, labels, _ = maps(4, 6, (5, 5), 5, 2)
+    with torch.autocast("cpu", dtype=dtype):
+        found = filled(feats, labels).regions.keys
+    assert torch.equal(found, filled(feats, labels).regions.keys)
+
+
+@pytest.mark.parametrize(("old", "new"), [(6, 74), (37, 16), (16, 37), (5, 5)])
+def test_labels_are_brought_to_the_map_as_interpolate_does(old: int, new: int) -> None:
+    labels = torch.arange(old * old).view(1, old, old)
+    found = _of_map(labels, torch.zeros(1, 3, new, new))
+    assert torch.equal(found, interpolate(labels[None].float(), size=(new, new), mode="nearest")[0].long())
 
 
 def test_the_loss_against_the_memory(backend: str, device: str) -> None:

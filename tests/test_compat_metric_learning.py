@@ -32,6 +32,21 @@ def pair(name: str, **options: Any) -> tuple[Any, Any]:
     return getattr(ours, name)(**options), getattr(theirs, name)(**options)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_of_any_size_are_classes(name: str) -> None:
+    """Such as numbers of patients, which 32 bits do not hold."""
+    own, original = pair(name, temperature=0.2)
+    classes, others = torch.tensor([0, 2**32, 0, 2**31, 2**32, 2**31]), rows(6, 4, 2)
+    hold(lambda given: own(given, classes), lambda given: original(given, classes), [rows(6, 4, 1)], 0.2)
+    beside = {"ref_labels": classes.flip(0)}
+    hold(
+        lambda given: own(given, classes, ref_emb=others.to(given.dtype), **beside),
+        lambda given: original(given, classes, ref_emb=others.to(given.dtype), **beside),
+        [rows(6, 4, 1)],
+        0.2,
+    )
+
+
 @pytest.mark.parametrize("size", SHAPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_against_itself(name: str, size: tuple[int, int, int], backend: str, device: str) -> None:

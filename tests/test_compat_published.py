@@ -150,6 +150,9 @@ def test_stratified_draws_take_as_many_of_each_stratum_and_mirror_each_other() -
         assert torch.equal((places * 8).long().clamp(max=7), (torch.arange(64) % 8).expand(3, 64))
         first, second = (places * 8 - torch.arange(64) % 8).view(3, 4, 2, 8).unbind(2)
         assert bool(((first + second - 1).abs() < 1e3 * torch.finfo(torch.float64).eps).all()) is antithetic
+    few, none = (published._spread(1, count, 16, True, here)[0] for count in (8, 9))
+    assert sorted((few * 8).long().clamp(max=7).tolist()) == list(range(8))  # fewer than strata: over the whole list
+    assert none.max() <= 1
     chance = published._spread(1, 64_000, 8, True, here)
     count = published._draw_own(chance, torch.zeros(20).long())[0].bincount(minlength=20)
     assert chisquare(count.numpy()).pvalue > 1e-4
@@ -182,6 +185,14 @@ def test_spcl(subclass: str, backend: str, device: str) -> None:
 
 
 NEIGHBOURS = torch.tensor([[1, 2], [0, 3], [3, 4], [4, 0], [2, 1]])
+
+
+def test_a_region_is_no_neighbour_of_its_own_and_minus_1_is_none() -> None:
+    first, second = rows(15, 6, 1).view(3, 5, 6), rows(15, 6, 2).view(3, 5, 6)
+    more = torch.cat([NEIGHBOURS, torch.arange(5)[:, None], torch.full((5, 1), -1)], dim=1)
+    given, plain = (dense.chaitanya_local(first, second, neighbours=each) for each in (more, NEIGHBOURS))
+    exact = dense.chaitanya_local(first.double(), second.double(), neighbours=NEIGHBOURS)
+    assert_within_budget("loss", given, exact, plain)
 
 
 @pytest.mark.parametrize("neighbours", [None, NEIGHBOURS], ids=["all others", "neighbours"])

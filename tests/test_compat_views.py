@@ -76,6 +76,24 @@ def test_supcontrast_takes_views_of_any_shape() -> None:
     assert torch.equal(own(batch.view(6, 2, 2, 3, 4), classes), own(batch, classes))
 
 
+@pytest.mark.parametrize("mode", ["all", "one"])
+def test_supcontrast_of_no_sample_is_0(mode: str) -> None:
+    batch = torch.zeros(0, 2, 8, requires_grad=True)
+    loss = supcontrast.SupConLoss(contrast_mode=mode)(batch)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+def test_labels_of_any_size_are_classes() -> None:
+    """Such as numbers of patients, which 32 bits do not hold."""
+    near = torch.tensor([0, 1, 0, 2, 1, 2])
+    far = torch.tensor([-(2**62), 2**31, 2**33])[near]
+    batch = views_of(6, 2, 5, 1)
+    assert torch.equal(supcontrast.SupConLoss()(batch, far), supcontrast.SupConLoss()(batch, near))
+    one, other = batch.unbind(1)
+    assert torch.equal(lightly.SupConLoss()(one, other, far), lightly.SupConLoss()(one, other, near))
+
+
 def test_supcontrast_of_one_row_is_0() -> None:
     batch = rows(1, 4, 1)[None].requires_grad_()
     loss = supcontrast.SupConLoss()(batch)

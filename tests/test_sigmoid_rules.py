@@ -180,7 +180,7 @@ REFUSALS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (loss(backend="cuda"), ValueError, "backend must be one of"),
     (loss(normalize=1), TypeError, "normalize must be a bool; got int"),
     (loss(validate=1), TypeError, "validate must be a bool; got int"),
-    (loss(weights=-torch.ones(4), validate=True), ValueError, "weights must be at least 0"),
+    (loss(weights=-torch.ones(4), validate=True), ValueError, "weights must be finite and at least 0"),
     (loss(exclude=Y), ValueError, "exclude goes with keys"),
 ]
 

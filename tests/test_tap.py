@@ -81,6 +81,8 @@ def test_a_map_that_was_changed_in_place_is_refused() -> None:
         RuntimeError, match=r"the map of '0\.conv' was changed in place after the submodule returned it"
     ):
         changed()
+    with pytest.raises(RuntimeError, match="each map is taken once"):
+        changed()
     assert whole().requires_grad
 
 

@@ -13,18 +13,19 @@ from secl_ops.functional import info_nce
 
 
 def raised(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels [n] and [m] from 0 up, so that `info_nce` ignores none, and whether they are more than one class.
+    """Labels [n] and [m] of any size as small ones from 0 up, of which `info_nce` ignores none; whether they differ.
 
     Example:
         >>> import torch
-        >>> [each.tolist() for each in raised(torch.tensor([-1, 4]), torch.tensor([7]))]
-        [[0, 5], [8], True]
+        >>> [each.tolist() for each in raised(torch.tensor([-1, 4]), torch.tensor([2**40]))]
+        [[0, 1], [2], True]
     """
-    labels, others = labels.long(), others.long()
-    if labels.numel() + others.numel() == 0:
-        return labels, others, torch.zeros((), dtype=torch.bool, device=labels.device)
-    low, high = torch.cat([labels, others]).aminmax()
-    return labels - low, others - low, low != high
+    both = torch.cat([labels.long(), others.long()])
+    if both.numel() == 0:
+        return both, both, torch.zeros((), dtype=torch.bool, device=both.device)
+    ordered = both.sort().values
+    place = torch.searchsorted(ordered, both)  # where its class begins
+    return place[: len(labels)], place[len(labels) :], ordered[0] != ordered[-1]
 
 
 def alike(labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secl_ops import spec
 from secl_ops.compat.common import check_base
 from secl_ops.functional import info_nce
-from secl_ops.pixels import gather_pixels, sample_pixels
+from secl_ops.pixels import class_means, gather_pixels, sample_pixels
 from secl_ops.queue import ClassQueue
 from secl_ops.replay import recall
 from secl_ops.spec import ContrastSpec
@@ -156,14 +156,10 @@ class RegionPixelQueue(nn.Module):
         spec.check_map("feats", feats)
         labels = _of_map(labels, feats)
         known = (labels != self.ignore_label) & (labels >= 0) & (labels < self.num_classes)
-        member = labels.flatten(1)[:, None] == torch.arange(self.num_classes, device=labels.device)[None, :, None]
-        member &= known.flatten(1)[:, None]  # [B, C, P]
-        rows = feats.flatten(2).transpose(1, 2)
-        sums = torch.bmm(member.float(), rows.float()).flatten(0, 1)  # the mean's norm goes anyway
-        classes = torch.arange(self.num_classes, device=labels.device).repeat(feats.shape[0])
-        self.regions.enqueue(
-            nn.functional.normalize(sums, dim=1), torch.where(member.any(dim=2).flatten(), classes, -1)
-        )
+        classes = torch.arange(self.num_classes, device=labels.device)
+        for image, classes_of in zip(feats.flatten(2), torch.where(known, labels, -1).flatten(1), strict=True):
+            means, count = class_means(image.T.float(), classes_of, self.num_classes)
+            self.regions.enqueue(nn.functional.normalize(means, dim=1), torch.where(count > 0, classes, -1))
         sample = sample_pixels(
             labels, self.pixels, num_classes=self.num_classes, ignore_index=self.ignore_label, eligible=known,
             seed=torch.randint(2**62, (1,), device=labels.device),
@@ -236,8 +232,12 @@ def _of_map(labels: Tensor, feats: Tensor) -> Tensor:
             f"{tuple(labels.shape)}"
         )
     spec.check_device("labels", labels, feats, "feats")
+    if feats.numel() and not labels.numel():
+        raise ValueError(f"labels must have a pixel for each of feats; got shape {tuple(labels.shape)}")
     for axis, new in enumerate(feats.shape[2:], start=1):
         old = labels.shape[axis]
-        if old != new:
-            labels = labels.index_select(axis, torch.arange(new, device=labels.device) * old // new)
+        if old != new:  # whose corner it is, is rounded there
+            place = torch.arange(old, dtype=torch.float32, device=labels.device)
+            place = nn.functional.interpolate(place[None, None], size=new, mode="nearest").long().flatten()
+            labels = labels.index_select(axis, place)
     return labels

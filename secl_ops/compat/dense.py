@@ -32,7 +32,8 @@ def chaitanya_local(
     Args:
         first: Rows of R regions of each image, for example from `pool_regions`.
         second: The same of the other view.
-        neighbours: Numbers [R, K] of the regions N(r), as the public code lists five of each; None: all others.
+        neighbours: Numbers [R, K] of the regions N(r), as the public code lists five of each; -1, and r itself, is
+            none; None: all others.
         temperature: Divides the similarity.
         backend: As in `info_nce`.
 
@@ -68,7 +69,8 @@ def chaitanya_local(
             denominator="all", backend=backend,
         )  # fmt: skip
     _check_neighbours(neighbours, first)
-    seen = torch.cat([region[:, None], neighbours.long()], dim=1)  # [R, 1 + K], the region itself first
+    others = torch.where(neighbours == region[:, None], -1, neighbours.long())
+    seen = torch.cat([region[:, None], others], dim=1)  # [R, 1 + K], the region itself first
     count = seen.shape[1]
     group = image * regions + region  # [B, R]
     place = torch.arange(2 * images * regions, device=first.device) * count  # where the keys of a region begin

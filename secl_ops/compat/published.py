@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -147,7 +149,7 @@ def mona(
         keys: See `u2pl`.
         key_classes: See `u2pl`.
         negatives: Keys drawn for each class.
-        strata: S.
+        strata: S; where it does not divide `negatives`, the largest number that divides both.
         antithetic: Draw in pairs that mirror each other (SAG), or each by itself (SG).
         temperature: Divides the similarity.
         backend: As in `info_nce`.
@@ -272,6 +274,7 @@ def _draw_own(chance: Tensor, key_classes: Tensor) -> Tensor:
 
 def _spread(classes: int, negatives: int, strata: int, antithetic: bool, device: torch.device) -> Tensor:
     """Places of 0 .. 1 in a list for each class [C, negatives], equally many in each stratum."""
+    strata = math.gcd(strata, negatives)
     number = torch.arange(negatives, device=device)
     within = torch.rand(classes, negatives, dtype=torch.float64, device=device)
     if antithetic:

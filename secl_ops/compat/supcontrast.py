@@ -75,7 +75,7 @@ class SupConLoss(nn.Module):
         if features.ndim < 3:
             raise ValueError(f"features must have shape [samples, views, ...]; got {tuple(features.shape)}")
         samples, views = features.shape[:2]
-        rows = features.flatten(2).transpose(0, 1).reshape(samples * views, -1)  # view by view
+        rows = features.flatten(2).transpose(0, 1).flatten(0, 1)  # view by view
         spec.check_rows("features", rows)
         one = self._labels(features, labels, mask).repeat(views)
         anchors, keys, key_labels, exclude = rows, None, None, None
