@@ -11,10 +11,8 @@ from secl_models.data.cases import DataSet
 
 _GAP = r"(?:[_\-. ]+)"
 # An identity that is called so: everything behind it tells images of this patient apart.
-_CALLED = re.compile(
-    rf"(?P<patient>(?:.*?{_GAP})?(?:sub-[a-z0-9]+(?=_|$)|(?:sub|subj|subject|pat|patient|pt){_GAP}?\d+(?={_GAP}|$)))(?P<rest>.*)",
-    re.IGNORECASE,
-)
+_CALL = rf"(?:sub-[a-z0-9]+(?=_|$)|(?:sub|subj|subject|pat|patient|pt){_GAP}?\d+(?={_GAP}|$))"
+_CALLED = re.compile(rf"(?P<patient>(?:.*?{_GAP})?{_CALL})(?P<rest>.*)", re.IGNORECASE)
 _DATE = (
     r"(?:(?:19|20)\d\d(?P<between>[-_.]?)(?:0[1-9]|1[0-2])(?P=between)(?:0[1-9]|[12]\d|3[01])(?:T?\d{6})?"
     r"|[0-3]?\d(?P<apart>[-_.])[0-3]?\d(?P=apart)(?:19|20)\d\d)"
@@ -35,8 +33,13 @@ _WORD = (
     r"tse|fse|hbv|dce|c0|de|pt|in|ex|[ie]bhct|[234]d|[37]t|1\.5t|copy|kopie|copie|copia|0000)"
 )
 _SIDE = rf"(?:ed|es|left|right|lt|rt|l|r|lh|rh|pre|post|{_ENTITY})"
+# Said of a patient in front of the number too, where another word may be that of a set: left_atrium_003, ct_1, site1_2.
+_TIME = (
+    r"(?:baseline|bl|followup|follow-up|fu|before|after"
+    rf"|(?:scan|visit|session|ses|timepoint|tp|week|month|day|year|fu|followup|v){_GAP}?\d+)"
+)
 _LAST = re.compile(rf"(?P<name>.*[^_\-. ]){_GAP}(?P<word>{_ENTITY}|{_COUNTED}|{_WORD}|{_DATE})", re.IGNORECASE)
-_FIRST = re.compile(rf"{_SIDE}{_GAP}(?P<name>[a-z]*\d+)", re.IGNORECASE)  # not the left atrium of left_atrium_003
+_FIRST = re.compile(rf"(?:{_SIDE}|{_TIME}){_GAP}(?P<name>[a-z]*\d+|{_CALL})", re.IGNORECASE)
 _INNER = re.compile(rf"(?P<before>.+){_GAP}{_SIDE}(?P<after>{_GAP}\d+)", re.IGNORECASE)
 # Counted of one patient, whatever is left; not a run or a phase, of which each may be another patient's.
 _OF_ONE = re.compile(
@@ -45,10 +48,11 @@ _OF_ONE = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
-    rf"(?P<name>.+){_GAP}\d{{1,4}}|(?P<other>.*\d.*?)(?:{_GAP}(?:[a-z]*\d{{1,4}}|[a-z])|(?<=\d)[a-z]{{1,5}})",
+    rf"(?P<name>.+){_GAP}(?:\d{{1,4}}|[a-z])|(?P<other>.*\d.*?)(?:{_GAP}(?:[a-z]*\d{{1,4}}|[a-z])|(?<=\d)[a-z]{{1,5}})",
     re.IGNORECASE,
 )
 _DATED = re.compile(rf"(?P<name>.+){_GAP}{_DATE}", re.IGNORECASE)
+_DATED_FIRST = re.compile(rf"{_DATE}{_GAP}(?P<name>.+)", re.IGNORECASE)
 _FEW = 6  # images of one patient; a site numbers more patients than that
 _SHOWN_PATIENTS, _SHOWN_CASES = 3, 3
 
@@ -117,7 +121,7 @@ def _cases(patient: str, names: list[str]) -> str:
 
 
 def suspected(patients: Iterable[str]) -> Mapping[str, list[str]]:
-    """Patients who may be one, by what their names share before the last number, letter or date.
+    """Patients who may be one, by what their names share before a last number, letter or date, or after a first date.
 
     Where many names share it, or all, it is that of a site or a study.
 
@@ -131,7 +135,7 @@ def suspected(patients: Iterable[str]) -> Mapping[str, list[str]]:
     alike: dict[str, list[str]] = {}
     different = dict.fromkeys(patients)
     for patient in different:
-        found = _DATED.fullmatch(patient) or _NUMBERED.fullmatch(patient)
+        found = _dated(patient) or _NUMBERED.fullmatch(patient)
         if found:
             shared = found["name"] or found["other"]
             alike.setdefault(shared, []).append(patient)
@@ -140,10 +144,14 @@ def suspected(patients: Iterable[str]) -> Mapping[str, list[str]]:
         if patient not in grouped:
             alike.setdefault(shared, []).append(patient)
     groups = {name: found for name, found in alike.items() if 1 < len(found) <= min(_FEW, len(different) - 1)}
-    words = [name for name in groups if not re.search(r"\d", name) and not _DATED.fullmatch(groups[name][0])]
+    words = [name for name in groups if not re.search(r"\d", name) and not _dated(groups[name][0])]
     if len(words) == 1:  # one word with numbers is what a set calls its cases
         del groups[words[0]]
     return groups
+
+
+def _dated(name: str) -> re.Match[str] | None:
+    return _DATED.fullmatch(name) or _DATED_FIRST.fullmatch(name)
 
 
 def _shared_beginnings(patients: Iterable[str]) -> Mapping[str, str]:

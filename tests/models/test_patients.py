@@ -47,6 +47,10 @@ from tests.models.files import write_set
         ("copd1", "copd1_eBHCT copd1_iBHCT copd1_in copd1_ex"),
         ("Smith_7", "Smith_7_01-02-2019 Smith_7_28.11.2020 Smith_7_20190203101112"),
         ("bert", "bert_visit1 bert_visit_2 bert_ses-1 bert_week12"),
+        ("patient02", "scan1_patient02 scan_2_patient02 baseline_patient02 V3_patient02 patient02"),
+        ("patient_02", "scan1_patient_02 followup_patient_02_T1w"),
+        ("sub-c01", "visit1_sub-c01 visit2_sub-c01_T1w"),
+        ("p04", "baseline_p04 followup_p04 V1_p04 v2_p04 week12_p04 before_p04 p04_ED"),
     ],
 )
 def test_names_of_one_patient(patient: str, names: str) -> None:
@@ -75,6 +79,7 @@ def test_copies_are_of_the_patient_of_the_original() -> None:
         "002_S_0295 002_S_0413 LIDC-IDRI-0001 LIDC-IDRI-0002 TCGA-02-0003 TCGA-02-0006",
         "a b l r ed es pre post frame_1 visit_2 t1 t2",
         "slice_1 slice_2 frame01 frame02 v1 v2",
+        "scan1 scan2 scan_01 scan_02 baseline_liver_1 liver_1 siteA_patient02 siteB_patient02",
     ],
 )
 def test_names_of_different_patients(names: str) -> None:
@@ -89,6 +94,11 @@ def test_what_may_be_one_patient_is_suspected_and_a_site_is_not() -> None:
     assert suspected(["ann_20200101", "ann_20210101", "bob_20200101"]) == {"ann": ["ann_20200101", "ann_20210101"]}
     assert suspected([f"site{site}_{number:03d}" for site in range(3) for number in range(20)]) == {}
     assert suspected(["ann_1", "ann_2", "bob_1", "bob_2"]) == {"ann": ["ann_1", "ann_2"], "bob": ["bob_1", "bob_2"]}
+    assert suspected(["2020-01-05_ann", "2021-03-07_ann", "2020-01-05_bob"]) == {
+        "ann": ["2020-01-05_ann", "2021-03-07_ann"]
+    }
+    assert suspected(["ann_A", "ann_B", "bob_A", "bob_B"]) == {"ann": ["ann_A", "ann_B"], "bob": ["bob_A", "bob_B"]}
+    assert suspected([f"case_{letter}" for letter in "abcd"]) == {}
     assert suspected(["c_1", "c_2", "cafe"]) == {}
     assert suspected([f"{organ}_{number}" for organ in ("liver", "lung") for number in range(9)]) == {}
     assert suspected([f"case_{number:02d}" for number in range(9)]) == {}
