@@ -28,8 +28,8 @@ def calibrate(
     """Find how far the probabilities of a run can be believed.
 
     Fits a temperature on the run's validation patients and tries it on its test patients: the error of the
-    probabilities before and after, and how well they foresee Dice. `secl predict --uncertainty` needs it, and
-    `secl report` shows it.
+    probabilities before and after, and how well they foresee Dice. `secl predict --uncertainty` needs it, and the
+    report of a later `secl evaluate` shows it.
     """
     speak(log_format, quiet)
     from secl_models.data.layouts import read_data_set

@@ -86,7 +86,8 @@ def first_process() -> bool:
 
 def how_to_go_on(command: str | None) -> str:
     """What a user who stopped a command types next."""
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", "--resume")]
+    left_out = ("--overwrite", "--resume")
+    arguments = [word for word in sys.argv[1:] if word not in left_out and not word.startswith("--max-steps=")]
     if "--max-steps" in arguments:
         place = arguments.index("--max-steps")
         del arguments[place : place + 2]

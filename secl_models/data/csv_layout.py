@@ -15,7 +15,7 @@ from secl_models.data.cases import Case, DataSet
 from secl_models.data.description import classes_of, found_classes, ignored_of, modality_of, read_description
 from secl_models.data.files import read_text
 from secl_models.data.formats import H5_SUFFIX, file_stem, suffix_of
-from secl_models.data.labels import FIELD
+from secl_models.data.labels import ALSO_FIELD, FIELD
 from secl_models.data.partial_labels import names_in, unlabeled_of, with_field
 from secl_models.data.volumes import count_channels
 from secl_models.options.errors import InputError
@@ -60,7 +60,8 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     between = next((sign for sign in ",;\t" if sign in first), ",")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True)
     try:
-        columns = [column.strip().lower() for column in reader.fieldnames or []]
+        named = [column.strip().lower() for column in reader.fieldnames or []]
+        columns = [FIELD if column == ALSO_FIELD else column for column in named]
         reader.fieldnames = columns
         table = [(reader.line_num, row) for row in reader if _is_filled(row)]
     except csv.Error as error:

@@ -119,14 +119,17 @@ def found_classes(labels: Iterable[Path | None], names: Mapping[int, str]) -> di
         names: Of values that are known.
 
     Raises:
-        InputError: A label looks like an image, or the values are more than structures can be.
+        InputError: A label looks like an image, no label holds a structure, or the values are more than structures
+            can be.
     """
     values: set[int] = set()
+    read: list[Path] = []
     for path in filter(None, labels):
         try:
             stored = read_label(path)
         except InputError:
             continue
+        read.append(path)
         found = whole_values(stored)
         values |= found
         if looks_like_intensities(stored) or len(values) > MOST_FOUND:
@@ -136,6 +139,9 @@ def found_classes(labels: Iterable[Path | None], names: Mapping[int, str]) -> di
                 got=f"{len(found)} values in this file, {len(values)} so far, which may be intensities",
                 cure="name the label files, or the structures in dataset.json beside the table",
             )
+    if read and not values:
+        rule, got = "labels hold structures, values above 0", f"0 alone in this one and {len(read) - 1} others"
+        raise InputError(read[0], rule=rule, got=got, cure="name the files that hold the structures")
     classes = {value: names.get(value, f"structure {value}") for value in sorted(values)}
     _require_bounds(classes, path=None)
     return classes

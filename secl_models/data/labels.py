@@ -18,6 +18,7 @@ MOST_CLASSES = np.iinfo(np.int16).max - 1  # an axis of a NIfTI file holds the p
 LARGEST_VALUE = np.iinfo(np.int32).max  # what a segmentation can be written with
 WHOLE = 1e-3  # a label stored through slope and intercept is off its integer by their rounding
 FIELD = "labeled"  # of dataset.json and of a table: the structures that the label of a case shows
+ALSO_FIELD = "labelled"  # says the same
 _MANY, _ALIKE = 16, 0.5  # values of a label, and share of equal neighbours inside it, from which it looks like an image
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secl_models.data.cases import Case, DataSet
-from secl_models.data.labels import FIELD
+from secl_models.data.labels import ALSO_FIELD, FIELD
 from secl_models.options.errors import InputError
 
 _BETWEEN = re.compile(r"[;,|]")  # names in one cell
@@ -28,7 +28,7 @@ def with_field(cases: Iterable[Case], info: Mapping[str, Any], classes: Mapping[
     Raises:
         InputError: The field is no such object, or names a case or a structure that there is not.
     """
-    said = info.get(FIELD, {})
+    said = info.get(FIELD, info.get(ALSO_FIELD, {}))
     lists = isinstance(said, dict) and all(isinstance(names, list) for names in said.values())
     if not lists:
         cure = f'write "{FIELD}": {{"case_001": ["{next(iter(classes.values()))}"]}}'

@@ -63,7 +63,7 @@ def calibrate(
     model = load_model(file)
     require_classes(model, data, file)
     data = as_trained(data, model.config.data.spacing_from)
-    val, test = (list(evaluated_cases(file.parent, data, split)) for split in ("val", "test"))
+    val, test = (evaluated_cases(file.parent, data, split, required=split == "val") for split in ("val", "test"))
     require_unseen(file, val, data, "val")
     require_unseen(file, test, data, "test")
     target, table = calibration_file(file), calibration_table(file)

@@ -132,13 +132,14 @@ def require_scored(split: str) -> None:
         raise InputError("--split", rule="test or val", got=split, cure="ask for test or val")
 
 
-def evaluated_cases(run: Path, data: DataSet, split: str) -> tuple[Case, ...]:
+def evaluated_cases(run: Path, data: DataSet, split: str, *, required: bool = True) -> tuple[Case, ...]:
     """The labelled cases of one list of a run's own split.
 
     Args:
         run: Run folder with `split.json`.
         data: The data set that the run was trained on.
         split: `test` or `val`.
+        required: Whether there must be one.
 
     Returns:
         The cases to score.
@@ -158,7 +159,7 @@ def evaluated_cases(run: Path, data: DataSet, split: str) -> tuple[Case, ...]:
         )
     stored = load_split(file, data)
     cases = stored.test if split == "test" else stored.val
-    if not cases:
+    if required and not cases:
         raise InputError(
             f"{split} list of {file}",
             rule="at least one case",

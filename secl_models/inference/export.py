@@ -83,7 +83,7 @@ def export(
     """
     require_packages()
     model = load_model(checkpoint)
-    views, parts = flip_axes(flips, model), parts_to_keep(largest_component, model)
+    views, parts, out = flip_axes(flips, model), parts_to_keep(largest_component, model), out.resolve()
     spacing_from = model.config.data.spacing_from if spacing_from == AUTO else spacing_from
     _require_free(out, overwrite)
     traced = trace(model, checkpoint)
@@ -145,7 +145,10 @@ def surroundings(
 
 
 def _require_free(out: Path, overwrite: bool) -> None:
-    """A folder that is new or empty, or of an earlier export that is to be replaced."""
+    """A folder that is new or empty, or of an earlier export that is to be replaced; nobody stands in it."""
+    if out == Path.cwd():
+        rule, cure = "a folder that the export takes the place of", "name one inside it, such as --out model"
+        raise InputError(out, rule=rule, got="the folder that this was called in", cure=cure)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     rule, cure = "a new or empty folder", "name another --out"

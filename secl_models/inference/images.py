@@ -214,7 +214,10 @@ def _dicom_case(folder: Path, headers: Sequence[Header], series: str | None) -> 
 def _tell_of_foreign(source: Path, cases: Sequence[Case]) -> None:
     left = foreign_files(source, (image for case in cases for image in case.image))
     slices = [path for path in left if path.is_file() and is_dicom(path)]
-    others = [path for path in left if path not in slices]
+    folders = [path for path in left if path.is_dir()]
+    others = [path for path in left if path not in (*slices, *folders)]
+    if folders:
+        _tell_unread(folders, "name one of them", "folders")
     if slices:
         _tell_unread(slices, "name a folder that holds DICOM alone", "DICOM files")
     if others:
@@ -231,7 +234,10 @@ def _without_labels(files: Sequence[Path]) -> list[Path]:
     """Those that are not named as the label of an image beside them; these are told."""
     stems = {file_stem(file) for file in files}
     named = {file: found["image"] for file in files if (found := _LABEL.fullmatch(file_stem(file)))}
-    labels = [file for file, image in named.items() if not stems.isdisjoint((image, f"{image}_0000"))]
+    plain = stems - {file_stem(file) for file in named}
+    labels = [
+        file for file, image in named.items() if image in stems or any(stem.startswith(f"{image}_") for stem in plain)
+    ]
     if labels:
         _tell_unread(labels, "name each by itself", "files named as the label of an image beside them")
     return [file for file in files if file not in labels]

@@ -6,10 +6,12 @@ Needs onnxruntime, numpy, scipy and nibabel alone. Channels are one 4-D file, or
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import sys
+import zlib
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -79,10 +81,11 @@ def read(sources: Sequence[Path], model: dict[str, Any]) -> tuple[Any, Any, Any]
     stored = (pixdim > 0) & (np.arange(3) < images[0].ndim)
     unlike = stored & (np.abs(sides - pixdim) > 0.01 * np.minimum(sides, pixdim))
     require(model["spacing_from"] != "auto" or not unlike.any(), f"sides {sides} of the affine, {pixdim} of pixdim")
-    forms = [header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]]
-    if model["spacing_from"] == "auto" and all(form is not None for form in forms):
-        axes = [form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in forms]
-        require(bool((np.sum(axes[0] * axes[1], 0) >= 0.7).all()), "sform and qform run in different directions")
+    if model["spacing_from"] == "auto" and header["sform_code"] > 0 and header["qform_code"] > 0:
+        with contextlib.suppress(ValueError):  # no quaternion: the sform counts
+            forms = (form[:3, :3] for form in (header.get_sform(), header.get_qform()))
+            axes = [form / np.linalg.norm(form, axis=0) for form in forms]
+            require(bool((np.sum(axes[0] * axes[1], 0) >= 0.7).all()), "sform and qform run in different directions")
     return images[0], values, pixdim if model["spacing_from"] == "pixdim" else sides
 
 
@@ -171,6 +174,7 @@ def write(label: Any, image: Any, target: Path) -> None:
     for name in ("descrip", "aux_file", "intent_code", "cal_max", "cal_min"):
         header[name] = header.default_structarr()[name]
     partial = target.with_name(f".{os.getpid()}.{target.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         nifti.save(type(image)(label, image.affine, header), partial)
         os.replace(partial, target)
@@ -180,4 +184,7 @@ def write(label: Any, image: Any, target: Path) -> None:
 
 if __name__ == "__main__":
     require(len(sys.argv) > 3, "python run.py model_folder in.nii.gz [second_channel.nii.gz ...] out.nii.gz")
-    segment(Path(sys.argv[1]), list(map(Path, sys.argv[2:-1])), Path(sys.argv[-1]))
+    try:
+        segment(Path(sys.argv[1]), list(map(Path, sys.argv[2:-1])), Path(sys.argv[-1]))
+    except (OSError, EOFError, zlib.error, nifti.filebasedimages.ImageFileError) as error:
+        sys.exit(f"run.py: {error}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from secl_models.data.tables import read_table
 from secl_models.inference.calibrations import Expected, calibration_table, load_calibration
 from secl_models.inference.palette import COLOURS
 from secl_models.inference.reliability import Reliability
+from secl_models.options.errors import InputError
+from secl_models.options.events import tell
 from secl_models.report.elements import chart, legend
 from secl_models.report.pictures import diagonal_chart
 
@@ -22,13 +25,18 @@ def calibration_charts(checkpoint: Path, names: Sequence[str]) -> list[dict[str,
         checkpoint: A checkpoint file or a run folder.
         names: Structures in the order of the class index.
     """
-    found = load_calibration(checkpoint)
+    try:
+        found = load_calibration(checkpoint)
+    except InputError as error:  # the run went on after it was calibrated
+        tell("note", f"Left out of the report: {error}", level=logging.WARNING)
+        return []
     if found is None:
         return []
-    before, after = found.test.before, found.test.after
+    part, whose = (found.test, "test") if found.test.cases else (found.val, "validation")
+    before, after = part.before, part.after
     lines = {"as trained": _points(before), f"temperature {found.temperature:.2f}": _points(after)}
     text = (
-        f"Voxels near the structures of {found.test.cases} test cases: {100 * before.error:.1f} % off the diagonal "
+        f"Voxels near the structures of {part.cases} {whose} cases: {100 * before.error:.1f} % off the diagonal "
         f"as trained, {100 * after.error:.1f} % with the temperature of the validation cases."
     )
     limits = (0.0, 100.0)

@@ -30,6 +30,7 @@ WIDTH = 5.2  # inches; letters of 12 points then stay readable on a phone
 _INK = "#010203"  # stands for the colour of the page's text until the SVG is written
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may hold dollars
     "font.size": 12,
     "text.color": _INK,
     "axes.labelcolor": _INK,

@@ -28,6 +28,7 @@ METHOD_COLOURS = dict(zip(METHODS, (GREY, *(COLOURS[place] for place in _PLACES)
 PURE_LABELS = short_name(BASELINE)
 COLUMNS = 3  # panels side by side that a README shows at a readable size
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a name may hold dollars
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

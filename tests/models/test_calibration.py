@@ -27,7 +27,7 @@ from secl_models.inference.calibrations import (
     calibration_table,
     load_calibration,
 )
-from secl_models.inference.evaluate import evaluated_cases
+from secl_models.inference.evaluate import evaluate, evaluated_cases
 from secl_models.inference.metrics import structure_names
 from secl_models.inference.reliability import (
     BINS,
@@ -42,6 +42,7 @@ from secl_models.inference.reliability import (
 from secl_models.inference.windows import predict_volume
 from secl_models.method.checkpoint import load_model
 from secl_models.options.errors import InputError
+from secl_models.report.calibration_charts import calibration_charts
 from secl_models.report.page import write_report
 from tests.models.runs import TinyRun, tiny_run
 
@@ -212,6 +213,32 @@ def test_a_calibration_of_another_checkpoint_is_refused(run: TinyRun) -> None:
         load_calibration(run.folder)
     file.unlink()
     assert load_calibration(run.folder) is None
+
+
+def test_the_report_of_a_run_that_went_on_leaves_its_calibration_out(
+    run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrate(run.folder, run.data, device=CPU)
+    evaluate(run.folder, run.data, progress=False)
+    file = calibration_file(run.folder)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"checkpoint": "0" * 64}))
+    write_report([run.folder], run.data, tmp_path / "report.html")
+    assert "How far to believe" not in (tmp_path / "report.html").read_text()
+    assert "the calibration of this checkpoint; got that of another. Cure: calibrate again" in caplog.text
+
+
+def test_a_run_without_test_patients_is_calibrated(run: TinyRun, tmp_path: Path) -> None:
+    whole, _ = calibrate(run.folder, run.data, device=CPU)
+    evaluate(run.folder, run.data, progress=False)
+    file = run.folder / "split.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"test": []}))
+    found, _ = calibrate(run.folder, run.data, device=CPU)
+    assert (found.temperature, found.val) == (whole.temperature, whole.val)
+    assert (found.test.cases, found.correlation, found.dice_error) == (0, None, None)
+    answer = CliRunner().invoke(app, ["calibrate", "--checkpoint", str(run.folder), "--data", str(run.data.root)])
+    assert "No test case: no calibration error" in answer.output
+    (sure,) = calibration_charts(run.folder, ["a"])
+    assert f"Voxels near the structures of {whole.val.cases} validation cases" in sure["text"]
 
 
 def test_a_file_of_somebody_else_stays(run: TinyRun) -> None:

@@ -96,6 +96,17 @@ def test_labels_that_are_images_by_content(tmp_path: Path) -> None:
     assert fault.got.startswith("156 values in this file")
 
 
+def test_labels_that_hold_nothing(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    for file in (tmp_path / "labelsTr").iterdir():
+        write_nifti(file, 0 * label_array())
+    table = write_table(tmp_path, [f"imagesTr/c_{n}.nii.gz,labelsTr/c_{n}.nii.gz,p{n}," for n in range(3)])
+    with pytest.raises(
+        InputError, match=r"c_0\.nii\.gz: labels hold structures.*; got 0 alone in this one and 2 others"
+    ):
+        read_data_set(table)
+
+
 def test_structures_are_counted_against_the_bound(tmp_path: Path) -> None:
     root = write_set(tmp_path)
     many = np.kron(np.arange(1, 129, dtype=np.int16).reshape(16, 8, 1), np.ones((4, 4, 1), np.int16))

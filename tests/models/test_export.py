@@ -29,6 +29,7 @@ from secl_models.method.networks import TappedModule
 from secl_models.options.errors import InputError, WriteError
 from secl_models.options.schema import NetworkConfig
 from tests.budget import SAME_CLASS
+from tests.models.files import edit
 from tests.models.runs import tiny_run
 from tests.models.untrained import DEEP, FLAT, blobs, untrained, write_nifti
 
@@ -204,6 +205,33 @@ def test_the_runner_refuses_channels_that_lie_apart(deep: Model, tmp_path: Path)
     assert not (tmp_path / "found.nii.gz").exists()
 
 
+def test_a_qform_that_is_no_rotation_counts_as_little_as_for_predict(flat: Model, tmp_path: Path) -> None:
+    scan = write_nifti(tmp_path / "scan.nii.gz", blobs((20, 18, 3)), OBLIQUE)
+    edit(scan, qform_code=1, sform_code=1, quatern_b=0.9, quatern_c=0.9, quatern_d=0.9)
+    assert _agreement(flat, scan) >= SAME_CLASS
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "short"])
+def test_the_runner_names_a_file_that_cannot_be_read(flat: Model, fault: str, tmp_path: Path) -> None:
+    scan = tmp_path / "scan.nii.gz"
+    if fault != "missing":
+        whole = write_nifti(scan, blobs((20, 18, 3)), OBLIQUE).read_bytes()
+        scan.write_bytes(b"" if fault == "empty" else whole[:200])
+    found = tmp_path / "new" / "found.nii.gz"
+    command = [sys.executable, "-I", "-c", ALONE, flat.exported / "run.py", flat.exported, scan, found]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("run.py: ")
+    assert "Traceback" not in done.stderr
+    assert not found.parent.exists()
+
+
+def test_the_runner_makes_the_folder_of_its_output(flat: Model, tmp_path: Path) -> None:
+    scan = write_nifti(tmp_path / "scan.nii.gz", blobs((20, 18, 3)), OBLIQUE)
+    runner.segment(flat.exported, [scan], tmp_path / "new" / "found.nii.gz")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["found.nii.gz"]
+
+
 class _Choosing(nn.Module):
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -289,6 +317,20 @@ def test_only_an_earlier_export_is_replaced(quick: None, tmp_path: Path) -> None
     with pytest.raises(InputError, match="got a file"):
         export(run, tmp_path / "file")
     assert (run / "last.pt").read_bytes() == before
+
+
+def test_the_folder_that_one_stands_in_is_refused_and_a_link_followed(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, here = untrained(tmp_path / "run"), tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "link").symlink_to(here)
+    with monkeypatch.context() as inside:
+        inside.chdir(here)
+        with pytest.raises(InputError, match=r"got the folder that this was called in\. Cure: name one inside it"):
+            export(run, Path())
+    assert export(run, tmp_path / "link").folder == here
+    assert (here / "run.py").is_file()
 
 
 def test_a_full_disk_leaves_what_was_there(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

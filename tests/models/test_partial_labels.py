@@ -78,6 +78,14 @@ def test_dataset_json_says_what_a_label_shows(folder: Path) -> None:
     assert "left out of 8 labels: myocardium of 4" in CliRunner().invoke(app, ["check", "--data", str(folder)]).output
 
 
+def test_the_other_spelling_says_the_same(folder: Path, tmp_path: Path) -> None:
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / name).symlink_to(folder / name)
+    about = json.loads((folder / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(about | {"labelled": about.pop("labeled")}))
+    assert left_out(read_data_set(tmp_path)) == left_out(read_data_set(folder))
+
+
 @pytest.mark.parametrize(
     ("said", "rule", "got"),
     [

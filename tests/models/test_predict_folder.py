@@ -71,6 +71,21 @@ def test_labels_beside_the_images_are_left_out_aloud(
     ) in caplog.messages
 
 
+def test_a_label_beside_the_sequences_of_its_patient_is_left_out(
+    run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = _images(run, tmp_path)
+    for old, new in (("scan_0", "p_1_t1"), ("scan_1", "p_1_t2"), ("scan_2", "p_1_seg")):
+        (images / f"{old}.nii.gz").rename(images / f"{new}.nii.gz")
+    for name in ("q_gt", "q_mask"):  # of no image
+        shutil.copy(images / "p_1_t1.nii.gz", images / f"{name}.nii.gz")
+    found = predict(run.folder, images, tmp_path / "out")
+    assert [file.name for file in found.written] == [
+        f"{name}.nii.gz" for name in ("p_1_t1", "p_1_t2", "q_gt", "q_mask")
+    ]
+    assert "Not read, 1 files named as the label of an image beside them: p_1_seg.nii.gz." in caplog.text
+
+
 def test_what_was_drawn_by_hand_where_an_image_failed_is_not_overwritten(run: TinyRun, tmp_path: Path) -> None:
     images, out = _images(run, tmp_path), tmp_path / "out"
     good = (images / "scan_1.nii.gz").read_bytes()

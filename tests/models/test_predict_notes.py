@@ -30,6 +30,14 @@ def test_images_of_other_formats_beside_those_that_are_read_are_named(
     assert warning.startswith("Not read, 2 files of other formats: b.mha, c.nrrd. To segment them, convert it, as by ")
 
 
+def test_a_folder_beside_the_images_is_named_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = untrained(tmp_path / "run", *FLAT)
+    for name in ("in/a.nii.gz", "in/more/b.nii.gz"):
+        write_nifti(tmp_path / name, image_array(shape=(16, 24, 2)))
+    assert len(predict(run, tmp_path / "in", tmp_path / "out", device="cpu").written) == 1
+    assert warnings(caplog) == ["Not read, 1 folders: more. To segment them, name one of them."]
+
+
 def test_an_image_that_cannot_be_turned_to_those_of_the_training_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

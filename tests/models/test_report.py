@@ -7,6 +7,7 @@ import base64
 import csv
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -143,11 +144,12 @@ def _charts() -> list[str]:
     return [
         line_chart({"loss": [(0, 1.0), (1, 0.5)], "empty": []}, x="step", y="loss"),
         patient_chart([CaseScores("p", "c", scores)], ["<a & b>"]),
+        patient_chart([CaseScores("p", "c", (replace(scores[0], structure="T $_$ x"),))], ["T $_$ x"]),
         plane_chart(points, np.arange(20) % 2, ["a"]),
     ]
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_charts_are_well_formed_follow_the_page_and_repeat(number: int) -> None:
     svg = _charts()[number]
     root = ElementTree.fromstring(svg)

@@ -89,11 +89,12 @@ def test_every_file_is_read_once_and_no_volume_is_held_in_vain(
     assert held == [(*split.labeled, *unlabeled, *split.val), split.val]
 
 
+@pytest.mark.parametrize("limit", [["--max-steps", "5"], ["--max-steps=5"]])
 def test_max_steps_says_how_to_go_on_and_that_works(
-    toy: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limit: list[str], toy: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    status, said, profile = call(toy, out, monkeypatch, "--max-steps", "5", "--profile", "--seed", "3")
+    status, said, profile = call(toy, out, monkeypatch, *limit, "--profile", "--seed", "3")
     assert status == 0
     command = f"secl train --data {toy.root} --preset {tmp_path}/toy.yaml --out {out} --profile --seed 3 --resume"
     assert said.endswith(f"Stopped at step 5 of 8. Go on from the last checkpoint: {command}")
