@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
@@ -109,7 +108,7 @@ class ContrastSpec:
             raise TypeError(
                 "temperature must be a float or a one-element tensor; got " + type(self.temperature).__name__
             )
-        elif not 0 < self.temperature <= sys.float_info.max:
+        elif not 0 < self.temperature <= torch.finfo(torch.float64).max:
             raise ValueError(f"temperature must be finite and above 0; got {self.temperature}")
 
     @property

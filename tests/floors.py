@@ -18,6 +18,7 @@ FLOORS: dict[str, int] = {
     "secl_ops.tiles": 1,
     "secl_ops.replay": 0,
     "secl_ops.remembered": 0,
+    "secl_ops.first_order": 0,
     "secl_ops.engines": 0,
     "secl_ops.tapping": 1,
     "secl_ops.inputs": 1,
