@@ -34,7 +34,7 @@ class _Refusal(torch.autograd.Function):
 
 
 def remember(found: Found, arguments: Sequence[Any]) -> Found:
-    """What a function found, whose node now knows a way back to each source without its values.
+    """What a function found, whose node now knows a way back to each source, without the values that a graph forgets.
 
     Args:
         found: A tensor, or a tuple that begins with one.
@@ -44,7 +44,7 @@ def remember(found: Found, arguments: Sequence[Any]) -> Found:
     node = first.grad_fn if isinstance(first, Tensor) else None
     if node is not None:
         node.sources = [  # type: ignore[attr-defined]  # it is the context of the backward pass
-            value if value.ndim == 0 else value.index_select(0, _nowhere(value.device))
+            value if value.is_leaf or value.ndim == 0 else value.index_select(0, _nowhere(value.device))
             for value in arguments if isinstance(value, Tensor) and value.requires_grad
         ]  # fmt: skip
     return found
