@@ -14,12 +14,12 @@ from secl_models.inference.palette import COLOURS, GREY
 from secl_models.report.spread import Spread
 from secl_models.study.pictures import STYLE
 from tests.models.committed import RESULTS
-from tests.models.long_study import DIFFERENCES, Gains, differences
+from tests.models.long_study import Gains, differences
 
 PICTURE = RESULTS / "study" / "ingredients.png"
 PANELS = (("contrast", ("contrast on top of mixing", "contrast without mixing", "fewer whole images mixed")),
           ("mixing", ("mixing, equal steps", "mixing, equal time")))  # fmt: skip
-LIMITS = {"contrast": (-4.0, 4.0), "mixing": (-4.0, 20.0)}  # Dice points; intervals of two pairs reach further
+LIMITS = {"contrast": (-4.0, 4.0), "mixing": (-4.0, 24.0)}  # Dice points; intervals of two pairs reach further
 
 
 def ingredients_figure(found: Sequence[Gains]) -> Figure:
@@ -29,10 +29,9 @@ def ingredients_figure(found: Sequence[Gains]) -> Figure:
         found: The differences of every data set and number of labels.
     """
     settings = list(dict.fromkeys((each.data, each.labeled) for each in found))
-    heights = [len(DIFFERENCES)] * len(settings)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.0 + 1.4 * len(settings)), layout="constrained")
-        panels = figure.subplots(len(settings), len(PANELS), squeeze=False, height_ratios=heights, width_ratios=(3, 2))
+        panels = figure.subplots(len(settings), len(PANELS), squeeze=False, width_ratios=(3, 2))
         for line, (data, labeled) in zip(panels, settings, strict=True):
             for axes, (name, ingredients) in zip(line, PANELS, strict=True):
                 own = {each.name: each.values for each in found if (each.data, each.labeled) == (data, labeled)}
@@ -56,7 +55,7 @@ def _forest(axes: Axes, lines: Sequence[tuple[str, Sequence[float]]], limits: tu
         axes.plot([spread.mean] * 2, [place - 0.25, place + 0.25], color="black", linewidth=1.5, zorder=3)
         axes.scatter(values, [place] * len(values), s=14, color=shade, zorder=4, linewidth=0)
         axes.annotate(
-            f"n = {spread.count}", (1.0, place - 0.1), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+            f"n = {spread.count}", (1.0, place - 0.2), xycoords=("axes fraction", "data"), ha="right", va="bottom",
             color=GREY, fontsize=8,
         )  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
