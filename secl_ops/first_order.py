@@ -8,7 +8,7 @@ and a gradient penalty vanishes, without a word.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
@@ -44,15 +44,10 @@ def remember(found: Found, arguments: Sequence[Any]) -> Found:
     node = first.grad_fn if isinstance(first, Tensor) else None
     if node is not None:
         node.sources = [  # type: ignore[attr-defined]  # it is the context of the backward pass
-            value if value.is_leaf or value.ndim == 0 else value.index_select(0, _nowhere(value.device))
+            value if value.is_leaf or value.ndim == 0 else value.index_select(0, value.new_empty(0, dtype=torch.int64))
             for value in arguments if isinstance(value, Tensor) and value.requires_grad
         ]  # fmt: skip
     return found
-
-
-@cache
-def _nowhere(device: torch.device) -> Tensor:
-    return torch.empty(0, dtype=torch.int64, device=device)
 
 
 def first_order(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:

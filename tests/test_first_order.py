@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import secl_ops
 from tests.cases import labels, rows
@@ -123,6 +124,16 @@ def test_a_first_derivative_with_a_graph_is_that_without(backend: str, device: s
         assert leaf.grad is not None
         found.append(leaf.grad.detach())
     assert torch.equal(*found)
+
+
+def test_fake_tensors_leave_nothing_behind() -> None:
+    place = torch.arange(4)
+    with FakeTensorMode() as mode:
+        features = mode.from_tensor(torch.randn(1, 8, 12, 12)).requires_grad_()
+        secl_ops.gather_pixels(2 * features, mode.from_tensor(place), backend="reference").sum().backward()
+    real = torch.randn(1, 8, 12, 12, requires_grad=True)
+    secl_ops.gather_pixels(2 * real, place, backend="reference").sum().backward()
+    assert real.grad is not None
 
 
 def test_the_way_back_to_a_source_keeps_none_of_its_values() -> None:

@@ -146,7 +146,7 @@ def evaluated_cases(run: Path, data: DataSet, split: str, *, required: bool = Tr
 
     Raises:
         InputError: If `split` is another word, the stored split is missing or breaks a rule of `load_split`
-            (a patient in two parts, a case without label), or the list is empty.
+            (a patient in two parts, a case without label), or the list is empty and must not be.
     """
     require_scored(split)
     file = run / "split.json"
