@@ -60,8 +60,8 @@ _TESTS = tuple(
 LATER = tuple(
     f"tests/test_{name}.py"
     for name in (
-        "compat_contrastiveseg", "compat_metric_learning", "compat_published", "compat_views", "sigmoid_rules",
-        "surroundings",
+        "compat_contrastiveseg", "compat_metric_learning", "compat_published", "compat_views", "first_order",
+        "sigmoid_rules", "surroundings",
     )
 )  # fmt: skip
 """Tests that also take a device, of thin layers over what the stages run: `make test-gpu` has them."""
