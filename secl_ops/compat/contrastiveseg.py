@@ -156,9 +156,11 @@ class RegionPixelQueue(nn.Module):
         spec.check_map("feats", feats)
         labels = _of_map(labels, feats)
         known = (labels != self.ignore_label) & (labels >= 0) & (labels < self.num_classes)
-        classes = torch.arange(self.num_classes, device=labels.device)
-        for image, classes_of in zip(feats.flatten(2), torch.where(known, labels, -1).flatten(1), strict=True):
-            means, count = class_means(image.T.float(), classes_of, self.num_classes)
+        images = zip(feats.flatten(2).float(), torch.where(known, labels, -1).flatten(1), strict=True)
+        regions = [class_means(image.T, own, self.num_classes) for image, own in images]
+        if regions:
+            means, count = map(torch.cat, zip(*regions, strict=True))
+            classes = torch.arange(self.num_classes, device=labels.device).repeat(len(regions))
             self.regions.enqueue(nn.functional.normalize(means, dim=1), torch.where(count > 0, classes, -1))
         sample = sample_pixels(
             labels, self.pixels, num_classes=self.num_classes, ignore_index=self.ignore_label, eligible=known,
