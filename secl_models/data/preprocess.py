@@ -210,13 +210,14 @@ def _resample_linear(values: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunConfig:
-    """Settle from the labelled volumes what the configuration left open, so that its echo is complete.
+    """Settle from the method and the labelled volumes what the configuration left open, so that its echo is complete.
 
     An empty `orientation` becomes that of most labelled volumes. `normalize` "auto" becomes "window" for
     CT (percentiles of the labelled structures when no window is given), "slice" where the files are single slices,
     else "volume". An empty spacing becomes the median, or None where files store none. An empty patch of slices becomes
     the largest grid, of volumes the median one, rounded up to the network's stride, at most `LARGEST_PATCH`. Where both
-    are empty, slices that are larger than that are resampled to about `COARSE` voxels on their longer axis.
+    are empty, slices that are larger than that are resampled to about `COARSE` voxels on their longer axis. The
+    contrast gets the weight and the way to draw anchors that suit the method.
 
     Args:
         config: As loaded.
@@ -244,7 +245,9 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
         largest = grids.max(0) if options.dims == 2 else np.median(grids, axis=0)
         blocks = np.ceil(largest / stride).astype(int)
         options = replace(options, patch=tuple(int(min(cap, max(2, count) * stride)) for count in blocks))
-    return replace(config, data=options)
+    method, contrast = config.train.method, config.contrast
+    contrast = replace(contrast, weight=contrast.weight_of(method), strategy=contrast.strategy_of(method))
+    return replace(config, data=options, contrast=contrast)
 
 
 def _grids(options: DataConfig, labeled: Sequence[Volume]) -> npt.NDArray[np.int64]:

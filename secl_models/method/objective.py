@@ -50,11 +50,13 @@ class Objective(nn.Module):
         self.contrast: ContrastConfig = config.contrast
         self.seed = config.seed
         self.classes = classes + 1
-        self.names = METHODS[config.train.method].terms
+        method = config.train.method
+        self.names = METHODS[method].terms
+        self.strategy, weight = config.contrast.strategy_of(method), config.contrast.weight_of(method)
         self.weights = {
             "consistency": config.train.consistency,
-            "region": config.contrast.weight,
-            "anatomical": config.contrast.weight,
+            "region": weight,
+            "anatomical": weight,
             "mixed": config.mix.weight,
             "prototype": 1.0,  # its two parts have weights of their own
             "centroid": config.centroid.weight,
@@ -196,7 +198,7 @@ class Objective(nn.Module):
             options = self.contrast
             loss: Tensor = secl_ops.pixel_contrast(
                 ours, labels[0], theirs, labels[1], per_class=options.per_class, num_classes=self.classes, seed=seed,
-                key_seed=key_seed, ignore_index=IGNORED, scores=scores, strategy=options.strategy, head=head,
+                key_seed=key_seed, ignore_index=IGNORED, scores=scores, strategy=self.strategy, head=head,
                 key_head=key_head, queue=queue, temperature=options.temperature, denominator=options.denominator,
                 backend=options.backend,
             )  # fmt: skip
@@ -218,7 +220,7 @@ class Objective(nn.Module):
 
     def _scores(self, label: Tensor, context: StepContext) -> Tensor | None:
         """For strategy "hard", the student's probability of each label [B, *spatial]."""
-        if self.contrast.strategy != "hard":
+        if self.strategy != "hard":
             return None
         probability = context.student.logits.detach().float().softmax(1)
         small = functional.interpolate(probability, tuple(label.shape[1:]), mode="nearest-exact")
@@ -232,7 +234,7 @@ class Objective(nn.Module):
         self, batch: JoinedBatch, features: Tensor, label: Tensor, seed: int, scores: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rows and labels of the pixels that a draw from the joined batch gives to the images of this process."""
-        strategy = "uniform" if self.contrast.strategy == "hard" and scores is None else self.contrast.strategy
+        strategy = "uniform" if self.strategy == "hard" and scores is None else self.strategy
         sample = batch.sample(label, self.contrast.per_class, self.classes, seed, strategy=strategy, scores=scores)
         return secl_ops.gather_pixels(features, sample.index, unique=True), sample.label
 

@@ -41,11 +41,15 @@ class Method:
 
     Attributes:
         terms: Of `method.objective.Objective`, beside the supervised loss.
+        strategy: How anchors are drawn where `contrast.strategy` is "auto".
+        weight: Of the contrastive terms where `contrast.weight` is null.
         short: For where few columns are left; None: the name.
         studied: Whether `secl study` runs it where no methods are named.
     """
 
     terms: tuple[str, ...] = ()
+    strategy: str = "uniform"
+    weight: float = 0.02
     short: str | None = None
     studied: bool = True
 
@@ -87,10 +91,10 @@ METHODS: Mapping[str, Method] = {
     BASELINE: Method(short="labels only"),
     "mean-teacher": Method(("consistency",)),
     "copy-paste": Method(("mixed",)),
-    "secl-region": Method(("region",), "region", studied=False),
-    "secl-anatomical": Method(("anatomical",), "anatomical", studied=False),
+    "secl-region": Method(("region",), short="region", studied=False),
+    "secl-anatomical": Method(("anatomical",), short="anatomical", studied=False),
     "secl": Method(("region", "anatomical")),
-    DEFAULT: Method(("mixed", "anatomical")),
+    DEFAULT: Method(("mixed", "anatomical"), strategy="hard", weight=0.1),
     "mixed-region": Method(("mixed", "region"), studied=False),
     "prototypes": Method(("mixed", "prototype"), studied=False),
     "centroids": Method(("mixed", "centroid"), studied=False),

@@ -139,11 +139,11 @@ class NetworkConfig:
 class ContrastConfig:
     """The contrastive term (Zhao et al. 2021 and Chaitanya et al. 2020 name the defaults)."""
 
-    weight: float = 0.02  # of the region-aware and of the anatomical-aware term
+    weight: float | None = None  # of the region-aware and of the anatomical-aware term; null: what suits the method
     temperature: float = 0.1
     denominator: str = "negatives"
     per_class: int = 32  # pixels per class and image
-    strategy: str = "uniform"
+    strategy: str = "auto"  # how anchors are drawn; auto: what suits the method
     confidence: float = 0.95  # teacher probability above which an unlabelled pixel may be drawn
     queue: int = 256  # rows kept per class
     grid: tuple[int, ...] = (4, 4)  # region-aware: cells of the map
@@ -151,16 +151,25 @@ class ContrastConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        require_range("contrast.weight", self.weight, 0, math.inf)
+        if self.weight is not None:
+            require_range("contrast.weight", self.weight, 0, math.inf)
         require_positive("contrast.temperature", self.temperature, 0.1)
         require_choice("contrast.denominator", self.denominator, DENOMINATORS)
         require_range("contrast.per_class", self.per_class, 1, math.inf)
-        require_choice("contrast.strategy", self.strategy, STRATEGIES)
+        require_choice("contrast.strategy", self.strategy, ("auto", *STRATEGIES))
         require_range("contrast.confidence", self.confidence, 0, 1)
         require_range("contrast.queue", self.queue, 0, math.inf)
         require_axes("contrast.grid", self.grid, len(self.grid))
         require_range("contrast.partitions", self.partitions, 1, math.inf)
         require_choice("contrast.backend", self.backend, BACKENDS)
+
+    def weight_of(self, method: str) -> float:
+        """The weight under a method."""
+        return METHODS[method].weight if self.weight is None else self.weight
+
+    def strategy_of(self, method: str) -> str:
+        """How anchors are drawn under a method."""
+        return METHODS[method].strategy if self.strategy == "auto" else self.strategy
 
 
 @dataclass(frozen=True)

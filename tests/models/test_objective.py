@@ -294,6 +294,18 @@ def test_the_way_of_several_processes_is_pixel_contrast(method: str, options: di
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("method", "strategy", "weight"), [("secl+", "hard", 0.1), ("secl-anatomical", "uniform", 0.02)]
+)
+def test_what_an_option_leaves_open_is_what_suits_the_method(method: str, strategy: str, weight: float) -> None:
+    totals = []
+    for options in ({"strategy": "auto", "weight": None}, {"strategy": strategy, "weight": weight}):
+        objective, student, teacher = make(method, **options)
+        context = (mixed_context if method == "secl+" else make_context)(student, teacher)
+        totals.append(objective(context, student, teacher, 1.0)[0])
+    assert torch.equal(*totals)
+
+
 def test_without_truth_and_confidence_nothing_is_drawn() -> None:
     objective, student, teacher = make("secl-anatomical", confidence=1.0, queue=0)
     context = make_context(student, teacher)

@@ -16,7 +16,7 @@ from secl_models.data.layouts import read_data_set
 from secl_models.data.preprocess import Preprocess, resolve
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.options.errors import InputError
-from secl_models.options.schema import DataConfig, NetworkConfig, RunConfig
+from secl_models.options.schema import ContrastConfig, DataConfig, NetworkConfig, RunConfig, TrainConfig
 
 Floats = npt.NDArray[np.float32]
 ROUNDING = 1e-4  # voxels or standard deviations: float32 over some ten thousand terms errs far less
@@ -265,7 +265,8 @@ def test_resolve_gives_large_slices_without_spacing_one_size() -> None:
 
 
 def test_resolve_leaves_explicit_choices_alone() -> None:
-    config = RunConfig(data=DataConfig(spacing=(2.0, 2.0), patch=(64, 64), normalize="slice", orientation=None))
+    data = DataConfig(spacing=(2.0, 2.0), patch=(64, 64), normalize="slice", orientation=None)
+    config = RunConfig(data=data, contrast=ContrastConfig(weight=0.5, strategy="stratified"))
     assert resolve(config, data_of("CT"), [labelled((40, 40, 3), (1.0, 1.0, 1.0))]) == config
 
 
@@ -282,6 +283,16 @@ def test_resolve_takes_the_window_of_ct_from_the_labelled_structures() -> None:
     assert (mixed.normalize, mixed.window) == ("volume", None)
     given_window = RunConfig(data=DataConfig(window=(-5.0, 5.0)))
     assert resolve(given_window, data_of("unknown"), [volume]).data.normalize == "window"
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy", "weight"),
+    [("secl+", "hard", 0.1), ("secl", "uniform", 0.02), ("copy-paste", "uniform", 0.02)],
+)
+def test_resolve_gives_the_contrast_what_suits_the_method(method: str, strategy: str, weight: float) -> None:
+    config = RunConfig(train=TrainConfig(method=method))
+    chosen = resolve(config, data_of("MRI"), [labelled((40, 40, 3))])
+    assert chosen.contrast == ContrastConfig(strategy=strategy, weight=weight)
 
 
 def test_resolve_needs_a_labelled_volume() -> None:
