@@ -18,7 +18,8 @@ from secl_models.data.labels import class_type
 from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.volumes import Volume
 from secl_models.options.errors import InputError
-from secl_models.options.schema import DataConfig, RunConfig
+from secl_models.options.methods import METHODS
+from secl_models.options.schema import ContrastConfig, DataConfig, RunConfig
 
 ROBUST = (
     0.5,
@@ -217,7 +218,7 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
     else "volume". An empty spacing becomes the median, or None where files store none. An empty patch of slices becomes
     the largest grid, of volumes the median one, rounded up to the network's stride, at most `LARGEST_PATCH`. Where both
     are empty, slices that are larger than that are resampled to about `COARSE` voxels on their longer axis. The
-    contrast gets the weight and the way to draw anchors that suit the method.
+    contrast gets the weight and the way to draw anchors that suit the method, if it is one that contrasts.
 
     Args:
         config: As loaded.
@@ -245,9 +246,14 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
         largest = grids.max(0) if options.dims == 2 else np.median(grids, axis=0)
         blocks = np.ceil(largest / stride).astype(int)
         options = replace(options, patch=tuple(int(min(cap, max(2, count) * stride)) for count in blocks))
-    method, contrast = config.train.method, config.contrast
-    contrast = replace(contrast, weight=contrast.weight_of(method), strategy=contrast.strategy_of(method))
-    return replace(config, data=options, contrast=contrast)
+    return replace(config, data=options, contrast=_settled(config.contrast, config.train.method))
+
+
+def _settled(contrast: ContrastConfig, method: str) -> ContrastConfig:
+    """Open for a method that does not hear it: a later run by another, from the same echo, gets what suits that."""
+    if not METHODS[method].contrasts:
+        return contrast
+    return replace(contrast, weight=contrast.weight_of(method), strategy=contrast.strategy_of(method))
 
 
 def _grids(options: DataConfig, labeled: Sequence[Volume]) -> npt.NDArray[np.int64]:

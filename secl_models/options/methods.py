@@ -59,6 +59,11 @@ class Method:
         return bool(self.terms)
 
     @property
+    def contrasts(self) -> bool:
+        """Whether what `contrast` says is heard: rows of regions or of structures."""
+        return not {"region", "anatomical"}.isdisjoint(self.terms)
+
+    @property
     def mixes(self) -> bool:
         """Whether the student sees mixtures of labelled and unlabelled images."""
         return "mixed" in self.terms

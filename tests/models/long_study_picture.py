@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each ingredient of the long study gives, as a picture; `python -m tests.models.long_study_picture` draws it."""
+"""The pictures of the long study; `python -m tests.models.long_study_picture` draws them.
+
+What each ingredient gives, and the Dice score of validation patients against the minutes of training.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from matplotlib.figure import Figure
 from secl_models.data.files import whole_file
 from secl_models.inference.palette import COLOURS, GREY
 from secl_models.report.spread import Spread
-from secl_models.study.pictures import STYLE
+from secl_models.study.pictures import STYLE, accuracy_figure
 from tests.models.committed import RESULTS
-from tests.models.long_study import Gains, differences
+from tests.models.long_study import Gains, curves, differences
 
-PICTURE = RESULTS / "study" / "ingredients.png"
+INGREDIENTS, MINUTES = RESULTS / "study" / "ingredients.png", RESULTS / "study" / "minutes.png"
 PANELS = (("contrast", ("contrast on top of mixing", "contrast without mixing", "fewer whole images mixed")),
-          ("mixing", ("mixing, equal steps", "mixing, equal time")))  # fmt: skip
-LIMITS = {"contrast": (-4.0, 4.0), "mixing": (-4.0, 24.0)}  # Dice points; intervals of two pairs reach further
+          ("mixing", ("mixing, equal steps", "mixing, equal time", "both, equal steps", "both, equal time",
+                      "both, labels in patches")))  # fmt: skip
+LIMITS = {"contrast": (-4.0, 4.0), "mixing": (-4.0, 28.0)}  # Dice points; intervals of two pairs reach further
 
 
 def ingredients_figure(found: Sequence[Gains]) -> Figure:
@@ -66,9 +70,13 @@ def _forest(axes: Axes, lines: Sequence[tuple[str, Sequence[float]]], limits: tu
 
 
 def draw() -> None:
-    """Write the picture."""
-    with whole_file(PICTURE) as stream:
-        ingredients_figure(differences()).savefig(stream, format="png", dpi=150, metadata={"Software": None})
+    """Write the pictures."""
+    for file, figure in (
+        (INGREDIENTS, ingredients_figure(differences())),
+        (MINUTES, accuracy_figure(curves(), one_thread=True)),
+    ):
+        with whole_file(file) as stream:
+            figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from secl_models.study.table import as_markdown, paired
 from tests.models.committed import RESULTS, markdown, table
 from tests.models.long_study import differences_markdown as long_differences_markdown
 from tests.models.long_study import finals_markdown, tries_markdown
+from tests.models.long_study_goal import goal_markdown
 
 SETTINGS = {"ACDC, 1 patient": ("acdc", 1), "ACDC, 3 patients": ("acdc", 3), "hippocampus, 4 cases": ("hippocampus", 4)}
 OURS = "secl_ops native"
@@ -220,6 +221,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "long tries": tries_markdown,
     "long finals": finals_markdown,
     "long differences": long_differences_markdown,
+    "long goal": goal_markdown,
 }
 
 if __name__ == "__main__":

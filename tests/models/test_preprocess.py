@@ -287,9 +287,9 @@ def test_resolve_takes_the_window_of_ct_from_the_labelled_structures() -> None:
 
 @pytest.mark.parametrize(
     ("method", "strategy", "weight"),
-    [("secl+", "hard", 0.1), ("secl", "uniform", 0.02), ("copy-paste", "uniform", 0.02)],
+    [("secl+", "hard", 0.1), ("secl", "uniform", 0.02), ("copy-paste", "auto", None)],
 )
-def test_resolve_gives_the_contrast_what_suits_the_method(method: str, strategy: str, weight: float) -> None:
+def test_resolve_gives_the_contrast_what_suits_the_method(method: str, strategy: str, weight: float | None) -> None:
     config = RunConfig(train=TrainConfig(method=method))
     chosen = resolve(config, data_of("MRI"), [labelled((40, 40, 3))])
     assert chosen.contrast == ContrastConfig(strategy=strategy, weight=weight)

@@ -13,12 +13,14 @@ import pytest
 
 from secl_models.inference.suggest import DOUBT, TYPICAL
 from secl_models.options.methods import BASELINE
+from secl_models.report.spread import Spread
 from secl_models.study.labelling_rows import read_labelling
 from secl_models.study.labelling_table import compare
 from secl_models.study.rows import STEPS, TIME
 from tests.conftest import REPOSITORY
 from tests.models.committed import RESULTS, table
 from tests.models.long_study import differences, wanted
+from tests.models.long_study_goal import gained, told
 from tests.models.long_study_picture import ingredients_figure
 from tests.models.results import (
     SETTINGS,
@@ -37,6 +39,25 @@ REPORT = (RESULTS / "README.md").read_text(encoding="utf-8")
 def _means(method: str, other: str, budget: str = STEPS, checkpoint: str = "last") -> list[str]:
     found = [difference(place, method, other, budget, checkpoint) for place in SETTINGS.values()]
     return [signed(spread.mean).removeprefix("+") for spread in found]
+
+
+def _deciding() -> list[dict[str, Spread]]:
+    """What each ingredient gives on ACDC with three patients and on the hippocampus."""
+    found = gained()
+    return [found["acdc", 3], found["hippocampus", 4]]
+
+
+def _of_both(ingredient: str) -> list[str]:
+    """Such as `+1.1 ± 0.5 [+0.2, +1.9]`, of ACDC with three patients and of the hippocampus."""
+    return [told(found[ingredient]) for found in _deciding()]
+
+
+def _together() -> list[list[str]]:
+    """Points of mixing and contrast over labels only, at equal steps and at equal time, of each data set."""
+    return [
+        [signed(found[f"both, equal {spent}"].mean).removeprefix("+") for spent in ("steps", "time")]
+        for found in _deciding()
+    ]
 
 
 def _words(text: str) -> str:
@@ -78,19 +99,37 @@ def test_the_readme_tells_the_truth_about_contrast_in_its_third_line() -> None:
     """The gain over labels-only, then whose it is: nobody has to scroll for the second."""
     what, gain, truth = [line for line in README.splitlines()[1:] if line][:3]
     assert "contrastive" in what
-    (one, three, four), (one_time, three_time, four_time) = (
-        _means("secl+", BASELINE, spent) for spent in (STEPS, TIME)
-    )
-    assert f"{one} Dice points at equal steps and {one_time} at equal time" in gain
-    assert f"by {three} and {three_time} with three, and by {four} and {four_time} with four cases" in gain
-    assert "the mixing's, not the contrast's" in truth
-    added = [interval(difference(place, "secl+", "copy-paste")).partition(" [")[0] for place in SETTINGS.values()]
-    assert "{}, {} and {} points".format(*added) in truth
-    assert "gains {}, {} and {} at equal steps".format(*_means("secl", BASELINE)) in truth
+    (steps, time), (other_steps, other_time) = _together()
+    best = signed(gained()["acdc", 3]["both, labels in patches"].mean).removeprefix("+")
+    assert f"by {steps} Dice points at equal steps and {time} at equal time with three labelled patients" in gain
+    assert f"({best} where labels alone do best), and by {other_steps} and {other_time} with four cases" in gain
+    assert "Most of that is the mixing's" in truth
+    assert "contrast adds {} and {} points".format(*_of_both("contrast on top of mixing")) in truth
+    assert "it gives {} and {} over a mean teacher".format(*_of_both("contrast without mixing")) in truth
 
 
 def test_the_report_s_answer_is_that_of_its_tables() -> None:
     answer = _words(REPORT.partition("**Answer.**")[2].partition("###")[0])
+    on_acdc, on_hippocampus = _of_both("contrast on top of mixing")
+    assert f"adds {on_acdc} Dice points on ACDC and {on_hippocampus} on the hippocampus" in answer
+    assert "gives {} and {} over a mean teacher".format(*_of_both("contrast without mixing")) in answer
+    mixing = [each["mixing, equal steps"].text(sign=True) for each in _deciding()]
+    assert "Mixing gives most: {} and {} over labels only".format(*mixing) in answer
+    (steps, time), (other_steps, other_time) = _together()
+    assert f"give +{steps} and +{other_steps} at equal steps, +{time} and +{other_time} at equal time" in answer
+
+
+def test_the_ingredients_whose_intervals_leave_zero_out_are_those_that_are_said_to() -> None:
+    """README and answer call the contrast's gain on top of mixing above zero on both data sets."""
+    for found in _deciding():
+        low, _ = found["contrast on top of mixing"].interval() or (0.0, 0.0)
+        assert low > 0
+    without = [found["contrast without mixing"].interval() or (0.0, 0.0) for found in _deciding()]
+    assert [low > 0 for low, _ in without] == [False, True]
+
+
+def test_the_answer_of_the_first_study_is_that_of_its_tables() -> None:
+    answer = _words(REPORT.partition("**Its answer.**")[2].partition("###")[0])
     steps, time = _means("secl+", BASELINE), _means("secl+", BASELINE, TIME)
     assert f"gains {steps[0]} Dice points" in answer
     assert f"at equal steps and {time[0]} at equal time;" in answer
