@@ -32,7 +32,8 @@ def tap(model: nn.Module, name: str, *, pick: int | str | None = None) -> Tap:
     take the map after each. A pass under `no_grad` keeps its map too, as a teacher's. It works under
     `torch.compile(fullgraph=True)`, `DistributedDataParallel`, `fully_shard` and
     `torch.utils.checkpoint(use_reentrant=False)`; the model is tapped before it is wrapped or after, but a compiled one
-    before its first call.
+    before its first call. Compiled models of one class share their graphs, with or without a tap: where two of them
+    run, as student and peer, set `torch._dynamo.config.skip_nnmodule_hook_guards = False` before either is compiled.
 
     A map that a later layer changes in place is refused when it is taken; within a compiled graph that is not seen.
 
@@ -144,7 +145,8 @@ class Tap:
             return "each map is taken once, and its last one was; run the model again, or hold on to what the tap gave"
         return (
             "it has not run since it was tapped; call model(x) first, tap a compiled model before its first call "
-            "(its graph has no hook that came later), and call the submodule itself, not its .forward"
+            "(its graph has no hook that came later), set torch._dynamo.config.skip_nnmodule_hook_guards = False where "
+            "another compiled model of its class ran before, and call the submodule itself, not its .forward"
         )
 
 

@@ -83,8 +83,9 @@ def study(
     whole = [*lists.labeled, *lists.unlabeled, *lists.val, *lists.test]
     with progress_bar(f"checking {len(whole)} cases") as progress:
         require_sound(data_set, whole, progress)
+    names = tuple(case.name for case in data_set.cases)
     planned = [
-        Job(data, preset or config.preset, config.labeled, method, seed, overrides=options, split=split)
+        Job(data, preset or config.preset, config.labeled, method, seed, overrides=options, split=split, cases=names)
         for seed in _numbers(seeds)
         for method in _methods(methods)
     ]

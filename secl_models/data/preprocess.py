@@ -18,8 +18,7 @@ from secl_models.data.labels import class_type
 from secl_models.data.orientation import Turn, reference, turn_to
 from secl_models.data.volumes import Volume
 from secl_models.options.errors import InputError
-from secl_models.options.methods import METHODS
-from secl_models.options.schema import ContrastConfig, DataConfig, RunConfig
+from secl_models.options.schema import DataConfig, RunConfig
 
 ROBUST = (
     0.5,
@@ -246,14 +245,7 @@ def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunC
         largest = grids.max(0) if options.dims == 2 else np.median(grids, axis=0)
         blocks = np.ceil(largest / stride).astype(int)
         options = replace(options, patch=tuple(int(min(cap, max(2, count) * stride)) for count in blocks))
-    return replace(config, data=options, contrast=_settled(config.contrast, config.train.method))
-
-
-def _settled(contrast: ContrastConfig, method: str) -> ContrastConfig:
-    """Open for a method that does not hear it: a later run by another, from the same echo, gets what suits that."""
-    if not METHODS[method].contrasts:
-        return contrast
-    return replace(contrast, weight=contrast.weight_of(method), strategy=contrast.strategy_of(method))
+    return replace(config, data=options, contrast=config.contrast.settled(config.train.method))
 
 
 def _grids(options: DataConfig, labeled: Sequence[Volume]) -> npt.NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class ContrastConfig:
     temperature: float = 0.1
     denominator: str = "negatives"
     per_class: int = 32  # pixels per class and image
-    strategy: str = "auto"  # how anchors are drawn; auto: what suits the method
+    strategy: str = "auto"  # how anchors are drawn, half of them by "hard"; auto: what suits the method
     confidence: float = 0.95  # teacher probability above which an unlabelled pixel may be drawn
     queue: int = 256  # rows kept per class
     grid: tuple[int, ...] = (4, 4)  # region-aware: cells of the map
@@ -170,6 +170,12 @@ class ContrastConfig:
     def strategy_of(self, method: str) -> str:
         """How anchors are drawn under a method."""
         return METHODS[method].strategy if self.strategy == "auto" else self.strategy
+
+    def settled(self, method: str) -> ContrastConfig:
+        """With what is open as it suits a method; open still for one that does not hear it."""
+        if not METHODS[method].contrasts:
+            return self
+        return replace(self, weight=self.weight_of(method), strategy=self.strategy_of(method))
 
 
 @dataclass(frozen=True)
@@ -275,7 +281,8 @@ def preset_names() -> list[str]:
 def load_preset(name_or_path: str | Path, *, extending: tuple[str, ...] = ()) -> RunConfig:
     """Read a preset by name, or any yaml file by path, such as the `config.yaml` of a finished run.
 
-    A preset may name another one that it `extends`, and then holds only what differs.
+    A preset may name another one that it `extends`, and then holds only what differs. In the file of a finished run all
+    is settled: the contrast as suited its method, also for a run of another method from the same file.
 
     Args:
         name_or_path: The preset.

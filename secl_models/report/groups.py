@@ -11,8 +11,8 @@ from typing import Any
 from secl_models.data.splits import read_names
 from secl_models.inference.evaluations import Evaluation
 from secl_models.options.errors import InputError
-from secl_models.options.methods import BASELINE
-from secl_models.options.schema import RunConfig, load_preset, to_dict
+from secl_models.options.methods import BASELINE, METHODS
+from secl_models.options.schema import ContrastConfig, RunConfig, load_preset, to_dict
 from secl_models.report.pairing import Scored, Side
 from secl_models.report.runs import Run, read_run
 from secl_models.train.resuming import flat, movable
@@ -64,7 +64,17 @@ class Member:
         found: dict[str, Any] = flat(to_dict(self.config))
         if self.evaluation is not None:
             found[_STEPS] = self.steps  # scores of a run that was stopped are those of a shorter one
-        return {name: str(value) for name, value in found.items() if not movable(name) and name not in _FREE}
+        free = _FREE | self._of_the_method()
+        return {name: str(value) for name, value in found.items() if not movable(name) and name not in free}
+
+    def _of_the_method(self) -> set[str]:
+        """Options of the contrast that are as they suit the method, or that it does not hear."""
+        method, contrast = self.config.train.method, self.config.contrast
+        if not METHODS[method].contrasts:
+            return {"contrast.weight", "contrast.strategy"}
+        settled, own = contrast.settled(method), ContrastConfig().settled(method)
+        alike = {"weight": settled.weight == own.weight, "strategy": settled.strategy == own.strategy}
+        return {f"contrast.{name}" for name, same in alike.items() if same}
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,9 @@ def measure_cost(config: RunConfig, data: DataSet, split: Split, methods: Sequen
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     labeled, unlabeled = (load_volumes(data, part) for part in (split.labeled, split.unlabeled))
-    config = resolve(config, data, labeled)
-    learners = {
-        method: _learner(config, labeled, unlabeled, method, device, len(data.classes)) for method in methods
-    }  # fmt: skip
+    settled = {method: resolve(_listening(config, method), data, labeled) for method in methods}
+    classes = len(data.classes)
+    learners = {method: _learner(own, labeled, unlabeled, device, classes) for method, own in settled.items()}
     found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     for number in range(ROUNDS):
         for method, learner in learners.items():
@@ -89,12 +88,16 @@ def _milliseconds(stages: Stages) -> dict[str, float]:
     return {stage: 1e3 * spent / calls for stage, (spent, calls) in stages.seconds().items()}
 
 
+def _listening(config: RunConfig, method: str) -> RunConfig:
+    """The options of a method that listens to its teacher from the first step, whatever that is sure of."""
+    options = replace(config.train, method=method, warm_start=0.0)
+    return replace(config, train=options, contrast=replace(config.contrast, confidence=0.0))
+
+
 def _learner(
-    config: RunConfig, labeled: list[Volume], unlabeled: list[Volume], method: str, device: torch.device, classes: int
+    config: RunConfig, labeled: list[Volume], unlabeled: list[Volume], device: torch.device, classes: int
 ) -> Learner:
     processes = Processes()
-    options = replace(config.train, method=method, warm_start=0.0)
-    config = replace(config, train=options, contrast=replace(config.contrast, confidence=0.0))
     fabric = start_fabric(device, config.train.precision, processes.share)
     return make_learner(config, labeled, unlabeled, classes, device, fabric, processes)
 

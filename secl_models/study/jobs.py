@@ -11,7 +11,7 @@ from pathlib import Path
 from secl_models.options.methods import BASELINE
 from secl_models.options.schedules import warm_start_steps
 from secl_models.options.schema import RunConfig, load_preset, override, to_dict
-from secl_models.study.rows import STEPS, RunKey
+from secl_models.study.rows import STEPS, TIME, RunKey, in_order
 from secl_models.train.resuming import flat, movable, unheard_before_the_teacher
 
 
@@ -30,6 +30,8 @@ class Job:
         steps: Optimiser steps; None: the preset's.
         single: Use one thread, for runs side by side.
         split: The list that is scored: `test`, or `val` to choose settings by.
+        cases: Names of all cases of the data set.
+        against: The method whose seconds labels-only has, where the budget is `time`.
     """
 
     data: Path
@@ -42,6 +44,17 @@ class Job:
     steps: int | None = None
     single: bool = False
     split: str = "test"
+    cases: tuple[str, ...] = ()
+    against: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of what its scores follow from beside the key: all options as they suit the method, and the cases."""
+        config = self.config
+        settled = flat(to_dict(replace(config, contrast=config.contrast.settled(self.method))))
+        free = {"preset", *(("train.steps",) if self.budget == TIME else ())}  # by the clock, and so by chance
+        heard = {name: value for name, value in settled.items() if name not in free and not movable(name)}
+        return _digest([heard, sorted(self.cases)])
 
     @property
     def config(self) -> RunConfig:
@@ -54,7 +67,7 @@ class Job:
 
 def job_key(job: Job) -> RunKey:
     """What a finished row must share with a job to stand for it."""
-    options = " ".join((job.preset, *job.overrides))
+    options = in_order(" ".join((job.preset, *job.overrides)))
     return RunKey(job.data.resolve().name, job.labeled, job.method, job.budget, job.seed, options)
 
 

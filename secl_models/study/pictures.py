@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from secl_models.data.files import whole_file
 from secl_models.inference.palette import COLOURS, GREY, colour
 from secl_models.options.methods import BASELINE, METHODS, short_name
-from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure
+from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure, timed_against
 from secl_models.study.table import own_options, paired
 
 # Of more methods than colours the rare ones share theirs with the methods that nobody studies beside them.
@@ -87,10 +87,11 @@ def gain_figure(rows: Sequence[Row]) -> Figure | None:
 
 
 def _gains(axes: Axes, rows: Sequence[Row], budget: str) -> None:
-    baseline = [row for row in rows if (row.method, row.budget) == (BASELINE, budget)]
-    partner = {row.seed: row.dice for row in baseline}
+    labels_only = [row for row in rows if (row.method, row.budget) == (BASELINE, budget)]
     methods = _methods(rows)
     for place, method in enumerate(methods):
+        baseline = timed_against(labels_only, method) if budget == TIME else labels_only
+        partner = {row.seed: row.dice for row in baseline}
         own = [row for row in rows if row.method == method and row.budget == STEPS and row.seed in partner]
         spread = paired(own, baseline)
         if spread is None:
@@ -101,7 +102,7 @@ def _gains(axes: Axes, rows: Sequence[Row], budget: str) -> None:
         axes.annotate(
             f"{spread.mean:+.1f}", (1.0, place), xycoords=("axes fraction", "data"), ha="right", va="center"
         )  # fmt: skip
-    if not partner:
+    if not labels_only:
         axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center", color=GREY)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(methods)), methods)

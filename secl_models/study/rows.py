@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from secl_models.data.tables import read_table, write_table
 
@@ -47,6 +48,8 @@ class Row:
     structures: str  # "Anterior=78.1;Posterior=77.0"
     options: str  # preset and overrides
     split: str = "test"  # the list that was scored
+    against: str = ""  # the method whose seconds labels-only had, where the budget is time
+    digest: str = ""  # of all options and cases; empty in rows of earlier versions
 
     def __post_init__(self) -> None:
         _require_times(self.seconds, self.processor_seconds)
@@ -80,6 +83,16 @@ class Point:
     def key(self) -> RunKey:
         """The run that it belongs to."""
         return RunKey(self.data, self.labeled, self.method, self.budget, self.seed, self.options)
+
+
+Kind = TypeVar("Kind", Row, Point)
+
+
+def in_order(options: str) -> str:
+    """A preset and its overrides in the order of their names, the last of equal names alone."""
+    preset, *overrides = re.split(r"\s+(?=[\w.]+=)", options)  # a list may hold spaces
+    named = {part.partition("=")[0]: part for part in overrides}
+    return " ".join((preset, *(named[name] for name in sorted(named))))
 
 
 def by_structure(text: str) -> dict[str, float]:
@@ -116,6 +129,16 @@ def curves_file(study: Path) -> Path:
     return study.with_name(f"{study.stem}_curves.csv")
 
 
+def timed_against(rows: Iterable[Row], method: str) -> list[Row]:
+    """Those of labels-only that have the seconds of a method; rows of earlier versions do not say whose they have.
+
+    Args:
+        rows: Any of a study.
+        method: The other one.
+    """
+    return [row for row in rows if row.budget == TIME and row.against in ("", method)]
+
+
 def row_key(row: Row) -> RunKey:
     """The run that a row belongs to."""
     return RunKey(row.data, row.labeled, row.method, row.budget, row.seed, row.options)
@@ -133,7 +156,7 @@ def read_rows(file: Path) -> list[Row]:
     Raises:
         InputError: The columns or a value are not those of a study.
     """
-    return read_table(file, Row, "a study", "name another --csv")
+    return _ordered(read_table(file, Row, "a study", "name another --csv"))
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
@@ -155,7 +178,11 @@ def read_points(file: Path) -> list[Point]:
     Raises:
         InputError: The columns or a value are not those of curves.
     """
-    return read_table(file, Point, "curves", "remove or rename the file")
+    return _ordered(read_table(file, Point, "curves", "remove or rename the file"))
+
+
+def _ordered(items: list[Kind]) -> list[Kind]:
+    return [replace(item, options=in_order(item.options)) for item in items]
 
 
 def add_points(file: Path, points: Iterable[Point]) -> None:

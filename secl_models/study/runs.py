@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ from secl_models.data.layouts import read_data_set
 from secl_models.data.splits import make_split
 from secl_models.inference.evaluate import evaluate
 from secl_models.inference.metrics import MEAN
-from secl_models.method.checkpoint import LAST
+from secl_models.method.checkpoint import LAST, load
 from secl_models.options.errors import InputError
 from secl_models.options.events import choice, listen, tell
 from secl_models.options.methods import BASELINE
@@ -44,6 +45,7 @@ from secl_models.study.rows import (
     structure_cell,
     write_rows,
 )
+from secl_models.study.standing import require_own_rows
 from secl_models.train.run import train
 
 SHORTEST = 0.01  # seconds, to which those of a row are rounded
@@ -81,24 +83,18 @@ def run_study(
 
     Raises:
         InputError: A run was refused, as where its folder holds one of other options; rows of finished runs are kept.
-            Or the file holds scores of another list, or another study writes to the folder or file.
+            Or the file holds rows of another list, or of other options or cases, or another study writes to it.
     """
     if not jobs:
         raise InputError("--methods", rule="at least one method and one seed", got="none", cure="name some")
     jobs = [replace(job, single=workers > 1 or job.config.train.threads == 1) for job in jobs]
     with held(out, "secl study"), held(file.parent, "secl study", file=file.name):
-        _require_split(file, jobs[0].split)
+        require_own_rows(jobs, file)
         _run_all(jobs, out, file, workers, keep_runs, report)
-        _run_all(timed_jobs(jobs, read_rows(file)), out, file, workers, keep_runs, report)
+        timed = timed_jobs(jobs, read_rows(file))
+        require_own_rows(timed, file)
+        _run_all(timed, out, file, workers, keep_runs, report)
         return read_rows(file)
-
-
-def _require_split(file: Path, split: str) -> None:
-    """Refuse to put scores of one list beside those of another: they would be compared."""
-    others = {row.split for row in read_rows(file)} - {split}
-    if others:
-        rule, got = f"a study of the {split} list alone", f"rows of {', '.join(sorted(others))}"
-        raise InputError(file, rule=rule, got=got, cure="name another --csv")
 
 
 def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
@@ -124,10 +120,21 @@ def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
         baseline = found.get(job_key(replace(job, method=BASELINE)))
         rival = found.get(job_key(job))
         if baseline is not None and rival is not None:
+            _require_one_clock(rival, baseline)
             ours, theirs = (row.processor_seconds if job.single else row.seconds for row in (rival, baseline))
             steps = max(1, round(baseline.steps * ours / max(theirs, SHORTEST)))
-            timed.append(replace(job, method=BASELINE, budget=TIME, steps=steps))
+            timed.append(replace(job, method=BASELINE, budget=TIME, steps=steps, against=method))
     return timed
+
+
+def _require_one_clock(rival: Row, baseline: Row) -> None:
+    """Refuse to set seconds of one thread beside those of several."""
+    threads = [re.findall(r", (\d+) threads?$", row.machine) for row in (rival, baseline)]
+    if all(threads) and threads[0] != threads[1]:
+        (ours,), (theirs,) = threads
+        got = f"{ours} for {rival.method} and {theirs} for {baseline.method}, seed {rival.seed}"
+        cure = "call it with the --jobs of before, or name another --csv"
+        raise InputError("--jobs", rule="equal threads for runs whose time is compared", got=got, cure=cure)
 
 
 @dataclass
@@ -230,6 +237,8 @@ def run_start(job: Job, out: Path, voice: tuple[str, bool] | None = None) -> Non
         InputError: The data or an option is at fault.
     """
     steps, job = warm_steps(job), start_job(job)
+    if (out / LAST).is_file() and int(load(out / LAST)["step"]) >= steps:
+        return  # a branch sees for itself whether what these steps heard is what it hears
     data = _prepare(job, voice, f"warm start of seed {job.seed}")
     split = make_split(data, job.labeled, job.seed)
     train(job.config, data, split, out, resume=True, max_steps=steps, progress=False)
@@ -274,6 +283,8 @@ def run_job(job: Job, out: Path, voice: tuple[str, bool] | None = None, start: P
                 structures=structure_cell((name, row.dice[0]) for name, row in means.items()),
                 options=job_key(job).options,
                 split=job.split,
+                against=job.against,
+                digest=job.digest,
             )
         )
     return Finished(rows, read_curve(out, job_key(job), summary.commit or ""))

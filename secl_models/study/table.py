@@ -12,7 +12,7 @@ from rich.table import Table
 
 from secl_models.options.methods import BASELINE
 from secl_models.report.spread import Spread
-from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure
+from secl_models.study.rows import STEPS, TIME, Point, Row, by_structure, timed_against
 
 COLUMNS = (
     "data", "labelled", "method", "seeds", "structures, Dice %", "Dice %", "against labels-only, equal steps",
@@ -66,16 +66,15 @@ def comparison(rows: Sequence[Row], checkpoint: str = "last") -> list[tuple[str,
 
 def _line(members: Sequence[Row], method: str, budget: str) -> tuple[str, ...]:
     own = [row for row in members if (row.method, row.budget) == (method, budget)]
-    title = f"{method}, equal time" if budget == TIME else method
-    compared = method != BASELINE
+    compared, labels_only = method != BASELINE, [row for row in members if row.method == BASELINE]
     return (
         str(own[0].labeled),
-        title,
+        f"{method}, {_time_of(own)}" if budget == TIME else method,
         str(len({row.seed for row in own})),
         _structures(own),
         _text(Spread.of([row.dice for row in own])),
-        _text(paired(own, _of(members, STEPS)), sign=True) if compared else "",
-        _text(paired(own, _of(members, TIME)), sign=True) if compared else "",
+        _text(paired(own, [row for row in labels_only if row.budget == STEPS]), sign=True) if compared else "",
+        _text(paired(own, timed_against(labels_only, method)), sign=True) if compared else "",
         _text(Spread.of([row.hd95 for row in own])),
         _text(Spread.of([row.assd for row in own])),
         str(round(statistics.fmean(row.steps for row in own))),
@@ -84,8 +83,10 @@ def _line(members: Sequence[Row], method: str, budget: str) -> tuple[str, ...]:
     )
 
 
-def _of(members: Sequence[Row], budget: str) -> list[Row]:
-    return [row for row in members if (row.method, row.budget) == (BASELINE, budget)]
+def _time_of(rows: Sequence[Row]) -> str:
+    """Whose seconds they have, as far as they say so."""
+    against = sorted({row.against for row in rows if row.against})
+    return f"time of {', '.join(against)}" if against else "equal time"
 
 
 def paired(rows: Sequence[Row], baseline: Sequence[Row]) -> Spread | None:

@@ -17,7 +17,7 @@ from tests.models.committed import RESULTS, markdown
 
 AS_THEY_ARE = "as they are"
 HARD = "contrast.strategy=hard contrast.weight=0.1"
-PATCHES = "data.size=[96,96] data.patch=[64,64] train.steps=3900"  # suit labels only better than small whole slices
+PATCHES = "data.patch=[64,64] data.size=[96,96] train.steps=3900"  # suit labels only better than small whole slices
 MOST, LEAST = 24, 8  # pairs
 PAIRS_OF_VARIANCE = 7.85  # two-sided 5 %, 80 % power: (1.960 + 0.842)^2
 

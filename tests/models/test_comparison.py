@@ -258,6 +258,19 @@ def test_what_training_settled_is_in_a_title_only_where_nothing_else_tells(tmp_p
     ]
 
 
+def test_a_contrast_that_suits_its_method_is_in_no_title(tmp_path: Path) -> None:
+    settled = {"supervised": ("auto", "null"), "secl": ("uniform", "0.02"), "secl+": ("hard", "0.1")}
+    folders = [
+        write_run(tmp_path / name, name, options=[f"contrast.strategy={strategy}", f"contrast.weight={weight}"])
+        for name, (strategy, weight) in settled.items()
+    ]
+    assert [group.title for group in group_runs(read_members(folders, "test", "last"))] == [*settled]
+    folders.append(write_run(tmp_path / "other", "secl+", options=["contrast.strategy=uniform", "contrast.weight=0.1"]))
+    folders.append(write_run(tmp_path / "unheard", options=["contrast.strategy=hard", "contrast.weight=0.1"], seed=1))
+    titles = [group.title for group in group_runs(read_members(folders, "test", "last"))]
+    assert titles == ["supervised", "secl", "secl+", "secl+, contrast.strategy=uniform"]
+
+
 def test_pictures_need_the_data_of_runs_that_have_scores(tmp_path: Path) -> None:
     livers = DataSet(tmp_path / "livers", "decathlon", {1: "ring", 2: "core"}, ("CT",), ())
     with pytest.raises(InputError) as refusal:

@@ -218,7 +218,7 @@ def test_a_bad_override_names_the_key_and_the_cure(assignment: str, message: str
         ({"network": {"last": 5}}, "network.last: between 0 and 4; got 5"),
         ({"contrast": {"temperature": 0}}, "contrast.temperature: above 0; got 0"),
         ({"contrast": {"denominator": "some"}}, "contrast.denominator: one of negatives, all"),
-        ({"contrast": {"strategy": "best"}}, "contrast.strategy: one of uniform, stratified, hard"),
+        ({"contrast": {"strategy": "best"}}, "contrast.strategy: one of auto, uniform, stratified, hard"),
         ({"contrast": {"backend": "cuda"}}, "contrast.backend: one of auto, reference, native, triton"),
         ({"contrast": {"confidence": 2}}, "contrast.confidence: between 0 and 1"),
         ({"prototype": {"count": 0}}, "prototype.count: at least 1; got 0"),

@@ -135,7 +135,7 @@ def test_scores_of_two_lists_never_stand_in_one_file(tmp_path: Path) -> None:
 def test_a_file_from_before_the_lists_were_told_apart_holds_the_test_list(tmp_path: Path) -> None:
     file = tmp_path / "study.csv"
     write_rows(file, [_row("secl", 0, 70)])
-    file.write_text("".join(line.rpartition(",")[0] + "\n" for line in file.read_text().splitlines()))
+    file.write_text("".join(line.rsplit(",", 3)[0] + "\n" for line in file.read_text().splitlines()))
     assert "split" not in file.read_text()
     assert read_rows(file) == [_row("secl", 0, 70)]
 
