@@ -39,7 +39,7 @@ def ingredients_figure(found: Sequence[Gains]) -> Figure:
         for line, (data, labeled) in zip(panels, settings, strict=True):
             for axes, (name, ingredients) in zip(line, PANELS, strict=True):
                 own = {each.name: each.values for each in found if (each.data, each.labeled) == (data, labeled)}
-                _forest(axes, [(each, own.get(each, [])) for each in ingredients], LIMITS[name])
+                _forest(axes, [(each, own[each]) for each in ingredients if each in own], LIMITS[name])
             line[0].set_title(f"{data}, {labeled} labelled")
         for axes in panels[-1]:
             axes.set_xlabel("Dice points, test patients")
@@ -49,9 +49,7 @@ def ingredients_figure(found: Sequence[Gains]) -> Figure:
 def _forest(axes: Axes, lines: Sequence[tuple[str, Sequence[float]]], limits: tuple[float, float]) -> None:
     for place, (_, values) in enumerate(lines):
         spread = Spread.of(values)
-        if spread is None:
-            axes.text(0, place, " not run yet", va="center", color=GREY)
-            continue
+        assert spread is not None, "an ingredient without a pair is left out"
         interval = spread.interval()
         shade = COLOURS[0] if interval and (interval[0] > 0 or interval[1] < 0) else GREY
         if interval is not None:
