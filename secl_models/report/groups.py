@@ -73,8 +73,7 @@ class Member:
         if not METHODS[method].contrasts:
             return {"contrast.weight", "contrast.strategy"}
         settled, own = contrast.settled(method), ContrastConfig().settled(method)
-        alike = {"weight": settled.weight == own.weight, "strategy": settled.strategy == own.strategy}
-        return {f"contrast.{name}" for name, same in alike.items() if same}
+        return {f"contrast.{name}" for name in ("weight", "strategy") if getattr(settled, name) == getattr(own, name)}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def draw_study(rows: Sequence[Row], points: Sequence[Point], out: Path) -> list[
     last = [row for row in rows if row.checkpoint == "last"]
     drawn: list[tuple[str, Figure | None]] = [("gain.png", gain_figure(last))]
     if points:
-        one = bool(last) and all(re.search(r", 1 threads?$", row.machine) for row in last)
+        one = bool(last) and all(row.threads == 1 for row in last)
         drawn.append(("accuracy.png", accuracy_figure(points, one_thread=one)))
         drawn.append(("pseudo_labels.png", pseudo_label_figure(points)))
     files = []

@@ -55,6 +55,12 @@ class Row:
         _require_times(self.seconds, self.processor_seconds)
         by_structure(self.structures)
 
+    @property
+    def threads(self) -> int | None:
+        """As many as its machine says it had; None: it does not say."""
+        found = re.search(r", (\d+) threads?$", self.machine)
+        return int(found[1]) if found else None
+
 
 @dataclass(frozen=True)
 class Point:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import signal
 import threading
 import time
@@ -129,10 +128,9 @@ def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
 
 def _require_one_clock(rival: Row, baseline: Row) -> None:
     """Refuse to set seconds of one thread beside those of several."""
-    threads = [re.findall(r", (\d+) threads?$", row.machine) for row in (rival, baseline)]
-    if all(threads) and threads[0] != threads[1]:
-        (ours,), (theirs,) = threads
-        got = f"{ours} for {rival.method} and {theirs} for {baseline.method}, seed {rival.seed}"
+    if None not in (rival.threads, baseline.threads) and rival.threads != baseline.threads:
+        seed = f"seed {rival.seed}"
+        got = f"{rival.threads} for {rival.method} and {baseline.threads} for {baseline.method}, {seed}"
         cure = "call it with the --jobs of before, or name another --csv"
         raise InputError("--jobs", rule="equal threads for runs whose time is compared", got=got, cure=cure)
 
@@ -237,7 +235,7 @@ def run_start(job: Job, out: Path, voice: tuple[str, bool] | None = None) -> Non
         InputError: The data or an option is at fault.
     """
     steps, job = warm_steps(job), start_job(job)
-    if (out / LAST).is_file() and int(load(out / LAST)["step"]) >= steps:
+    if (out / LAST).is_file() and load(out)["step"] >= steps:
         return  # a branch sees for itself whether what these steps heard is what it hears
     data = _prepare(job, voice, f"warm start of seed {job.seed}")
     split = make_split(data, job.labeled, job.seed)

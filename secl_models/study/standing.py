@@ -22,8 +22,8 @@ def require_own_rows(jobs: Sequence[Job], file: Path) -> None:
     Raises:
         InputError: Rows of another list, or of other options or cases under the names of these runs.
     """
-    found = {row_key(row): row for row in read_rows(file)}
-    lists = {row.split for row in found.values()} - {job.split for job in jobs}
+    rows = read_rows(file)
+    found, lists = {row_key(row): row for row in rows}, {row.split for row in rows} - {job.split for job in jobs}
     if jobs and lists:
         rule, got = f"a study of the {jobs[0].split} list alone", f"rows of {', '.join(sorted(lists))}"
         raise InputError(file, rule=rule, got=got, cure="name another --csv")

@@ -21,7 +21,7 @@ from secl_models.study.labelling_rows import read_labelling
 from secl_models.study.labelling_table import labelling_markdown
 from secl_models.study.rows import STEPS, TIME, Row, read_rows
 from secl_models.study.table import as_markdown, paired
-from tests.models.committed import RESULTS, markdown, table
+from tests.models.committed import RESULTS, interval, markdown, table
 from tests.models.long_study import differences_markdown as long_differences_markdown
 from tests.models.long_study import finals_markdown, tries_markdown
 from tests.models.long_study_goal import goal_markdown
@@ -43,10 +43,6 @@ def difference(
     assert spread is not None
     assert spread.count == 3
     return spread
-
-
-def signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0")
 
 
 def study_markdown() -> str:
@@ -78,12 +74,6 @@ def differences_markdown() -> str:
         ("Dice points, last checkpoint", *SETTINGS),
         [(name, *(interval(difference(place, *pair)) for place in SETTINGS.values())) for name, *pair in pairs],
     )
-
-
-def interval(spread: Spread) -> str:
-    ends = spread.interval()
-    assert ends is not None
-    return f"{signed(spread.mean)} ± {spread.deviation:.1f} [{', '.join(map(signed, ends))}]"
 
 
 def _time(row: dict[str, str]) -> str:

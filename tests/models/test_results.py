@@ -18,17 +18,15 @@ from secl_models.study.labelling_rows import read_labelling
 from secl_models.study.labelling_table import compare
 from secl_models.study.rows import STEPS, TIME
 from tests.conftest import REPOSITORY
-from tests.models.committed import RESULTS, table
+from tests.models.committed import RESULTS, interval, signed, table
 from tests.models.long_study import differences, wanted
-from tests.models.long_study_goal import gained, told
+from tests.models.long_study_goal import gained
 from tests.models.long_study_picture import ingredients_figure
 from tests.models.results import (
     SETTINGS,
     TABLES,
     _time,
     difference,
-    interval,
-    signed,
     standings,
 )
 
@@ -49,7 +47,7 @@ def _deciding() -> list[dict[str, Spread]]:
 
 def _of_both(ingredient: str) -> list[str]:
     """Such as `+1.1 ± 0.5 [+0.2, +1.9]`, of ACDC with three patients and of the hippocampus."""
-    return [told(found[ingredient]) for found in _deciding()]
+    return [interval(found[ingredient]) for found in _deciding()]
 
 
 def _together() -> list[list[str]]:
@@ -100,7 +98,7 @@ def test_the_readme_tells_the_truth_about_contrast_in_its_third_line() -> None:
     what, gain, truth = [line for line in README.splitlines()[1:] if line][:3]
     assert "contrastive" in what
     (steps, time), (other_steps, other_time) = _together()
-    best = signed(gained()["acdc", 3]["both, labels in patches"].mean).removeprefix("+")
+    best = gained()["acdc", 3]["both, labels in patches"].text()
     assert f"by {steps} Dice points at equal steps and {time} at equal time with three labelled patients" in gain
     assert f"({best} where labels alone do best), and by {other_steps} and {other_time} with four cases" in gain
     assert "Most of that is the mixing's" in truth
