@@ -152,11 +152,12 @@ def test_a_job_scores_the_list_that_it_names(tmp_path_factory: pytest.TempPathFa
 
 def test_a_job_makes_one_row_per_checkpoint(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     run: TinyRun = tiny_run(tmp_path_factory)
-    job = Job(run.data.root, "demo", 2, "secl", 3, overrides=TINY, single=True)
+    job = Job(run.data.root, "demo", 2, "secl", 3, overrides=TINY, single=True, cases=("a", "b"), against="copy-paste")
     finished = run_job(job, run_folder(job, tmp_path))
     rows, points = finished.rows, finished.points
     assert [row.checkpoint for row in rows] == ["last", "last-largest", "best", "best-largest"]
     assert all(row_key(row) == job_key(job) for row in rows)
+    assert {(row.digest, row.against) for row in rows} == {(job.digest, "copy-paste")}
     assert rows[0].steps == 6
     assert 0 <= rows[0].dice <= 100
     assert [part.partition("=")[0] for part in rows[0].structures.split(";")] == list(run.data.classes.values())

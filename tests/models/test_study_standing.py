@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from secl_models.command import cli
 from secl_models.data.splits import make_split
 from secl_models.method.learner import Learner
 from secl_models.options.errors import InputError
 from secl_models.options.events import listen
 from secl_models.options.schema import override
-from secl_models.study import cost
+from secl_models.study import cost, runs
 from secl_models.study.jobs import Job, job_key
 from secl_models.study.pictures import gain_figure
 from secl_models.study.rows import Row, read_rows, row_key, write_rows
@@ -78,6 +80,34 @@ def test_cases_of_the_same_folder_name_are_another_study(job: Job, tmp_path: Pat
     assert job_key(other) == job_key(job)
     with pytest.raises(InputError, match="name another --csv and --out"):
         require_own_rows([other], file)
+
+
+def test_the_command_names_the_cases_of_its_data_set(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, planned = tiny_run(tmp_path_factory).data, []
+
+    def only_plan(jobs: list[Job], *_: object, **__: object) -> list[Row]:
+        planned.extend(jobs)
+        return [row_of(job) for job in jobs]
+
+    monkeypatch.setattr(runs, "run_study", only_plan)
+    command = [
+        "study",
+        "--data",
+        str(data.root),
+        "--preset",
+        "demo",
+        "--labeled",
+        "2",
+        "--methods",
+        "secl",
+        "--seeds",
+        "0",
+    ]
+    done = CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert [job.cases for job in planned] == [tuple(case.name for case in data.cases)]
 
 
 def test_rows_of_an_earlier_version_stand_and_are_named(
