@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from torch._compile import _disable_dynamo
 
 STREAM_STRIDE = 0xBF58476D1CE4E5B9  # odd, and not that of the seeds: no two processes draw in one stream
 CALL_BYTES = 512  # of the text that describes a call; every process sends as many
+REFUSED = "refused: "  # begins what a process sends that has no call
 KNOWN_CALLS = 1024
 
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[str, torch.device], Tensor]] = WeakKeyDictionary()
@@ -83,6 +85,37 @@ class Ranks:
         """What keeps the draws of this process apart from those of the others; 0 for the first."""
         return self.rank * STREAM_STRIDE % 2**63
 
+    @contextmanager
+    def refusing_together(self, *rows: object) -> Iterator[None]:
+        """What this process refuses, of what comes before `agree`, the others refuse there, and do not wait for it.
+
+        On a GPU they do so where they look: at the first call of its kind.
+
+        Args:
+            rows: What the call is about, whatever it is; the device of the first tensor that can be exchanged counts.
+        """
+        try:
+            yield
+        except Exception as error:
+            served = self._served()
+            devices = [each.device for each in rows if isinstance(each, Tensor) and each.device.type in served]
+            with suppress(Exception):  # the processes have parted: what is wrong here is what must be heard
+                device = devices[0] if devices else torch.device(served[0])
+                self.gathered(_as_bytes(f"{REFUSED}{type(error).__name__}: {error}", device))
+            raise
+
+    def require_served(self, rows: Tensor) -> None:
+        """Refuse rows on a device whose tensors the processes do not exchange."""
+        served = self._served()
+        if rows.device.type not in served:
+            raise ValueError(
+                f"group must exchange tensors on the rows' device, {rows.device.type}; its backends do so on "
+                f"{', '.join(served)}; move the rows, or make the group with another backend"
+            )
+
+    def _served(self) -> list[str]:
+        return sorted(each.type for each in self.group._device_types)
+
     def agree(self, call: Mapping[str, object], device: torch.device) -> None:
         """Refuse a call that is another one elsewhere, in every process alike.
 
@@ -91,25 +124,19 @@ class Ranks:
         device, at the first call of each kind.
 
         Raises:
-            ValueError: The calls differ, or the processes exchange nothing on this device.
+            ValueError: The calls differ, or a process refused its own.
         """
-        served = [each.type for each in self.group._device_types]
-        if device.type not in served:
-            raise ValueError(
-                f"group must exchange tensors on the rows' device, {device.type}; its backends do so on "
-                f"{', '.join(sorted(served))}; move the rows, or make the group with another backend"
-            )
         text = "; ".join(f"{name}={value}" for name, value in call.items())
         known = _KNOWN.setdefault(self.group, {})
         own = known.get((text, device))
         sent = own
         if sent is None:
-            sent = torch.tensor([*text.encode()[:CALL_BYTES].ljust(CALL_BYTES)], dtype=torch.uint8, device=device)
-        found = self.gathered(sent.unsqueeze(0))
+            sent = _as_bytes(text, device)
+        found = self.gathered(sent)
         if own is not None and device.type != "cpu":
             return
         if bool((found != sent).any()):
-            _refuse_several([bytes(row).decode(errors="replace").rstrip().split("; ") for row in found.tolist()])
+            _refuse_several([bytes(row).decode(errors="replace").rstrip() for row in found.tolist()])
         if len(known) >= KNOWN_CALLS:
             known.clear()
         known[text, device] = sent
@@ -175,11 +202,15 @@ class Ranks:
 
 
 @between_graphs
-def rows_of_all(rows: Tensor, labels: Tensor, group: object) -> tuple[Tensor, Tensor]:
-    """Rows [n, D] and labels [n] for the queues of a group: those of every process."""
+def rows_of_all(rows: Tensor, labels: Tensor, group: object, check: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] and labels [n] for the queues of a group: those of every process, each of which checks its own."""
     ranks = Ranks.of(group)
     if ranks is None:
+        check()
         return rows, labels
+    with ranks.refusing_together(rows):
+        check()
+        ranks.require_served(rows)
     ranks.agree({"call": "rows for a queue", "rows": [*rows.shape], "dtype": rows.dtype}, rows.device)
     return ranks.gathered(rows), ranks.gathered(labels.long())
 
@@ -195,8 +226,19 @@ def _wait(pending: Sequence[Any]) -> None:
         work.wait()
 
 
-def _refuse_several(calls: Sequence[Sequence[str]]) -> NoReturn:
+def _as_bytes(text: str, device: torch.device) -> Tensor:
+    """A text as what every process sends of its call, [1, CALL_BYTES]."""
+    sent = [*text.encode()[:CALL_BYTES].ljust(CALL_BYTES)]
+    return torch.tensor([sent], dtype=torch.uint8, device=device)
+
+
+def _refuse_several(texts: Sequence[str]) -> NoReturn:
     """Name what differs, and who has what; of calls of different kinds the kinds alone."""
+    refused = {rank: text.removeprefix(REFUSED) for rank, text in enumerate(texts) if text.startswith(REFUSED)}
+    if refused:
+        listed = "; ".join(f"process {rank} has none: {why}" for rank, why in refused.items())
+        raise ValueError(f"group needs a call in all its processes; {listed}")
+    calls = [text.split("; ") for text in texts]
     kinds = {call[0] for call in calls}
     differs = [0] if len(kinds) > 1 else [i for i, parts in enumerate(zip(*calls, strict=True)) if len({*parts}) > 1]
     found: dict[str, list[str]] = {}

@@ -67,7 +67,8 @@ def info_nce(
     divide by, and its average is the gradient of the joined batch, also of a temperature and of weights. Keys beyond
     64 MiB in all go round in a ring: memory stays that of one process's rows. A list of keys is joined first, `exclude`
     numbers the process's own keys, `positives` stay with its own anchors, and a key that every process holds counts
-    once for each. The first call of each kind waits for the device, and torch.compile leaves it between two graphs.
+    once for each. What one process refuses is refused in all, and none waits for it; on a GPU that holds for the first
+    call of each kind, which waits for the device. torch.compile leaves a call between two graphs.
 
     Args:
         anchors: Rows [N, D] that learn: fp32, bf16, fp16 (accumulated in fp32) or fp64 ("reference" only). On a GPU

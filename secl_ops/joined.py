@@ -31,6 +31,7 @@ from secl_ops.autograd import (
 )
 from secl_ops.distributed import Ranks, between_graphs
 from secl_ops.engines.reference import Origin
+from secl_ops.engines.select import select
 from secl_ops.first_order import first_order
 from secl_ops.inputs import ContrastInput, Shard
 from secl_ops.merging import Call, Near, Scanned, chained, merged_nears, merged_scans, near, of_counted, scan
@@ -290,15 +291,22 @@ def info_nce(given: ContrastInput, options: ContrastSpec, group: object) -> Tens
     ranks = Ranks.of(group)
     if ranks is None:
         return None
-    given.check(options)
-    if isinstance(given.keys, (list, tuple)):
-        labels, groups = (
-            None if pieces is None else torch.cat([piece.to(torch.int32) for piece in pieces])
-            for pieces in (given.key_labels, given.key_groups)
-        )
-        copies = None if given.key_weights is None else torch.cat([*given.key_weights])
-        given = given._replace(keys=torch.cat([*given.keys]), key_labels=labels, key_groups=groups, key_weights=copies)
-    return contrast_joined(given.anchors, given.arrange(), options, ranks, weights=given.weights)
+    with ranks.refusing_together(given.anchors):
+        given.check(options)
+        shards = _in_one_piece(given).arrange()
+    return contrast_joined(given.anchors, shards, options, ranks, weights=given.weights)
+
+
+def _in_one_piece(given: ContrastInput) -> ContrastInput:
+    """The same of checked rows, with a list of keys joined."""
+    if not isinstance(given.keys, (list, tuple)):
+        return given
+    labels, groups = (
+        None if pieces is None else torch.cat([piece.to(torch.int32) for piece in pieces])
+        for pieces in (given.key_labels, given.key_groups)
+    )
+    copies = None if given.key_weights is None else torch.cat([*given.key_weights])
+    return given._replace(keys=torch.cat([*given.keys]), key_labels=labels, key_groups=groups, key_weights=copies)
 
 
 def contrast_joined(
@@ -310,21 +318,25 @@ def contrast_joined(
     weights: Tensor | None = None,  # [N]
     places: Places = Places(),  # noqa: B008  # immutable
     ordered: bool = False,
+    fills: bool = False,  # whether a queue takes the keys afterwards
 ) -> Tensor:
     """The loss of checked rows, or of the pixels of checked maps, against the keys of all processes."""
+    with ranks.refusing_together(anchors):
+        ranks.require_served(anchors)
+        select(options.backend, anchors.device, anchors.dtype, "info_nce", anchors.shape[1])
     keys, beside = shards[0].keys, None if len(shards) == 1 else shards[1].keys
     pairs = [shard.pairs for shard in shards]
     if keys is None:
         own = torch.arange(pairs[0].key_labels.shape[0], device=anchors.device)  # whom an anchor must not see
         pairs[0] = pairs[0]._replace(exclude=own)
     sources = graphless(anchors, keys, beside, options.learned, weights)
-    ranks.agree(_described(anchors, sources, pairs, options), anchors.device)
+    ranks.agree(_described(anchors, sources, pairs, options, fills), anchors.device)
     loss: Tensor = apply(JoinedContrast, *sources, pairs, options, places, ordered, ranks)
     return loss
 
 
 def _described(
-    anchors: Tensor, sources: Sequence[Tensor | None], pairs: Sequence[Pairs], options: ContrastSpec
+    anchors: Tensor, sources: Sequence[Tensor | None], pairs: Sequence[Pairs], options: ContrastSpec, fills: bool
 ) -> dict[str, object]:
     """What must be the same in every process: whatever decides what is exchanged, and what the loss is."""
     names, first, width = ("anchors", "keys", "positives", "temperature", "weights"), pairs[0], anchors.shape[1]
@@ -337,7 +349,7 @@ def _described(
         "groups": first.anchor_groups is not None,
         "key weights": first.key_weights is not None,
         "positives": first.positive_start > 0,
-        "queue": first.positive_start == 0 and len(pairs) > 1,
+        "queue": ("read and filled" if fills else "read") if first.positive_start == 0 and len(pairs) > 1 else "none",
         "denominator": options.denominator,
         "normalize": options.normalize,
         "reduction": options.reduction,

@@ -15,7 +15,7 @@ from secl_ops.autograd import Gather, Places, apply, contrast_sources
 from secl_ops.distributed import Ranks, between_graphs
 from secl_ops.inputs import ContrastInput, Options, Shard
 from secl_ops.joined import contrast_joined
-from secl_ops.pixels import PixelSample, check_seed, draw_pixels
+from secl_ops.pixels import PixelSample, check_seed, draw_pixels, nearest
 from secl_ops.queue import ClassQueue
 from secl_ops.remembered import remembered
 from secl_ops.replay import recall
@@ -180,7 +180,9 @@ def contrast_maps(
     few = _few(given, sampling, seeds, options) if parts == Parts() else None
     if few is not None:
         return few
-    return (_contrast_maps if parts.ranks is None else _joined_maps)(given, sampling, seeds, options, parts)
+    if parts.ranks is not None:
+        return _joined_maps(given, sampling, seeds, options, parts, parts.ranks)
+    return _contrast_maps(given, sampling, seeds, options, parts)
 
 
 def _contrast_maps(
@@ -188,23 +190,36 @@ def _contrast_maps(
     parts: Parts,
 ) -> Tensor:  # fmt: skip
     anchors, keys, pairs, places = draw_sides(given, sampling, seeds, options, parts)
-    newest, ranks = Shard(keys, pairs), parts.ranks
     if parts.queue is not None:
-        past, takes = recalled(parts.queue, anchors, pairs, ranks)
-        if ranks is None:
-            loss = contrast_shards(anchors, [newest, past], options, ordered=True).loss
-        else:
-            loss = contrast_joined(anchors, [newest, past], options, ranks, ordered=True)
+        newest = Shard(keys, pairs)
+        past, takes = recalled(parts.queue, anchors, pairs)
+        loss = contrast_shards(anchors, [newest, past], options, ordered=True).loss
         if takes:
-            enqueue(parts.queue, anchors, newest, ranks)
+            enqueue(parts.queue, anchors, newest)
         return loss
-    if ranks is not None:
-        return contrast_joined(anchors, [newest], options, ranks, places=places, ordered=True)
     few = None
     if places.anchors is None:
         rows = ContrastInput(anchors, keys, pairs.anchor_labels, None if keys is None else pairs.key_labels)
         few = small.info_nce(rows, options, lambda: rows.check(options))
     return contrast_sources(anchors, keys, pairs, options, places=places, ordered=True) if few is None else few
+
+
+@between_graphs
+def _joined_maps(
+    given: Maps, sampling: SampleSpec, seeds: tuple[int | Tensor, int | Tensor | None], options: ContrastSpec,
+    parts: Parts, ranks: Ranks,
+) -> Tensor:  # fmt: skip
+    with ranks.refusing_together(given.features):
+        anchors, keys, pairs, places = draw_sides(given, sampling, seeds, options, parts)
+        newest, takes = Shard(keys, pairs), False
+        shards = [newest]
+        if parts.queue is not None:
+            past, takes = recalled(parts.queue, anchors, pairs, ranks)
+            shards.append(past)
+    loss = contrast_joined(anchors, shards, options, ranks, places=places, ordered=True, fills=takes)
+    if parts.queue is not None and takes:
+        enqueue(parts.queue, anchors, newest, ranks)
+    return loss
 
 
 class Drawn(NamedTuple):
@@ -234,9 +249,6 @@ def draw_sides(
     if parts.head is None and parts.queue is None:
         return Drawn(features, key_features, pairs, Places(anchor.index, None if key_features is None else key.index))
     return Drawn(*_project(given, anchor.index, key.index, options.backend, parts), pairs, Places())
-
-
-_joined_maps = between_graphs(_contrast_maps)
 
 
 def _few(
@@ -381,16 +393,6 @@ def _draw(
 ) -> PixelSample:
     size = features.shape[2:]
     return draw_pixels(
-        _nearest(labels, size), options, eligible=None if eligible is None else _nearest(eligible, size),
-        scores=None if scores is None else _nearest(scores, size), seed=seed, stream=stream,
+        nearest(labels, size), options, eligible=None if eligible is None else nearest(eligible, size),
+        scores=None if scores is None else nearest(scores, size), seed=seed, stream=stream,
     )  # fmt: skip
-
-
-def _nearest(values: Tensor, size: torch.Size) -> Tensor:
-    """The value at the centre of each cell of the new grid [B, *size]; integers stay exact."""
-    for axis, new in enumerate(size, start=1):
-        old = values.shape[axis]
-        if old != new:
-            centre = (2 * torch.arange(new, device=values.device) + 1) * old // (2 * new)
-            values = values.index_select(axis, centre)
-    return values

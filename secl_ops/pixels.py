@@ -100,6 +100,16 @@ def draw_pixels(
     return PixelSample(*found)
 
 
+def nearest(values: Tensor, size: torch.Size) -> Tensor:
+    """The value at the centre of each cell of the new grid [B, *size]; integers stay exact."""
+    for axis, new in enumerate(size, start=1):
+        old = values.shape[axis]
+        if old != new:
+            centre = (2 * torch.arange(new, device=values.device) + 1) * old // (2 * new)
+            values = values.index_select(axis, centre)
+    return values
+
+
 def check_seed(name: str, seed: int | Tensor, labels: Tensor) -> None:
     """Refuse what is no seed of a draw from these labels."""
     rule = f"{name} must be an int or an int64 tensor of one element"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -84,13 +85,10 @@ class ClassQueue(nn.Module):
         Raises:
             TypeError, ValueError: An argument breaks its rule; the message names it.
         """
-        spec.check_rows("rows", rows)
-        if rows.shape[1] != self.dim:
-            raise ValueError(f"rows must be {self.dim} wide, the queue's dim; got {rows.shape[1]}")
-        spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
-        spec.check_device("rows", rows, self.rows, "the queue")
-        if group is not None:
-            rows, labels = rows_of_all(rows, labels, group)
+        if group is None:
+            self._check(rows, labels)
+        else:
+            rows, labels = rows_of_all(rows, labels, group, partial(self._check, rows, labels))
         labels = labels.long()
         member = labels.unsqueeze(1) == torch.arange(self.num_classes, device=labels.device)  # [n, C]
         place = member.cumsum(dim=0) - 1  # how many of its class came before
@@ -103,3 +101,11 @@ class ClassQueue(nn.Module):
         self.rows.index_copy_(0, target, rows.to(self.rows.dtype).masked_fill(inside.logical_not().unsqueeze(1), 0.0))
         self.labels.index_copy_(0, target, torch.where(inside, labels, -1).to(torch.int32))
         self.written += total
+
+    def _check(self, rows: Tensor, labels: Tensor) -> None:
+        """Refuse what cannot be appended."""
+        spec.check_rows("rows", rows)
+        if rows.shape[1] != self.dim:
+            raise ValueError(f"rows must be {self.dim} wide, the queue's dim; got {rows.shape[1]}")
+        spec.check_integers("labels", labels, rows.shape[0], rows, "rows")
+        spec.check_device("rows", rows, self.rows, "the queue")
