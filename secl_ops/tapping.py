@@ -9,7 +9,9 @@ of `torch.utils.checkpoint` gives would replace what it repeats. So the hook is 
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Mapping
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -31,9 +33,7 @@ def tap(model: nn.Module, name: str, *, pick: int | str | None = None) -> Tap:
     Kept is the map of the submodule's **last** call: where a model runs on several batches before their loss is found,
     take the map after each. A pass under `no_grad` keeps its map too, as a teacher's. It works under
     `torch.compile(fullgraph=True)`, `DistributedDataParallel`, `fully_shard` and
-    `torch.utils.checkpoint(use_reentrant=False)`; the model is tapped before it is wrapped or after, but a compiled one
-    before its first call. Compiled models of one class share their graphs, with or without a tap: where two of them
-    run, as student and peer, set `torch._dynamo.config.skip_nnmodule_hook_guards = False` before either is compiled.
+    `torch.utils.checkpoint(use_reentrant=False)`; the model is tapped before it is wrapped or after.
 
     A map that a later layer changes in place is refused when it is taken; within a compiled graph that is not seen.
 
@@ -102,6 +102,8 @@ class Tap:
         self._hook = _Hook(name, pick)
         self._hook.wanted = True
         self._handle = module.register_forward_hook(self._hook)
+        self._module = weakref.ref(module)
+        _set_apart(module)
         self._removed = self._taken = False
 
     def __call__(self) -> Tensor:
@@ -124,14 +126,22 @@ class Tap:
     def remove(self) -> None:
         """Take the hook off the network; the map that is kept is forgotten."""
         self._handle.remove()
+        module = self._module()
+        if module is not None:
+            _set_back(module)
         self._hook.wanted, self._removed = False, True
         self._hook.take()
 
     def __repr__(self) -> str:
         return f"Tap({self.name!r}{', removed' if self._removed else ''})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_module": self._module()}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        # A copy of the tap alone has a module that nobody holds.
+        self._module = weakref.ref(state["_module"] or nn.Module())
         self._hook.wanted = not self._removed
 
     def __del__(self) -> None:
@@ -143,11 +153,7 @@ class Tap:
             return "the tap was removed; make another one with tap(model, name)"
         if self._taken:
             return "each map is taken once, and its last one was; run the model again, or hold on to what the tap gave"
-        return (
-            "it has not run since it was tapped; call model(x) first, tap a compiled model before its first call "
-            "(its graph has no hook that came later), set torch._dynamo.config.skip_nnmodule_hook_guards = False where "
-            "another compiled model of its class ran before, and call the submodule itself, not its .forward"
-        )
+        return "it has not run since it was tapped; call model(x) first, and the submodule itself, not its .forward"
 
 
 class _Hook:
@@ -225,6 +231,25 @@ class _Hook:
     def __getstate__(self) -> dict[str, Any]:
         # A Tap that is copied beside its hook says so to the copy.
         return {**vars(self), "value": None, "version": None, "wanted": False}
+
+
+def _set_apart(module: nn.Module) -> None:
+    """Give a module a `forward` of its own, which is that of its class.
+
+    torch.compile shares a graph between modules of one class, and does not look whether they have hooks; it does look
+    whether `forward` is their own. Without this, a tapped model that runs after an untapped twin keeps nothing.
+    """
+    if isinstance(getattr(type(module), "forward", None), FunctionType):
+        vars(module).setdefault("forward", module.forward)
+
+
+def _set_back(module: nn.Module) -> None:
+    """Undo that with the last tap of the module."""
+    if any(isinstance(each, _Hook) for each in module._forward_hooks.values()):
+        return
+    own = vars(module).get("forward")
+    if own is not None and own == MethodType(type(module).forward, module):
+        del vars(module)["forward"]
 
 
 def _described(output: Any) -> str:

@@ -69,8 +69,23 @@ def test_a_tap_that_is_removed_or_dropped_keeps_nothing() -> None:
         features()
     other = secl_ops.tap(model, NAME)
     assert len(block._forward_hooks) == 1
+    again = secl_ops.tap(model, NAME)
     del other
+    assert len(block._forward_hooks) == 1
+    assert "forward" in vars(block)  # what keeps its compiled graphs apart
+    del again
     assert not block._forward_hooks
+    assert "forward" not in vars(block)
+
+
+def test_a_forward_that_the_user_set_stays() -> None:
+    model = Net()
+    model.encoder.forward = own = lambda x: x.expand(-1, 4, -1, -1)  # type: ignore[method-assign]
+    features = secl_ops.tap(model, "encoder")
+    model(IMAGES)
+    assert torch.equal(features(), IMAGES.expand(-1, 4, -1, -1))
+    features.remove()
+    assert model.encoder.forward is own
 
 
 def test_a_map_that_was_changed_in_place_is_refused() -> None:
@@ -211,6 +226,9 @@ def test_a_copy_of_what_holds_both_has_a_tap_of_its_own(twin: Callable[[Any], An
     assert torch.equal(other.features(), Net().by_hand(IMAGES.flip(0))[1])
     assert torch.equal(learner.features(), Net().by_hand(IMAGES)[1])
     other.features.remove()
-    assert not next(other.net.blocks())._forward_hooks
+    block = next(other.net.blocks())
+    assert not block._forward_hooks
+    assert "forward" not in vars(block)
+    assert "forward" in vars(next(learner.net.blocks()))
     learner.net(IMAGES)
     assert learner.features().requires_grad

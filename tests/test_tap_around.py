@@ -55,14 +55,40 @@ def test_it_compiles_to_one_graph(order: str, compiler: str) -> None:
     assert hook.value is None
 
 
-def test_a_compiled_model_that_has_run_says_that_it_must_be_tapped_before() -> None:
+def test_a_compiled_model_that_has_run_can_be_tapped_again_and_again() -> None:
     torch._dynamo.reset()
-    graph: Any = torch.compile(Net(), backend="aot_eager")
+    graph: Any = torch.compile(model := Net(), fullgraph=True, backend="aot_eager")
     graph(IMAGES)
-    features = secl_ops.tap(graph, NAME)
-    graph(IMAGES)
-    with pytest.raises(RuntimeError, match="tap a compiled model before its first call"):
-        features()
+    for _ in range(3):
+        features = secl_ops.tap(graph, NAME)
+        assert_gradients("compiled", gradients(model, both_losses(graph(IMAGES), features())))
+        hook = features._hook
+        features.remove()
+        graph(IMAGES)
+        assert hook.value is None
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, where a graph ends
+@pytest.mark.parametrize("name", ["", "encoder", "encoder.conv"])
+def test_compiled_models_of_one_class_keep_their_own_maps(name: str) -> None:
+    torch._dynamo.reset()
+    models = [Net() for _ in range(3)]
+    for scale, model in enumerate(models, start=1):  # so that no two give one map
+        model.load_state_dict({key: value * scale for key, value in model.state_dict().items()})
+    plain = secl_ops.tap(alone := Net(), name)
+    taps = [secl_ops.tap(model, name) for model in models[:2]]
+    graphs = [torch.compile(model, backend="aot_eager") for model in models]
+    turns = [2, 0, 2, 1, 0, 1, 2, 2, 1, 1, 0, 2, 0, 0]  # the one without a tap first
+    for step, (turn, learns) in enumerate(itertools.product(turns, (True, False))):
+        with torch.set_grad_enabled(learns):
+            graphs[turn](images := IMAGES + step)
+        if turn < 2 and step % 3:  # not every map is taken
+            alone.load_state_dict(models[turn].state_dict())
+            with torch.no_grad():
+                alone(images)
+            found = taps[turn]()
+            assert torch.equal(found, plain())
+            assert found.requires_grad == learns
 
 
 def test_a_whole_step_compiles_to_one_graph() -> None:
