@@ -332,6 +332,12 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "narrow": (lambda: MEMORY(BATCH[:, 1:], CLASSES), ValueError, "embeddings must be 4 wide; got 3"),
     "memory labels": (lambda: MEMORY(BATCH, CLASSES[1:]), ValueError, "labels must have shape [6]"),
     "mask": (lambda: MEMORY(BATCH, CLASSES, enqueue_mask=CLASSES), TypeError, "enqueue_mask must be torch.bool"),
+    "a pair of ints": (lambda: ours.NTXentLoss()(BATCH, CLASSES, (0, 1, 2, 3)), TypeError,
+                       "indices_tuple[0] must be a torch.Tensor; got int"),
+    "a pair of floats": (lambda: ours.NTXentLoss()(BATCH, CLASSES, [BATCH[0]] * 4), ValueError,
+                         "indices_tuple[0] must be numbers of rows, [pairs]; got (4,) of torch.float32"),
+    "a pair of others": (lambda: ours.NTXentLoss()(BATCH, CLASSES, [torch.tensor([6])] * 4), ValueError,
+                         "indices_tuple[0] must hold numbers from 0 to 5; got 6..6"),
     "ref_labels": (lambda: ours.NTXentLoss()(BATCH, CLASSES, None, BATCH, CLASSES[1:]), ValueError,
                    "ref_labels must have shape [6]"),
 }  # fmt: skip

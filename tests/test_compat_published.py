@@ -334,6 +334,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
             "queries must have shape [B, D, *spatial]"),
     "cells": (lambda: dense.densecl(MAP, MAP[:, :, 1:], MAP, MAP, KEYS), ValueError,
               "keys must have the batch and the cells of queries, (2, 6, 3, 2); got (2, 6, 2, 2)"),
+    "no cell": (lambda: dense.densecl(MAP[:, :, :0], MAP[:, :, :0], MAP, MAP, KEYS), ValueError,
+                "queries must have a cell; got shape"),
     "features": (lambda: dense.densecl(MAP, MAP, MAP, MAP[:, 1:], KEYS), ValueError,
                  "key_features must be as wide as features, 6; got 5"),
     "queue": (lambda: dense.densecl(MAP, MAP, MAP, MAP, KEYS[:, 1:]), ValueError,

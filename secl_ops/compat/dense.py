@@ -135,6 +135,8 @@ def densecl(
     """
     spec.check_map("queries", queries)
     spec.check_like_map("keys", keys, queries)
+    if 0 in queries.shape[2:]:
+        raise ValueError(f"queries must have a cell; got shape {tuple(queries.shape)}")
     spec.check_map("query_features", query_features)
     spec.check_like_map("key_features", key_features, query_features)
     for name, value in (("keys", keys), ("query_features", query_features), ("key_features", key_features)):

@@ -352,11 +352,13 @@ def _blind(pairs: tuple[Tensor, ...], labels: Tensor, key_labels: Tensor) -> Ten
             "indices_tuple must be four tensors (anchors, positives, anchors, negatives), as CrossBatchMemory passes "
             f"them; got {len(pairs)}; triplets are mined: leave the miner out"
         )
+    keys = key_labels.shape[0]
+    for place, (each, rows) in enumerate(zip(pairs, (labels.shape[0], keys) * 2, strict=True)):
+        _check_numbers(f"indices_tuple[{place}]", each, rows)
     anchors, positives, others, negatives = (each.long() for each in pairs)
     count, total = alike(labels, key_labels)
     listed = torch.zeros_like(count).index_add(0, anchors, torch.ones_like(anchors))
     missing = count - listed
-    keys = key_labels.shape[0]
     complete = (
         len(negatives) + count.sum() == len(labels) * keys  # every negative pair is there
         and bool((missing <= 1).all())
@@ -370,6 +372,15 @@ def _blind(pairs: tuple[Tensor, ...], labels: Tensor, key_labels: Tensor) -> Ten
             "CrossBatchMemory does without a miner; got other pairs; mined pairs cannot be taken: leave the miner out"
         )
     return torch.where(missing == 1, total - torch.zeros_like(count).index_add(0, anchors, positives), -1)
+
+
+def _check_numbers(name: str, numbers: Tensor, rows: int) -> None:
+    spec.check_tensor(name, numbers)
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ValueError(f"{name} must be numbers of rows, [pairs]; got {tuple(numbers.shape)} of {numbers.dtype}")
+    least, most = map(int, numbers.aminmax()) if numbers.numel() else (0, -1)
+    if least < 0 or most >= rows:
+        raise ValueError(f"{name} must hold numbers from 0 to {rows - 1}; got {least}..{most}")
 
 
 def _distinct(numbers: Tensor) -> bool:
