@@ -75,11 +75,11 @@ def keep_freed_memory() -> bool:
 
 
 def machine(device: torch.device) -> str:
-    """The processor or accelerator a run used, with its threads."""
+    """The processor a run used, its widest vectors and its threads; or the accelerator."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -28,7 +28,7 @@ from secl_models.inference.evaluate import evaluate
 from secl_models.inference.metrics import MEAN
 from secl_models.method.checkpoint import LAST, load
 from secl_models.options.errors import InputError
-from secl_models.options.events import choice, listen, tell
+from secl_models.options.events import NOTE, choice, listen, tell
 from secl_models.options.methods import BASELINE
 from secl_models.study.curves import peak_memory, read_curve
 from secl_models.study.jobs import Job, job_key, run_folder, start_folder, start_job, warm_steps
@@ -108,7 +108,7 @@ def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
         rows: Finished rows.
 
     Returns:
-        One job per seed for which both runs are finished; none where labels-only is the only method.
+        One job per seed for which both runs are finished, on one machine; none where labels-only is the only method.
     """
     found = {row_key(row): row for row in rows}
     method = jobs[-1].method
@@ -118,21 +118,29 @@ def timed_jobs(jobs: Sequence[Job], rows: Sequence[Row]) -> list[Job]:
             continue
         baseline = found.get(job_key(replace(job, method=BASELINE)))
         rival = found.get(job_key(job))
-        if baseline is not None and rival is not None:
-            _require_one_clock(rival, baseline)
+        if baseline is not None and rival is not None and _have_one_clock(rival, baseline):
             ours, theirs = (row.processor_seconds if job.single else row.seconds for row in (rival, baseline))
             steps = max(1, round(baseline.steps * ours / max(theirs, SHORTEST)))
             timed.append(replace(job, method=BASELINE, budget=TIME, steps=steps, against=method))
     return timed
 
 
-def _require_one_clock(rival: Row, baseline: Row) -> None:
-    """Refuse to set seconds of one thread beside those of several."""
+def _have_one_clock(rival: Row, baseline: Row) -> bool:
+    """Whether seconds of one run say anything about the other, for they come from one machine; if not, it is noted.
+
+    Seconds of one thread beside those of several are refused.
+    """
+    if rival.machine == baseline.machine:
+        return True
     if None not in (rival.threads, baseline.threads) and rival.threads != baseline.threads:
         seed = f"seed {rival.seed}"
         got = f"{rival.threads} for {rival.method} and {baseline.threads} for {baseline.method}, {seed}"
         cure = "call it with the --jobs of before, or name another --csv"
         raise InputError("--jobs", rule="equal threads for runs whose time is compared", got=got, cure=cure)
+    where = f"{rival.method} ran on {rival.machine}, labels only on {baseline.machine}"
+    machines = [rival.machine, baseline.machine]
+    tell("note", f"Seed {rival.seed}: {where}; no run of equal time.", level=NOTE, seed=rival.seed, machines=machines)
+    return False
 
 
 @dataclass

@@ -20,9 +20,10 @@ from tests.models.committed import RESULTS
 from tests.models.long_study import Gains, curves, differences
 
 INGREDIENTS, MINUTES = RESULTS / "study" / "ingredients.png", RESULTS / "study" / "minutes.png"
-PANELS = (("contrast", ("contrast on top of mixing", "contrast without mixing", "fewer whole images mixed")),
+PANELS = (("contrast", ("contrast on top of mixing", "contrast without mixing", "contrast, 96 x 96",
+                          "fewer whole images mixed")),
           ("mixing", ("mixing, equal steps", "mixing, equal time", "both, equal steps", "both, equal time",
-                      "both, labels in patches")))  # fmt: skip
+                      "both, labels in patches", "both, 96 x 96")))  # fmt: skip
 LIMITS = {"contrast": (-4.0, 4.0), "mixing": (-4.0, 28.0)}  # Dice points; intervals of two pairs reach further
 
 

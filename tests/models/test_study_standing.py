@@ -158,6 +158,18 @@ def test_seconds_of_one_thread_are_never_set_beside_those_of_several(job: Job) -
         timed_jobs(jobs, rows)
 
 
+def test_seconds_of_one_machine_are_never_set_beside_those_of_another(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [replace(job, method=method, seed=seed) for method in ("supervised", "secl+") for seed in (0, 1)]
+    rows = [row_of(each) for each in jobs]
+    rows[2] = replace(rows[2], machine="cpu, AVX512, 1 thread")
+    with heard(capsys) as lines:
+        assert [(later.seed, later.steps) for later in timed_jobs(jobs, rows)] == [(1, 40)]
+    assert lines == ["Seed 0: secl+ ran on cpu, AVX512, 1 thread, labels only on cpu, 1 thread; no run of "
+                     "equal time."]  # fmt: skip
+
+
 def test_a_warm_start_outlives_an_edit_that_it_does_not_hear(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
