@@ -14,7 +14,7 @@ class Batch:
     """Training samples of one step, on the device of the data."""
 
     image: Tensor  # [B, C, *patch] float32, 0 = padding
-    label: Tensor  # [B, *patch] int64 class index, -1 = padding or unlabelled, -2 and below: see labels.OPEN
+    label: Tensor  # [B, *patch] int64 class index, -1 = padding or ignored, -2 and below: see labels.OPEN
     position: Tensor  # [B] float32 in [0, 1): where slice (2-D) or patch centre (3-D) lies along the slice axis
 
 

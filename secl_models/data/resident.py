@@ -29,7 +29,7 @@ from secl_models.options.errors import InputError
 from secl_models.options.schema import RunConfig
 
 _CENTRES = 256  # labelled voxels remembered per item and class, for centring patches on them
-_LABELED, _CENTRED, _UNLABELED, _PLACES, _PARTNERS = range(5)  # streams of randomness
+_LABELED, _CENTRED, _UNLABELED, _PLACES, _PARTNERS, _ORDER = range(6)  # streams of randomness
 
 
 class ResidentData:
@@ -103,7 +103,7 @@ class ResidentData:
             share: The part that is cut here; all parts together are the samples of the step.
 
         Returns:
-            The labelled and the unlabelled batch; all labels of the latter are -1.
+            The labelled and the unlabelled batch; the labels of the latter are 0 within its images, -1 outside.
         """
         return self._draw_labeled(step, labeled, share), self._draw_unlabeled(step, unlabeled, share)
 
@@ -122,7 +122,10 @@ class ResidentData:
             centred_starts(pool.shape[centred], pool.patch, centres),
             random_starts(pool.shape[free], pool.patch, random),
         ]
-        own = share.of(count)
+        order = np.arange(count)
+        if len(centred):  # in any order: a mixture goes by the place in the batch
+            order = np.random.default_rng((self._seed, _ORDER, step)).permutation(count)
+        own = order[share.of(count)]
         return pool.cut(np.concatenate([centred, free])[own], np.concatenate(starts)[own])
 
     def _draw_unlabeled(self, step: int, count: int, share: Share) -> Batch:
@@ -199,9 +202,8 @@ class _Pool:
             place = place * spread[1 + axis] + voxel
         place = torch.where(inside, place + spread[0], 0)  # [B, *patch]
         image = (self._image[:, place] * inside).transpose(0, 1).float().contiguous()
-        label = torch.full_like(place, IGNORED)
-        if self._label is not None:
-            label = torch.where(inside, self._label[place].to(torch.int64), label)
+        label = torch.zeros_like(place) if self._label is None else self._label[place].to(torch.int64)
+        label = torch.where(inside, label, IGNORED)
         return Batch(image, label, _to_device(self.heights(items, starts), device))
 
     def heights(self, items: Integers, starts: Integers) -> npt.NDArray[np.float32]:

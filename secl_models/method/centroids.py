@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 import secl_ops
 from secl_models.data.labels import IGNORED
 from secl_models.method.joined import JoinedBatch
-from secl_models.method.label_maps import near_another, pseudo_labels, resize_labels
+from secl_models.method.label_maps import near_another, resize_labels
 from secl_models.method.processes import Processes
 from secl_models.method.step import StepContext, TermValue, stream_seed
 from secl_models.options.schema import RunConfig
@@ -72,9 +72,8 @@ class CentroidTerm(nn.Module):
 
     def _parts(self, context: StepContext) -> Tensor:
         """[L + U, *patch] class, plus K + 1 on a boundary: where the classes meet, also unsure ones of the teacher."""
-        logits = context.teacher.logits[context.taught :]
-        label = torch.cat([context.label, pseudo_labels(logits, 0.0)])
-        known = torch.cat([context.label, pseudo_labels(logits, self.contrast.confidence)]) != IGNORED
+        label = torch.cat([context.label, context.claims(0.0)])
+        known = torch.cat([context.label, context.claims(self.contrast.confidence)]) != IGNORED
         return torch.where(known, label + self.classes * near_another(label, self.options.reach), IGNORED)
 
     def _draw(

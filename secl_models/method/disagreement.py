@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 import secl_ops
 from secl_models.data.labels import IGNORED
 from secl_models.method.joined import JoinedBatch
-from secl_models.method.label_maps import pseudo_labels, resize_labels
+from secl_models.method.label_maps import resize_labels
 from secl_models.method.processes import Processes
 from secl_models.method.step import StepContext, TermValue, stream_seed
 from secl_models.options.schema import RunConfig
@@ -47,7 +47,7 @@ class DisagreementTerm(nn.Module):
             raise ValueError("the pull needs both networks' views of the unmixed images")
         batch = JoinedBatch(self._processes, context.labeled, context.weak.shape[0])
         pulled = self._pulled(context, batch)
-        sure = pseudo_labels(context.teacher.logits[context.taught :], self.contrast.confidence)
+        sure = context.claims(self.contrast.confidence)
         rows, label = self._draw(context, batch, context.unmixed.last, pulled, "student pixels")
         with torch.no_grad():
             theirs = torch.cat([context.label, sure])
@@ -66,7 +66,10 @@ class DisagreementTerm(nn.Module):
         border = lowest_mean(batch.gather(confidence.flatten(0, 1).flatten(1), 2), self.options.share)
         ours, theirs = confidence > border
         label = torch.where(theirs, claimed[1], claimed[0])
-        label = torch.cat([context.label, label[context.labeled :]])
+        guess = label[context.labeled :]
+        if context.shown is not None:
+            guess = torch.where(context.shown, guess, IGNORED)
+        label = torch.cat([context.label, guess])
         return torch.where(ours ^ theirs, label, IGNORED)
 
     def _draw(

@@ -185,7 +185,7 @@ class Learner:
                 label = labeled.label if self.class_sets is None else labeled.label.clamp_min(IGNORED)
                 context = StepContext(
                     student, teacher, weak, label, position, taught, self.done, mixture, unmixed,
-                    annotated=labeled.label, class_sets=self.class_sets,
+                    annotated=labeled.label, class_sets=self.class_sets, shown=unlabeled.label != IGNORED,
                 )  # fmt: skip
                 total, logged = self.objective(context, self.student, self.teacher.model, ramp)
         return total, logged

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from secl_models.data.sampling import WHOLE, Share
 
+GOLDEN = (5**0.5 - 1) / 2
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -43,14 +45,15 @@ def draw_mixture(
     whole: float = 0.0,
     before: int = 0,
 ) -> Mixture:
-    """Draw a box for each labelled image: it shows the labelled image in every other mixture, else its partner.
+    """Draw a box for each labelled image: it shows the labelled image in one mixture of a pair, else its partner.
 
     Bai et al., Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023: a box of two
     thirds of each side, labelled into unlabelled and the other way round. Theirs mix every image.
 
     Args:
         labeled: Labelled images L of this process; as many mixtures are made.
-        unlabeled: Unlabelled images U of this process, at least 1; mixture i shows number floor(i U / L).
+        unlabeled: Unlabelled images U of this process, at least 1; mixture i shows number floor(i U / L), or one after
+            it where there are more of them than mixtures: all take their turns over the steps.
         patch: Spatial shape in voxels.
         side: Share of each side that the box covers, in (0, 1).
         generator: Source of all randomness.
@@ -82,4 +85,7 @@ def draw_mixture(
     place = (before + share.rank * labeled + number).view(-1, *[1] * len(patch))  # among those of all steps
     pair = (place // 2).double()
     unmixed = ((pair + 1) * whole).floor() > (pair * whole).floor()
-    return Mixture((box | unmixed) ^ (place % 2 == 1), number * unlabeled // labeled)
+    # An irrational step repeats in no rhythm, such as that of the samples that are centred on a structure.
+    turned = (pair * GOLDEN) % 1.0 >= 0.5
+    later = before // share.count % unlabeled
+    return Mixture((box | unmixed) ^ (place % 2 == 1) ^ turned, (number * unlabeled + later) // labeled)

@@ -97,7 +97,7 @@ class Objective(nn.Module):
             The scalar to minimise, and scalars without a graph.
         """
         if "mixed" in self.names:
-            context = replace(context, guess=self._guess(context))
+            context = self._with_guess(context)
         total = supervised_loss(
             context.student.logits[: context.labeled], context.truth, self._processes, context.class_sets
         )
@@ -118,14 +118,16 @@ class Objective(nn.Module):
         # Each process holds as many images.
         return TermValue(self._processes.total(functional.mse_loss(ours, theirs) / self._processes.share.count), {})
 
-    def _guess(self, context: StepContext) -> Tensor:
-        """The teacher's classes where a mixture shows its unlabelled image, -1 elsewhere."""
+    def _with_guess(self, context: StepContext) -> StepContext:
+        """The step with the teacher's classes of the unlabelled images, and of what the mixtures show of these."""
         if context.mixture is None:
             raise ValueError("the mixed term needs the mixture that the student saw")
-        pseudo = pseudo_labels(context.teacher.logits[context.taught :], self.mix.confidence)
+        agreed = context.claims(0.0)
         if self.mix.largest:
-            pseudo = largest_parts(pseudo, self.classes)
-        return torch.where(context.mixture.inside, IGNORED, pseudo[context.mixture.partner])
+            agreed = largest_parts(agreed, self.classes)
+        sure = pseudo_labels(context.teacher.logits[context.taught :], self.mix.confidence) != IGNORED
+        guess = torch.where(sure, agreed, IGNORED)[context.mixture.partner]
+        return replace(context, agreed=agreed, guess=torch.where(context.mixture.inside, IGNORED, guess))
 
     def _mixed(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
         """The supervised loss against the teacher's classes where a mixture shows its unlabelled image.
@@ -158,8 +160,7 @@ class Objective(nn.Module):
 
     def _anatomical(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:
         """Pixels of one structure, by truth or confident pseudo-label: positive; others: negative."""
-        pseudo = pseudo_labels(context.teacher.logits, self.contrast.confidence)
-        claimed = pseudo[context.taught :]
+        claimed = context.claims(self.contrast.confidence)
         label = torch.cat([context.label[: context.taught], claimed])
         seen = context.mixture.of(context.label, claimed) if context.mixture else label
         losses = []
@@ -171,7 +172,7 @@ class Objective(nn.Module):
             losses.append(self._contrast(context, tap, (student, teacher), (small, keys), queue))
         drawn, matched = torch.stack(counts).sum(0)  # [K + 1] each
         found = {"positives": matched.sum() / drawn.sum().clamp_min(1), "skipped": (matched == 0).sum()}
-        return TermValue(torch.stack(losses).mean(), self._pseudo_statistics(pseudo, context) | found)
+        return TermValue(torch.stack(losses).mean(), self._pseudo_statistics(claimed, context) | found)
 
     def _counts(self, labels: Tensor, key_labels: Tensor, queue: secl_ops.ClassQueue | None) -> Tensor:
         """Anchors of each class in the joined batch, and those of them that find a positive, [2, K + 1]."""
@@ -269,12 +270,15 @@ class Objective(nn.Module):
         """Share of True over all processes, each of which holds as many."""
         return self._processes.total(mask.float().mean() / self._processes.share.count)
 
-    def _pseudo_statistics(self, pseudo: Tensor, context: StepContext) -> dict[str, Tensor]:
+    def _pseudo_statistics(self, claimed: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Coverage of the unlabelled images, and precision of the foreground where the truth is known."""
-        coverage = {"coverage": self._share_of(pseudo[context.taught :] != IGNORED)}
+        shown = torch.ones_like(claimed, dtype=torch.bool) if context.shown is None else context.shown
+        covered, there = self._processes.total(torch.stack([(claimed != IGNORED).sum(), shown.sum()]))
+        coverage = {"coverage": covered / there.clamp_min(1)}
         if not context.taught:
             return coverage
-        known, truth = pseudo[: context.taught], context.label
+        known = pseudo_labels(context.teacher.logits[: context.taught], self.contrast.confidence)
+        truth = context.label
         claimed = (known > 0) & (truth != IGNORED)
         right, claims = self._processes.total(torch.stack([(claimed & (known == truth)).sum(), claimed.sum()]))
         return coverage | {"precision": right / claims.clamp_min(1)}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from secl_models.data.labels import IGNORED
+from secl_models.method.label_maps import pseudo_labels
 from secl_models.method.mixing import Mixture
 from secl_models.method.output import Output
 
@@ -42,7 +43,9 @@ class StepContext:
     unmixed: Output | None = None  # the student's of views of the L + U images, where it sees these beside mixtures
     annotated: Tensor | None = None  # [L, *patch] `label` with -2 - p where pixels are open; None: nowhere
     class_sets: Tensor | None = None  # [P, K + 1] bool, what a pixel of -2 - p may be
-    guess: Tensor | None = None  # [L, *patch] the teacher's class where a mixture shows its unlabelled image, else -1
+    shown: Tensor | None = None  # [U, *patch] bool, where unlabelled images are not padding; None: everywhere
+    agreed: Tensor | None = None  # [U, *patch] the teacher's class as the mixed loss teaches it; None: nothing is mixed
+    guess: Tensor | None = None  # [L, *patch] that class where a mixture shows its unlabelled image, else -1
 
     @property
     def labeled(self) -> int:
@@ -54,6 +57,17 @@ class StepContext:
         """[L, *patch] class, or -2 - p, where the student's images show labelled ones, -1 elsewhere."""
         label = self.label if self.annotated is None else self.annotated
         return label if self.mixture is None else torch.where(self.mixture.inside, label, IGNORED)
+
+    def claims(self, confidence: float) -> Tensor:
+        """[U, *patch] the teacher's class of unlabelled pixels, -1 where it is unsure.
+
+        And outside of the images, where no label ever taught it, and where the mixed loss of this step teaches another
+        class, as of what is not the largest part of its structure.
+        """
+        claimed = pseudo_labels(self.teacher.logits[self.taught :], confidence)
+        if self.shown is not None:
+            claimed = torch.where(self.shown, claimed, IGNORED)
+        return claimed if self.agreed is None else torch.where(claimed == self.agreed, claimed, IGNORED)
 
 
 def stream_seed(seed: int, step: int, stream: str) -> int:

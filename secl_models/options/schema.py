@@ -155,12 +155,12 @@ class ContrastConfig:
             require_range("contrast.weight", self.weight, 0, math.inf)
         require_positive("contrast.temperature", self.temperature, 0.1)
         require_choice("contrast.denominator", self.denominator, DENOMINATORS)
-        require_range("contrast.per_class", self.per_class, 1, math.inf)
+        require_range("contrast.per_class", self.per_class, 1, 2**31 - 1)
         require_choice("contrast.strategy", self.strategy, ("auto", *STRATEGIES))
         require_range("contrast.confidence", self.confidence, 0, 1)
         require_range("contrast.queue", self.queue, 0, math.inf)
         require_axes("contrast.grid", self.grid, len(self.grid))
-        require_range("contrast.partitions", self.partitions, 1, math.inf)
+        require_range("contrast.partitions", self.partitions, 1, 2**31 - 1)
         require_choice("contrast.backend", self.backend, BACKENDS)
 
     def weight_of(self, method: str) -> float:
@@ -270,6 +270,21 @@ class RunConfig:
                 f"{dims} counts, one for each spatial axis",
                 self.contrast.grid,
                 f"write {[4] * dims}",
+            )
+        self._require_cells(patch)
+        strategy, drawn = self.contrast.strategy_of(self.train.method), self.contrast.per_class
+        if "anatomical" in METHODS[self.train.method].terms and strategy == "hard" and drawn < 2:
+            refuse("contrast.per_class", "at least 2, half of which are hard anchors", drawn, "or strategy=uniform")
+
+    def _require_cells(self, patch: tuple[int, ...]) -> None:
+        """Refuse a grid that is finer than the coarsest map that is pooled to it."""
+        if "region" not in METHODS[self.train.method].terms or not self.network.taps:
+            return
+        most = tuple(length // 2 ** max(self.network.taps) for length in patch)
+        if any(cells > length for cells, length in zip(self.contrast.grid, most, strict=False)):
+            rule = f"no finer than the map of network.taps {list(self.network.taps)}, {list(most)}"
+            refuse(
+                "contrast.grid", rule, self.contrast.grid, "write a coarser grid, or a lower level into network.taps"
             )
 
 

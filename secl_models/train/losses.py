@@ -29,10 +29,10 @@ def infinite_loss(losses: Sequence[Tensor], done: int, lr: float, kept: Path) ->
     if all(finite):
         return None
     first = finite.index(False)
-    where = f"go on from {kept} after that" if kept.is_file() else "train again"
+    elsewhere, then = (" under another --out", f"go on from {kept}") if kept.is_file() else ("", "train again")
     return InputError(
         f"training step {done - len(finite) + 1 + first}",
         rule="the loss is a finite number",
         got=float(losses[first]),
-        cure=f"lower train.lr (now {lr:g}) or check the intensities, then {where}",
+        cure=f"lower train.lr (now {lr:g}){elsewhere}, or check the intensities and {then}",
     )

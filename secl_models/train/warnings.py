@@ -64,7 +64,7 @@ def notes_on(
     if small:
         notes.append(
             f"{small} of {images} training images fill less than half of data.patch {list(config.data.patch)}; "
-            "the rest is padding, which is never learned from. A smaller patch is faster."
+            "the rest is padding, where no class is ever taught. A smaller patch is faster."
         )
     if 0 < (patients := len({case.patient for case in validation})) <= FEW_PATIENTS:
         whom = "one patient alone" if patients == 1 else f"{patients} patients alone"

@@ -40,8 +40,8 @@ def test_after_a_loss_that_is_not_finite_the_last_good_checkpoint_goes_on(
         with pytest.raises(InputError) as refusal:
             run(CONFIG, toy, tmp_path / "run")
     assert str(refusal.value) == (
-        "training step 6: the loss is a finite number; got nan. Cure: lower train.lr (now 0.005) or check the "
-        f"intensities, then go on from {tmp_path / 'run' / 'last.pt'} after that."
+        "training step 6: the loss is a finite number; got nan. Cure: lower train.lr (now 0.005) under "
+        f"another --out, or check the intensities and go on from {tmp_path / 'run' / 'last.pt'}."
     )
     run(CONFIG, toy, tmp_path / "run", resume=True)
     run(CONFIG, toy, tmp_path / "whole")

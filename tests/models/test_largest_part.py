@@ -62,6 +62,28 @@ def test_numbers_leap_across_a_long_part() -> None:
     assert not torch.equal(exchange_numbers(label, 2, rounds=1), label)
 
 
+def wound(size: int) -> dict[str, np.ndarray]:
+    """Shapes along which a number has a long way: a ring that is open, a spiral, and a line through a whole slice."""
+    rows, columns = np.mgrid[:size, :size] - size / 2
+    radius, angle = np.hypot(rows, columns), np.arctan2(rows, columns)
+    line = np.zeros((size, size), bool)
+    line[::2] = True
+    for turn in range(1, size - 1, 2):
+        line[turn, -1 if turn % 4 == 1 else 0] = True
+    return {
+        "ring": (abs(radius - size / 3) < 3) & ~((rows > 0) & (abs(columns) < size / 20)),
+        "spiral": ((radius - angle / (2 * np.pi) * 12) % 12 < 5) & (radius < size / 2 - 4) & (radius > 5),
+        "line": line,
+    }
+
+
+@pytest.mark.parametrize("name", wound(8))
+@pytest.mark.parametrize("turn", range(4))
+def test_a_part_that_is_wound_stays_whole(name: str, turn: int) -> None:
+    label = torch.from_numpy(np.rot90(wound(192)[name], turn).astype(np.int64))[None]
+    assert torch.equal(exchange_numbers(label, 2), largest_parts(label, 2))
+
+
 def test_a_structure_is_one_part_where_every_case_that_shows_it_says_so() -> None:
     one, two = np.zeros((20, 20, 2), np.int64), np.zeros((20, 20, 2), np.int64)
     one[:10, :10], one[15:, :2], one[15:, 6:8] = 1, 2, 2  # structure 2 in two parts

@@ -35,7 +35,7 @@ def term_and_context(**options: Any) -> tuple[PrototypeTerm, StepContext, Linear
     head = LinearHead(WIDTH)
     with torch.no_grad():
         head.layer.weight.add_(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(5)) / 4)
-    context = replace(context, guess=objective._guess(context))
+    context = objective._with_guess(context)
     return PrototypeTerm(config, CLASSES + 1, WIDTH, Processes()), context, head
 
 

@@ -207,6 +207,11 @@ def test_a_bad_override_names_the_key_and_the_cure(assignment: str, message: str
         ({"data": {"patch": [100, 128]}}, r"data.patch: multiples of 16, .* Cure: write \[96, 128\]"),
         ({"data": {"patch": [16, 16]}}, "data.patch: multiples of 16, .* and not 16 on every axis"),
         ({"data": {"dims": 3, "patch": [32, 32, 32]}}, "contrast.grid: 3 counts, one for each spatial axis"),
+        (
+            {"train": {"method": "secl"}, "data": {"patch": [64, 48]}, "network": {"taps": [4, 1]}},
+            r"contrast.grid: no finer than the map of network.taps \[4, 1\], \[4, 3\]; got \(4, 4\). Cure: write a coars",
+        ),
+        ({"contrast": {"per_class": 1}}, "contrast.per_class: at least 2, half of which are hard anchors; got 1"),
         ({"augment": {"flip": [2]}}, "augment.flip: axes between 0 and 1"),
         ({"augment": {"flip": [0, 0]}}, "augment.flip: each axis at most once"),
         ({"augment": {"scale": 1.0}}, "augment.scale: between 0 and 0.9"),
