@@ -271,21 +271,17 @@ class RunConfig:
                 self.contrast.grid,
                 f"write {[4] * dims}",
             )
-        self._require_cells(patch)
-        strategy, drawn = self.contrast.strategy_of(self.train.method), self.contrast.per_class
-        if "anatomical" in METHODS[self.train.method].terms and strategy == "hard" and drawn < 2:
-            refuse("contrast.per_class", "at least 2, half of which are hard anchors", drawn, "or strategy=uniform")
+        self._require_contrast(METHODS[self.train.method].terms)
 
-    def _require_cells(self, patch: tuple[int, ...]) -> None:
-        """Refuse a grid that is finer than the coarsest map that is pooled to it."""
-        if "region" not in METHODS[self.train.method].terms or not self.network.taps:
-            return
-        most = tuple(length // 2 ** max(self.network.taps) for length in patch)
-        if any(cells > length for cells, length in zip(self.contrast.grid, most, strict=False)):
-            rule = f"no finer than the map of network.taps {list(self.network.taps)}, {list(most)}"
-            refuse(
-                "contrast.grid", rule, self.contrast.grid, "write a coarser grid, or a lower level into network.taps"
-            )
+    def _require_contrast(self, terms: tuple[str, ...]) -> None:
+        """Refuse a grid that is finer than the coarsest map it is pooled from, and a half of one anchor."""
+        most = [length // 2 ** max(self.network.taps) for length in self.data.patch]
+        if "region" in terms and any(cells > length for cells, length in zip(self.contrast.grid, most, strict=False)):
+            rule = f"no finer than the map of network.taps {list(self.network.taps)}, {most}"
+            refuse("contrast.grid", rule, self.contrast.grid, "write a coarser grid, or lower levels into network.taps")
+        hard = "anatomical" in terms and self.contrast.strategy_of(self.train.method) == "hard"
+        if hard and self.contrast.per_class < 2:
+            refuse("contrast.per_class", "at least 2, half of which are hard anchors", 1, "or strategy=uniform")
 
 
 def preset_names() -> list[str]:

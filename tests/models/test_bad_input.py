@@ -92,8 +92,8 @@ def test_images_smaller_than_the_patch_are_padded_and_far_smaller_ones_are_count
     assert summary.last_dice is not None
     config = replace(CONFIG, data=replace(CONFIG.data, patch=(32, 24)))
     assert run(config, toy, tmp_path / "far", max_steps=1).notes[0] == (
-        "7 of 7 training images fill less than half of data.patch [32, 24]; the rest is padding, which is never "
-        "learned from. A smaller patch is faster."
+        "7 of 7 training images fill less than half of data.patch [32, 24]; the rest is padding, where no "
+        "class is ever taught. A smaller patch is faster."
     )
 
 

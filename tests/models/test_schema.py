@@ -209,7 +209,7 @@ def test_a_bad_override_names_the_key_and_the_cure(assignment: str, message: str
         ({"data": {"dims": 3, "patch": [32, 32, 32]}}, "contrast.grid: 3 counts, one for each spatial axis"),
         (
             {"train": {"method": "secl"}, "data": {"patch": [64, 48]}, "network": {"taps": [4, 1]}},
-            r"contrast.grid: no finer than the map of network.taps \[4, 1\], \[4, 3\]; got \(4, 4\). Cure: write a coars",
+            r"contrast.grid: no finer than the map of network.taps \[4, 1\], \[4, 3\]; got \(4, 4\). Cure: write ",
         ),
         ({"contrast": {"per_class": 1}}, "contrast.per_class: at least 2, half of which are hard anchors; got 1"),
         ({"augment": {"flip": [2]}}, "augment.flip: axes between 0 and 1"),
