@@ -89,8 +89,7 @@ def info_nce(
         key_groups: Integers [M]; required with `keys` and `anchor_groups`, and a list with a list.
         exclude: One key number per anchor [N] that it must not see, counted through a list; -1 for none.
         key_weights: How many keys each key counts as, [M] >= 0, of a list a list; without `keys` [N], of the anchors as
-            keys. They get no gradient: pass soft ones (a confidence, exp(-entropy)) detached. On a GPU the reference
-            alone serves them, in O(N M) memory.
+            keys. They get no gradient: pass soft ones (a confidence, exp(-entropy)) detached.
         reduction: "mean" over the anchors that have a positive (weighted by `weights`), "sum" or "none".
         backend: "auto", "reference", "native" or "triton".
         validate: Also check values (ranges of labels and exclude, weights, temperature), which waits for the device.

@@ -77,8 +77,8 @@ def pixel_contrast(
         key_eligible: The same for keys; None: `eligible` where `key_labels` is None.
         scores: For strategy "hard".
         strategy: "uniform", "stratified" or "hard" (keys of a teacher are then drawn uniformly).
-        head: Maps the anchors' rows [n, D] to [n, P] before they are normalised. A free place is a zero row that does
-            not count, which a head that mixes rows (batch normalisation) nevertheless sees.
+        head: Maps the anchors' rows [n, D] to [n, P], as nn.Linear does, before they are normalised. A free place is a
+            zero row that does not count, which a head that mixes rows (batch normalisation) nevertheless sees.
         key_head: The same for the rows of `key_features`, which may then differ from `features` in width and dtype;
             None: `head`, without a gradient. Without `key_features` the keys are the projected anchors.
         queue: Rows of earlier calls, as wide as the rows that are compared: D, or P with a head.
@@ -372,7 +372,7 @@ def _check_drawn(
     if labels.ndim != features.ndim - 1 or labels.shape[0] != features.shape[0]:
         raise ValueError(
             f"{labels_name} must have the batch and the number of spatial axes of {map_name}, "
-            f"{tuple(features.shape)}; got {tuple(labels.shape)}"
+            f"{tuple(features.shape)}; got {tuple(labels.shape)}; drop a channel axis, as with labels[:, 0]"
         )
     spec.check_device(labels_name, labels, features, map_name)
     if labels.numel() == 0 < features.numel():

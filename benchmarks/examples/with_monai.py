@@ -28,7 +28,7 @@ class WithContrast(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits [B, C, *spatial] and labels [B, 1, *spatial]."""
         supervised: Tensor = self.supervised(logits, labels)
-        return supervised + 0.1 * self.contrast(self.features(), labels[:, 0])
+        return supervised + 0.1 * self.contrast(self.features(), labels[:, 0].long())
 
 
 def main(steps: int = 2) -> None:

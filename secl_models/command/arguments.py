@@ -23,7 +23,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="An option of the preset; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="An option, as RUN/config.yaml lists them; may be repeated."),
 ]
 SpacingOption = Annotated[
     list[str] | None,
