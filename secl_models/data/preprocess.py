@@ -199,7 +199,7 @@ def _resample_linear(values: Tensor, grid: tuple[int, ...]) -> Tensor:
     if tuple(values.shape[1:]) == grid:
         return values
     slices_last = values.movedim(3, 1) if values.dim() == 4 else values.unsqueeze(1)  # [C, S, H, W]
-    plane = interpolate(slices_last, size=grid[:2], mode="bilinear", align_corners=False, antialias=True)
+    plane = _resample_planes(slices_last, grid[0], grid[1])
     if len(grid) == 2:
         return plane.squeeze(1)
     columns = plane.flatten(2).transpose(1, 2).unsqueeze(0)  # [1, C, H * W, S]
@@ -207,6 +207,21 @@ def _resample_linear(values: Tensor, grid: tuple[int, ...]) -> Tensor:
         size = (columns.shape[2], grid[2])
         columns = interpolate(columns, size=size, mode="bilinear", align_corners=False, antialias=True)
     return columns[0].reshape(values.shape[0], *grid).contiguous()
+
+
+def _resample_planes(planes: Tensor, height: int, width: int) -> Tensor:
+    """Both axes of `[C, S, H, W]`."""
+    if width > 1:
+        return interpolate(planes, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+    return _resample_last(_resample_last(planes, width).transpose(2, 3), height).transpose(2, 3)
+
+
+def _resample_last(planes: Tensor, length: int) -> Tensor:
+    """The last axis of `[C, S, H, W]`."""
+    # To one column torch, up to 2.13 at least, resamples the height wrongly; two columns that are equal stay so.
+    twice = planes.flatten(1, 2).unsqueeze(3).expand(-1, -1, -1, 2)  # [C, S * H, W, 2]
+    resampled = interpolate(twice, size=(length, 2), mode="bilinear", align_corners=False, antialias=True)
+    return resampled[..., 0].reshape(*planes.shape[:3], length)
 
 
 def resolve(config: RunConfig, data: DataSet, labeled: Sequence[Volume]) -> RunConfig:

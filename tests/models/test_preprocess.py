@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import torch
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.layouts import read_data_set
-from secl_models.data.preprocess import Preprocess, resolve
+from secl_models.data.preprocess import Preprocess, _resample_linear, resolve
 from secl_models.data.volumes import Volume, load_volume
 from secl_models.options.errors import InputError
 from secl_models.options.schema import ContrastConfig, DataConfig, NetworkConfig, RunConfig, TrainConfig
+from tests.budget import assert_within_budget
 
 Floats = npt.NDArray[np.float32]
 ROUNDING = 1e-4  # voxels or standard deviations: float32 over some ten thousand terms errs far less
@@ -141,6 +143,39 @@ def test_coordinates_come_out_as_coordinates(size: tuple[int, int, int]) -> None
     inner = (slice(None), *(slice(n // 10, -(n // 10)) for n in size))  # the border repeats the last voxel
     voxels = (moved - expected) * torch.tensor(size).view(3, 1, 1, 1)
     assert voxels[inner].abs().max() < 0.1  # smoothing weights are sampled; aligned corners would be 0.4 off
+
+
+def by_weights(values: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+    """Each axis by the weights of a triangle that is as wide as the coarser of the two grids."""
+    for axis, new in enumerate(grid, start=1):
+        old = values.shape[axis]
+        centres = (torch.arange(new, dtype=values.dtype)[:, None] + 0.5) * old / new
+        distances = (torch.arange(old, dtype=values.dtype) + 0.5 - centres).abs()
+        weights = (1 - distances / max(old / new, 1)).clamp_min(0)
+        weights = weights / weights.sum(1, keepdim=True)
+        values = torch.tensordot(values.movedim(axis, -1), weights.T, 1).movedim(-1, axis)
+    return values
+
+
+@pytest.mark.parametrize("layout", list(itertools.permutations(range(4))), ids=str)
+def test_lengths_of_one_resample_as_others_do_in_every_layout_of_memory(layout: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    back = tuple(layout.index(axis) for axis in range(4))
+    for shape in itertools.product((1, 3), (1, 6), (1, 2), (1, 4)):
+        values = torch.randn(shape, generator=generator)
+        laid = values.permute(layout).contiguous().permute(back)
+        for grid in itertools.product((1, 8), (1, 3), (1, 5)):
+            truth, plain = by_weights(values.double(), grid), by_weights(values, grid)
+            magnitude = float(values.abs().max()) * sum(shape[1:])  # of the products that are added up
+            assert_within_budget(f"{shape} to {grid}", _resample_linear(laid, grid), truth, plain, magnitude=magnitude)
+
+
+def test_a_slice_resamples_to_one_column_and_one_row() -> None:
+    values = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    for grid in ((8, 1), (6, 1), (1, 3), (1, 1)):
+        truth, plain = by_weights(values.double(), grid), by_weights(values, grid)
+        magnitude = float(values.abs().max()) * sum(values.shape[1:])
+        assert_within_budget(str(grid), _resample_linear(values, grid), truth, plain, magnitude=magnitude)
 
 
 def test_a_coarser_grid_averages_what_it_skips() -> None:
