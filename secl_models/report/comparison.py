@@ -11,7 +11,7 @@ from typing import Any
 
 from secl_models.data.cases import DataSet, as_trained
 from secl_models.data.files import write_text
-from secl_models.data.folders import note_written, refuse_unlisted
+from secl_models.data.folders import note_written
 from secl_models.data.tables import write_table
 from secl_models.data.volumes import load_volume
 from secl_models.inference.evaluations import CHECKPOINTS, LARGEST
@@ -21,6 +21,7 @@ from secl_models.method.checkpoint import load_model
 from secl_models.options.errors import InputError, writing
 from secl_models.options.events import tell
 from secl_models.report.comparison_rows import DifferenceRow, ScoreRow, difference_rows, differences_file, with_scores
+from secl_models.report.comparison_targets import KIND, refuse_targets
 from secl_models.report.elements import chart, legend, number, render, score_row
 from secl_models.report.extremes import contoured, extreme_cases
 from secl_models.report.groups import Group, Member, group_runs, read_members
@@ -55,16 +56,15 @@ def write_comparison(
         The files written.
 
     Raises:
-        InputError: Another checkpoint, a folder holds no run, a file of a run was edited, a target is a file that no
-            comparison was written to before, or the disk is full.
+        InputError: Another checkpoint, a folder holds no run, a file of a run was edited, a target holds anything but
+            an earlier comparison, or the disk is full.
     """
     if checkpoint not in CHECKPOINTS:
         rule = f"one of {', '.join(CHECKPOINTS)}"
         raise InputError("--checkpoint", rule=rule, got=checkpoint, cure="choose one of these")
     tables = [] if csv is None else [csv, differences_file(csv)]
-    for file in (out, *tables):
-        _refuse_target(file)
     members = read_members(folders, split, checkpoint)
+    refuse_targets(folders, out, tables, data)
     _tell_unscored(members, split)
     groups = group_runs(members)
     pairings = pair_all([group.side() for group in groups])
@@ -102,18 +102,13 @@ def _score_rows(groups: Sequence[Group]) -> Iterator[ScoreRow]:
             yield from with_scores(run, member.evaluation)
 
 
-def _refuse_target(file: Path) -> None:
-    if file.is_dir():
-        raise InputError(file, rule="a file to write", got="a folder", cure="name a file in it, such as report.html")
-    refuse_unlisted(file.parent, [file.name])
-
-
 def _context(groups: Sequence[Group], pairings: Sequence[Pairing], split: str, checkpoint: str) -> dict[str, Any]:
     runs = [member for group in groups for member in group.members]
     sets = list(dict.fromkeys(group.data for group in groups if group.data))
     place = f" on {sets[0]}" if len(sets) == 1 else f" on {len(sets)} data sets" if sets else ""
     heading = f"{_count(len(runs), 'run')}{place}"
     return {
+        "kind": KIND,
         "title": f"SECL: {heading}",
         "heading": heading,
         "subtitle": f"{_count(len(groups), 'method')}; {checkpoint} checkpoint, scored on {split}",
