@@ -52,16 +52,39 @@ def read_csv(path: Path) -> DataSet:
     return DataSet(path, "csv", classes, named, cases, ignored=ignored_of(info, beside))
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Each row that is filled, with its line."""
-    text = read_text(path, "the table is UTF-8 text", "save it as CSV UTF-8")
+def lists_cases(path: Path) -> bool:
+    """Whether a file is a table with the columns that `read_csv` needs, in UTF-8 or not.
+
+    Args:
+        path: The CSV file.
+
+    Example:
+        >>> lists_cases(Path("runs/secl/history.csv"))
+        False
+    """
+    try:
+        return set(CSV_COLUMNS) <= set(_columns(_reader(path.read_text("utf-8-sig", "replace"))))
+    except (OSError, csv.Error):
+        return False
+
+
+def _reader(text: str) -> csv.DictReader[str]:
     first = text.partition("\n")[0]
     # Spreadsheets take semicolons or tabs where a comma stands in numbers.
     between = next((sign for sign in ",;\t" if sign in first), ",")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True)
+    return csv.DictReader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True)
+
+
+def _columns(reader: csv.DictReader[str]) -> list[str]:
+    named = [column.strip().lower() for column in reader.fieldnames or []]
+    return [FIELD if column == ALSO_FIELD else column for column in named]
+
+
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Each row that is filled, with its line."""
+    reader = _reader(read_text(path, "the table is UTF-8 text", "save it as CSV UTF-8"))
     try:
-        named = [column.strip().lower() for column in reader.fieldnames or []]
-        columns = [FIELD if column == ALSO_FIELD else column for column in named]
+        columns = _columns(reader)
         reader.fieldnames = columns
         table = [(reader.line_num, row) for row in reader if _is_filled(row)]
     except csv.Error as error:

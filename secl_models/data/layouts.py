@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from secl_models.data.cases import Case, DataSet
-from secl_models.data.csv_layout import read_csv
+from secl_models.data.csv_layout import lists_cases, read_csv
 from secl_models.data.description import classes_of, found_classes, ignored_of, modality_of, read_description
 from secl_models.data.files import read_text
 from secl_models.data.formats import (
@@ -46,7 +46,8 @@ def read_data_set(root: Path, spacing_from: str = AUTO) -> DataSet:
         spacing_from: `data.spacing_from`, for when the images are read.
 
     Raises:
-        InputError: There is no such folder, no layout fits, or a list is empty or names a missing file.
+        InputError: There is no such folder, no layout fits, a table of cases lies beside another list of them, or a
+            list is empty or names a missing file.
 
     Example:
         >>> from pathlib import Path
@@ -67,8 +68,10 @@ def _recognised(root: Path) -> DataSet:
         return read_csv(root)
     tables = [root / "data.csv"] if (root / "data.csv").is_file() else sorted(root.glob("*.csv"))
     if not _missing(root, DECATHLON_PARTS):
+        _refuse_tables(root, "dataset.json")
         return _read_decathlon(root)
     if not _missing(root, SSL4MIS_PARTS):
+        _refuse_tables(root, SSL4MIS_PARTS[0])
         return _read_ssl4mis(root)
     if len(tables) == 1:
         return read_csv(tables[0])
@@ -83,6 +86,13 @@ def _recognised(root: Path) -> DataSet:
         got=got,
         cure=f"add the missing parts, name the folder above or below, or write a table there, as {TABLE_EXAMPLE}",
     )
+
+
+def _refuse_tables(root: Path, other: str) -> None:
+    """A table of cases says who is whose patient, which the other layout would not hear."""
+    if table := next(filter(lists_cases, sorted(root.glob("*.csv"))), None):
+        cure = f"name the table, `--data {table}`, or move it away"
+        raise InputError(root, rule="a folder lists its cases once", got=f"{other} and {table.name}", cure=cure)
 
 
 def _missing(root: Path, parts: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ import pytest
 
 from secl_models.data.cases import DataSet
 from secl_models.data.layouts import read_data_set
+from secl_models.data.tables import write_table
+from secl_models.inference.evaluations import Evaluation, save_evaluations
+from secl_models.inference.metrics import CaseScores
 from secl_models.options.errors import InputError
+from secl_models.report.comparison_rows import ScoreRow
+from secl_models.report.suggestions import SuggestionRow
 
 
 def write_nifti(path: Path, array: Any) -> Path:
@@ -134,6 +140,48 @@ def test_csv_takes_names_from_a_dataset_json_beside_it(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"tumour": 1}, "modality": {"0": "CT"}}))
     data = read_data_set(write_csv(tmp_path, ["a.nii.gz,,anna,"]))
     assert (data.classes, data.modality) == ({1: "tumour"}, ("CT",))
+
+
+@pytest.mark.parametrize("layout", ["decathlon", "ssl4mis"])
+@pytest.mark.parametrize(
+    ("header", "encoding"),
+    [
+        ("image,label,patient,split", "ascii"),
+        ("Image; Label; Patient; Split; Age", "utf-8-sig"),
+        ("image,label,patient,split,größe", "latin-1"),
+    ],
+)
+def test_a_table_of_cases_beside_another_list_of_them(tmp_path: Path, layout: str, header: str, encoding: str) -> None:
+    """It would say in vain who is whose patient."""
+    if layout == "decathlon":
+        other = "dataset.json"
+        write_decathlon(tmp_path, DECATHLON, ["imagesTr/a.nii.gz"], ["a.nii.gz"])
+    else:
+        other = "train_slices.list"
+        write_ssl4mis(tmp_path)
+    table = tmp_path / "cases.csv"
+    table.write_text(f"{header}\n", encoding)
+    with pytest.raises(InputError) as refusal:
+        read_data_set(tmp_path)
+    assert str(refusal.value) == (
+        f"{tmp_path}: a folder lists its cases once; got {other} and cases.csv. "
+        f"Cure: name the table, `--data {table}`, or move it away."
+    )
+    table.unlink()
+    assert read_data_set(tmp_path).layout == layout
+
+
+def test_tables_of_something_else_lie_beside_any_layout(tmp_path: Path) -> None:
+    write_decathlon(tmp_path, DECATHLON, ["imagesTr/a.nii.gz"], ["a.nii.gz"])
+    alone = read_data_set(tmp_path)
+    write_table(tmp_path / "suggest.csv", SuggestionRow, [])
+    write_table(tmp_path / "scores.csv", ScoreRow, [])
+    save_evaluations([Evaluation("last", "test", (CaseScores("anna", "a", ()),), 1.0, 1)], tmp_path, pair=True)
+    (tmp_path / "ages.csv").write_text("patient,age\nanna,50\n")
+    (tmp_path / "broken.csv").write_text('image,label,patient,split,"' + "x" * (csv.field_size_limit() + 1))
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "folder.csv").mkdir()
+    assert read_data_set(tmp_path) == alone
 
 
 def test_csv_written_by_a_spreadsheet_starts_with_a_byte_order_mark(tmp_path: Path) -> None:
