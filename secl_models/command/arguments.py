@@ -74,15 +74,15 @@ def data_and_split(data: Path, config: RunConfig, like: Path | None = None) -> t
         like: An earlier run, whose validation, test and labelled patients stay what they are.
     """
     from secl_models.data.layouts import read_data_set
-    from secl_models.data.patients import grouping, suspicion
+    from secl_models.data.patients import cure_of_suspicion, grouping, suspicion
     from secl_models.data.splits import make_split, split_like
 
     data_set = read_data_set(data, config.data.spacing_from)
     if groups := grouping(data_set):
         tell("patients", groups, level=NOTE)
     if alike := suspicion(data_set):
-        sentence = f"May be of one patient: {alike}. A CSV with the column `patient` says who is who."
-        tell("note", sentence, level=logging.WARNING)
+        cure = cure_of_suspicion(data_set)
+        tell("note", f"May be of one patient: {alike}. To say who is who, {cure}.", level=logging.WARNING)
     if like is not None:
         return data_set, split_like(data_set, config.labeled, config.seed, like)
     return data_set, make_split(data_set, config.labeled, config.seed)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from secl_models.data.cases import Case, DataSet
 from secl_models.data.orientation import cut_across, reference, thick_axis
-from secl_models.data.patients import suspicion
+from secl_models.data.patients import cure_of_suspicion, suspicion
 from secl_models.data.splits import shared_patients
 from secl_models.data.volumes import Volume, examine_case
 from secl_models.options.errors import InputError
@@ -185,8 +185,8 @@ def _warnings(data: DataSet, findings: _Findings) -> Iterable[Fault]:
         yield _warning(str(again.label), "a label belongs to one patient", f"the voxels of {first.label}")
     yield from _warnings_on_stacks(findings.stacks)
     if alike := suspicion(data):
-        got, cure = f"names that may be of one patient: {alike}", "list the cases in a CSV with its column `patient`"
-        yield Fault(str(data.root), "the name of a case tells its patient", got, cure, WARNING)
+        got = f"names that may be of one patient: {alike}"
+        yield Fault(str(data.root), "the name of a case tells its patient", got, cure_of_suspicion(data), WARNING)
     for index, (value, name) in enumerate(data.classes.items(), start=1):
         if findings.labeled and index not in findings.classes:
             yield _warning(str(data.root), "each class occurs in a label", f"no voxel of {value} ({name})")

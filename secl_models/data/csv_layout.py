@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,7 @@ def _csv_row(path: Path, line: int, row: dict[str, Any]) -> Case:
             what, rule="a row has as many cells as there are columns", got=f"{beyond[0]!r} behind", cure=cure
         )
     image, label, patient, split = ((row[column] or "").strip() for column in CSV_COLUMNS)
+    patient = unicodedata.normalize("NFC", patient)
     if not image or not patient:
         got = f"image {image!r}, patient {patient!r}"
         raise InputError(what, rule="each row has an image and a patient", got=got, cure="fill the cell")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from statistics import median
 
@@ -172,11 +173,46 @@ def _shared_beginnings(patients: Iterable[str]) -> Mapping[str, str]:
     return found
 
 
+def spelt_apart(patients: Iterable[str]) -> Mapping[str, list[str]]:
+    """Patients whose names differ in nothing but letter case or the form of their characters.
+
+    Args:
+        patients: All of a data set.
+
+    Example:
+        >>> spelt_apart(["Ann", "ann", "bob"])
+        {'ann': ['Ann', 'ann']}
+    """
+    alike: dict[str, list[str]] = {}
+    for patient in dict.fromkeys(patients):
+        alike.setdefault(unicodedata.normalize("NFKC", patient).casefold(), []).append(patient)
+    return {name: found for name, found in alike.items() if len(found) > 1}
+
+
 def suspicion(data: DataSet) -> str | None:
-    """Which cases may be of one patient, in a line; None where the layout says it itself, or nothing suggests it."""
-    found = suspected(case.patient for case in data.cases) if data.layout == "decathlon" else {}
-    if not found:
+    """Which cases may be of one patient, in a line; None where nothing suggests it.
+
+    Where the layout says itself who is who, only names that are spelt apart are suspected.
+
+    Args:
+        data: The data set.
+    """
+    patients = [case.patient for case in data.cases]
+    apart = list(spelt_apart(patients).values())
+    groups = [*apart, *(suspected(patients).values() if data.layout == "decathlon" else ())]
+    if not groups:
         return None
-    shown = "; ".join(", ".join(names) for names in list(found.values())[:_SHOWN_PATIENTS])
-    more = f"; and {len(found) - _SHOWN_PATIENTS} more groups" if len(found) > _SHOWN_PATIENTS else ""
+    shown = "; ".join(", ".join(names) for names in groups[:_SHOWN_PATIENTS])
+    more = f"; and {len(groups) - _SHOWN_PATIENTS} more groups" if len(groups) > _SHOWN_PATIENTS else ""
     return shown + more
+
+
+def cure_of_suspicion(data: DataSet) -> str:
+    """How to say who is who, if `suspicion` has anything to say.
+
+    Args:
+        data: The data set.
+    """
+    if data.layout == "csv":
+        return "spell each patient one way in the column `patient`"
+    return "list the cases in a CSV with its column `patient`"

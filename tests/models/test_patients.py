@@ -18,7 +18,7 @@ from secl_models.data.splits import PARTS, load_split, make_split, save_split
 from secl_models.options.errors import InputError
 from secl_models.options.events import NOTE
 from secl_models.options.schema import load_preset, override
-from tests.models.files import write_set
+from tests.models.files import write_set, write_table
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,24 @@ def test_a_table_says_who_is_who() -> None:
     assert suspicion(DataSet(Path("t.csv"), "csv", {1: "x"}, ("MRI",), cases)) is None
 
 
+def test_one_name_in_two_forms_of_characters_is_one_patient(tmp_path: Path) -> None:
+    rows = [f"imagesTr/c_{number}.nii.gz,,{name}," for number, name in enumerate(("Jos\u00e9", "Jose\u0301", "bob"))]
+    data = read_data_set(write_table(write_set(tmp_path), rows))
+    assert [case.patient for case in data.cases] == ["Jos\u00e9", "Jos\u00e9", "bob"]
+    assert suspicion(data) is None
+
+
+@pytest.mark.parametrize("names", [("Ann", "ann"), ("stra\u00dfe", "STRASSE"), ("p\uff11", "p1"), ("\ufb01n", "FIN")])
+@pytest.mark.parametrize("layout", ["decathlon", "ssl4mis", "csv"])
+def test_names_that_are_spelt_apart_are_suspected(names: tuple[str, str], layout: str, tmp_path: Path) -> None:
+    cases = tuple(Case(name, name, (), None, None) for name in (*names, "bob"))
+    data = DataSet(tmp_path, layout, {1: "x"}, ("MRI",), cases)
+    assert suspicion(data) == ", ".join(names)
+    (fault,) = check_data_set(data, [])
+    assert (fault.severity, fault.got) == ("warning", f"names that may be of one patient: {', '.join(names)}")
+    assert ("spell each patient one way" in fault.cure) == (layout == "csv")
+
+
 def test_a_split_from_before_the_grouping_is_refused_by_the_patient(tmp_path: Path) -> None:
     data = read_data_set(write_set(tmp_path / "d", [f"sub-{subject}_ses-{s}" for subject in (1, 2, 3) for s in (1, 2)]))
     split = make_split(data, 1, 0)
@@ -167,5 +185,5 @@ def test_check_and_train_print_what_was_grouped(tmp_path: Path, caplog: pytest.L
     data_and_split(root, override(load_preset("demo"), ["labeled=1"]))
     assert [record.getMessage() for record in caplog.records if record.levelno >= NOTE] == [
         groups,
-        "May be of one patient: x_1_a, x_1_b. A CSV with the column `patient` says who is who.",
+        "May be of one patient: x_1_a, x_1_b. To say who is who, list the cases in a CSV with its column `patient`.",
     ]
