@@ -40,11 +40,18 @@ def ingredients_figure(found: Sequence[Gains]) -> Figure:
         for line, (data, labeled) in zip(panels, settings, strict=True):
             for axes, (name, ingredients) in zip(line, PANELS, strict=True):
                 own = {each.name: each.values for each in found if (each.data, each.labeled) == (data, labeled)}
-                _forest(axes, [(each, own[each]) for each in ingredients if each in own], LIMITS[name])
+                lines = [(each, own[each]) for each in ingredients if each in own]
+                _forest(axes, lines, _limits(name, [value for _, values in lines for value in values]))
             line[0].set_title(f"{data}, {labeled} labelled")
         for axes in panels[-1]:
             axes.set_xlabel("Dice points, test patients")
     return figure
+
+
+def _limits(panel: str, values: Sequence[float]) -> tuple[float, float]:
+    """Those of the panel, further where a seed lies outside."""
+    low, high = LIMITS[panel]
+    return min(low, *(value - 1 for value in values)), max(high, *(value + 1 for value in values))
 
 
 def _forest(axes: Axes, lines: Sequence[tuple[str, Sequence[float]]], limits: tuple[float, float]) -> None:

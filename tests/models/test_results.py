@@ -115,6 +115,12 @@ def test_the_report_s_answer_is_that_of_its_tables() -> None:
     assert "Mixing gives most: {} and {} over labels only".format(*mixing) in answer
     (steps, time), (other_steps, other_time) = _together()
     assert f"give +{steps} and +{other_steps} at equal steps, +{time} and +{other_time} at equal time" in answer
+    for labeled, whom in ((1, "one patient"), (7, "seven")):
+        found = gained()["acdc", labeled]
+        both = [interval(found[f"contrast {where}"]) for where in ("on top of mixing", "without mixing")]
+        assert "{}, {} on top of mixing and {} without it".format(whom, *both) in answer
+    worst = min(value for each in differences() if each.labeled == 1 and "on top" in each.name for value in each.values)
+    assert f"one seed of it loses {-worst:.1f} points" in answer
 
 
 def test_the_ingredients_whose_intervals_leave_zero_out_are_those_that_are_said_to() -> None:
