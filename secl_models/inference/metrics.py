@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
-from monai.metrics.surface_distance import compute_average_surface_distance
+from monai.metrics.utils import get_edge_surface_distance
+from torch import Tensor
 
 from secl_models.data.labels import IGNORED
 
@@ -177,9 +177,16 @@ def _score(
     dice = compute_dice(ours, theirs, include_background=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it sets itself
-        hd95 = compute_hausdorff_distance(ours, theirs, include_background=True, percentile=95, spacing=step)
-        assd = compute_average_surface_distance(ours, theirs, include_background=True, symmetric=True, spacing=step)
-    return StructureScore(name, dice.item(), hd95.item(), assd.item(), unit, BOTH)
+        _, distances, _ = get_edge_surface_distance(ours[0, 0], theirs[0, 0], spacing=step, symmetric=True)
+    hd95, assd = max(map(_percentile_95, distances)), float(torch.cat(distances).mean())
+    return StructureScore(name, dice.item(), hd95, assd, unit, BOTH)
+
+
+def _percentile_95(distances: Tensor) -> float:  # [N]
+    """Linearly interpolated; the numbers of `torch.quantile`, which refuses more than 2^24 distances."""
+    rank = torch.tensor(0.95, dtype=distances.dtype) * (len(distances) - 1)
+    ordered = distances.sort().values
+    return float(ordered[rank.floor().long()].lerp(ordered[rank.ceil().long()], rank.frac()))
 
 
 def per_patient(cases: Sequence[CaseScores]) -> dict[str, list[StructureSummary]]:

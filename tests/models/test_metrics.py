@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.surface_distance import compute_average_surface_distance
 from scipy import ndimage
 
 from secl_models.inference.metrics import CaseScores, StructureScore, score_case, structure_names, summarise
@@ -63,6 +67,33 @@ def test_hd95_is_the_larger_directed_percentile_not_the_pooled_one() -> None:
     prediction[0, 150] = 1  # 1 of 11 surface voxels is 141 away: the directed percentile sees it
     (score,) = score_case(prediction, truth, {1: "a"}, (1.0, 1.0))
     assert score.hd95 == pytest.approx(0.5 * 141, rel=FLOAT32)  # 95 % of 11 values: half way to the last
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.3, 3.0)])
+def test_distances_are_those_of_monai_to_the_bit(spacing: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(0)
+    for density in (0.001, 0.01, 0.1, 0.5, 0.99):
+        prediction, truth = (rng.random((2, 14, 15, 16)) < density).astype(np.int64)
+        (score,) = score_case(prediction, truth, {1: "a"}, spacing)
+        ours, theirs = (torch.from_numpy(mask)[None, None].float() for mask in (prediction, truth))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            hd95 = compute_hausdorff_distance(ours, theirs, include_background=True, percentile=95, spacing=spacing)
+            assd = compute_average_surface_distance(
+                ours, theirs, include_background=True, symmetric=True, spacing=spacing
+            )
+        assert (score.hd95, score.assd) == (hd95.item(), assd.item())
+
+
+def test_no_number_of_distances_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("quantile() input tensor is too large")  # above 2^24
+
+    monkeypatch.setattr(torch, "quantile", refuse)
+    truth, prediction = np.zeros((2, 9, 9), np.int64)
+    truth[2:5, 3:7] = prediction[2:5, 3:8] = 1
+    (score,) = score_case(prediction, truth, {1: "a"}, None)
+    assert score.hd95 == 1.0
 
 
 def test_missed_spurious_and_absent_structures() -> None:
