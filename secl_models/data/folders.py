@@ -20,7 +20,8 @@ from secl_models.options.errors import InputError, writing
 LOCK, HOLDER, LISTED = ".secl.lock", ".secl.holder", ".secl.files"
 UNKNOWN = "another process that writes there"
 _LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # as of an NFS mount without locks
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.\d+\.partial")  # see `data.files.partial_path`
+# See `data.files.partial_path`; `raw` are the numbers of a `data.probabilities.ProbabilityFile`.
+_PARTIAL = re.compile(r"\.(?P<name>.+?)(?:\.raw)?\.\d+\.partial")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from secl_models.command.demo import run_demo
+from secl_models.data.files import UNFINISHED
 from secl_models.data.folders import (
     LISTED,
     LOCK,
@@ -31,8 +32,10 @@ from secl_models.data.folders import (
     refuse_writing_over,
     remove_partial,
     remove_written,
+    strangers,
     written,
 )
+from secl_models.data.probabilities import ProbabilityFile
 from secl_models.data.splits import make_split
 from secl_models.inference.evaluate import evaluate
 from secl_models.inference.predict import predict
@@ -41,6 +44,7 @@ from secl_models.report.page import write_report
 from secl_models.study.jobs import Job
 from secl_models.study.runs import run_study
 from secl_models.train.run import train
+from tests.models.files import image_array, write_nifti
 from tests.models.runs import TinyRun, tiny_run
 
 HOLDER = """
@@ -199,6 +203,16 @@ def test_unfinished_files_of_other_programs_stay(tmp_path: Path) -> None:
     remove_partial(tmp_path, ["last.pt"])
     assert not (tmp_path / ".last.pt.7.partial").exists()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_numbers_of_probabilities_that_were_never_packed_go(tmp_path: Path) -> None:
+    file = ProbabilityFile(tmp_path / "a_probabilities.nii.gz", write_nifti(tmp_path / "a.nii", image_array()), 2)
+    file.__enter__()  # and the process dies
+    note_written(tmp_path, "a.nii", "a_probabilities.nii.gz")
+    assert len(list(tmp_path.glob(f".{UNFINISHED}"))) == 1
+    assert strangers(tmp_path) == []
+    remove_partial(tmp_path, written(tmp_path))
+    assert list(tmp_path.glob(f".{UNFINISHED}")) == []
 
 
 def test_training_leaves_what_it_did_not_write(own: TinyRun, tmp_path: Path) -> None:
