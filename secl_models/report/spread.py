@@ -69,8 +69,10 @@ def bootstrap(values: Sequence[float]) -> tuple[float, float] | None:
     """
     if len(values) < LEAST:
         return None
-    if min(values) == max(values):  # nothing to resample, and no acceleration
-        return values[0], values[0]
+    low, high = min(values), max(values)
+    rounding = len(values) * float(np.finfo(np.float64).eps) * max(abs(low), abs(high))
+    if high - low <= rounding:  # nothing to resample, and no acceleration
+        return low, high
     random = np.random.default_rng(0)
     found = stats.bootstrap(
         (np.asarray(values),), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, random_state=random

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -103,6 +104,9 @@ def test_the_bootstrap_repeats_and_needs_some_values() -> None:
     assert 0.7 < (high - low) / (b - a) < 1.1
     assert bootstrap([1.0] * (LEAST - 1)) is None
     assert bootstrap([2.5] * 5) == (2.5, 2.5)
+    next_to_it = math.nextafter(50.0, 51.0)
+    for equal in ([50.0, 50.0, 50.0, 50.0, next_to_it], [next_to_it, *[50.0] * 30], [-50.0] * 4 + [-next_to_it]):
+        assert bootstrap(equal) == (min(equal), max(equal))
     assert Spread(1.0, None, 1).interval() is None
     assert Spread(1.0, 0.0, 4).interval() == (1.0, 1.0)
 
