@@ -16,7 +16,8 @@ from secl_models.options.methods import BASELINE
 from secl_models.report.spread import Spread
 from secl_models.study.labelling_rows import read_labelling
 from secl_models.study.labelling_table import compare
-from secl_models.study.rows import STEPS, TIME
+from secl_models.study.rows import STEPS, TIME, read_rows
+from secl_models.study.table import paired
 from tests.conftest import REPOSITORY
 from tests.models.committed import RESULTS, interval, signed, table
 from tests.models.long_study import differences, wanted
@@ -121,6 +122,20 @@ def test_the_report_s_answer_is_that_of_its_tables() -> None:
         assert "{}, {} on top of mixing and {} without it".format(whom, *both) in answer
     worst = min(value for each in differences() if each.labeled == 1 and "on top" in each.name for value in each.values)
     assert f"one seed of it loses {-worst:.1f} points" in answer
+
+
+def test_what_the_change_at_padding_gave_is_what_its_rows_say() -> None:
+    rows = [row for row in read_rows(RESULTS / "study_padding.csv") if row.checkpoint == "last"]
+    gave = []
+    for method in ("copy-paste", "secl+"):
+        before, after = (
+            [row for row in rows if (row.method, row.commit) == (method, commit)]
+            for commit in ("19b0a641fca4", "976d6bf9ca34")
+        )
+        found = paired(after, before)
+        assert found is not None
+        gave.append(interval(found))
+    assert "gave `copy-paste` {} and `secl+` {} Dice points".format(*gave) in _words(REPORT)
 
 
 def test_the_ingredients_whose_intervals_leave_zero_out_are_those_that_are_said_to() -> None:
