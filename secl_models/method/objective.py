@@ -125,8 +125,11 @@ class Objective(nn.Module):
         agreed = context.claims(0.0)
         if self.mix.largest:
             agreed = largest_parts(agreed, self.classes)
-        sure = pseudo_labels(context.teacher.logits[context.taught :], self.mix.confidence) != IGNORED
-        guess = torch.where(sure, agreed, IGNORED)[context.mixture.partner]
+        guess = agreed
+        if self.mix.confidence > 0:
+            sure = pseudo_labels(context.teacher.logits[context.taught :], self.mix.confidence) != IGNORED
+            guess = torch.where(sure, agreed, IGNORED)
+        guess = guess[context.mixture.partner]
         return replace(context, agreed=agreed, guess=torch.where(context.mixture.inside, IGNORED, guess))
 
     def _mixed(self, context: StepContext, student: ContrastModel, teacher: ContrastModel) -> TermValue:

