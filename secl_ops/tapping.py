@@ -32,9 +32,8 @@ def tap(model: nn.Module, name: str, *, pick: int | str | None = None) -> Tap:
     The model's forward pass keeps the map with its graph; a call of the tap takes it, and nothing of it stays behind.
     Kept is the map of the submodule's **last** call: where a model runs on several batches before their loss is found,
     take the map after each. A pass under `no_grad` keeps its map too, as a teacher's: taken in place of the student's
-    it makes a loss without a gradient. It works under
-    `torch.compile(fullgraph=True)`, `DistributedDataParallel`, `fully_shard` and
-    `torch.utils.checkpoint(use_reentrant=False)`; the model is tapped before it is wrapped or after.
+    it makes a loss without a gradient. It works under `torch.compile(fullgraph=True)`, `DistributedDataParallel`,
+    `fully_shard` and `torch.utils.checkpoint(use_reentrant=False)`; the model is tapped before it is wrapped or after.
 
     A map that a later layer changes in place is refused when it is taken; within a compiled graph that is not seen.
 

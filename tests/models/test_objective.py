@@ -199,56 +199,6 @@ def test_only_the_largest_part_of_a_pseudo_label_is_learnt_where_asked() -> None
         assert torch.equal(logged["mixed"], supervised_loss(context.student.logits.detach(), label))
 
 
-def test_what_lies_outside_of_an_unlabelled_image_teaches_nothing() -> None:
-    """Nor does a part there, however large, take the place of the one in the image."""
-    objective, student, teacher = make("secl+", confidence=0.0)
-    objective.mix = replace(objective.mix, largest=True)
-    context = mixed_context(student, teacher)
-    mixture = context.mixture
-    assert mixture is not None
-    claimed = torch.zeros(4, 16, 16, dtype=torch.int64)
-    claimed[:, 2:5, 2:5], claimed[:, 10:], shown = 1, 1, torch.ones(4, 16, 16, dtype=torch.bool)
-    shown[:, 8:] = False
-    logits = 20.0 * torch.nn.functional.one_hot(claimed, CLASSES + 1).movedim(-1, 1)
-    context = replace(context, teacher=context.teacher._replace(logits=logits), shown=shown)
-    label = torch.where(mixture.inside, -1, torch.where(shown, claimed, -1)[mixture.partner])
-    _, logged = objective(context, student, teacher, 1.0)
-    assert torch.equal(logged["mixed"], supervised_loss(context.student.logits.detach(), label))
-    assert logged["coverage"] == 1  # of what there is
-    assert torch.equal(objective._with_guess(context).claims(0.9), torch.where(shown, claimed, -1))
-    shown[:] = False
-    _, logged = objective(context, student, teacher, 1.0)
-    assert logged["mixed"] == logged["coverage"] == 0
-
-
-def test_an_unsure_row_does_not_cut_a_structure_in_two() -> None:
-    objective, student, teacher = make("copy-paste")
-    objective.mix = replace(objective.mix, largest=True, confidence=0.9)
-    context = mixed_context(student, teacher)
-    mixture = context.mixture
-    assert mixture is not None
-    logits = torch.zeros(4, CLASSES + 1, 16, 16)
-    logits[:, 0], logits[:, 1, 2:12, 2:12] = 5.0, 20.0
-    logits[:, 1, 6, 2:12] = 6.0  # 0.7
-    context = replace(context, teacher=context.teacher._replace(logits=logits))
-    shown = mixture.inside.logical_not()
-    found = objective._with_guess(context).guess
-    assert found is not None
-    assert set(found[:, 2:12, 2:12][shown[:, 2:12, 2:12]].unique().tolist()) == {-1, 1}
-
-
-def test_no_anchor_claims_what_the_mixed_loss_teaches_as_background() -> None:
-    objective, student, teacher = make("secl+", confidence=0.0)
-    context = mixed_context(student, teacher)
-    objective.mix = replace(objective.mix, largest=True)
-    claimed = context.teacher.logits.argmax(1)
-    kept = largest_parts(claimed, CLASSES + 1)
-    expected = torch.where(kept == claimed, claimed, -1)
-    assert not torch.equal(expected, claimed)
-    assert torch.equal(objective._with_guess(context).claims(0.0), expected)
-    assert torch.equal(context.claims(0.0), claimed)  # nothing is mixed
-
-
 def test_anchors_of_mixtures_carry_the_class_of_what_they_show() -> None:
     """One pixel of each class: moving the labels with the mixture is the only way to find these positives."""
     objective, student, teacher = make("secl+", per_class=256, queue=0, confidence=0.0)
